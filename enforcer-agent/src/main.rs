@@ -1,0 +1,2 @@
+//! The control agent and its command line.
+fn main() {}

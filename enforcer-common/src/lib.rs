@@ -1,0 +1,2 @@
+//! Records, codes, the map schema, the flow hash and the one decision function.
+#![no_std]
