@@ -1,2 +1,21 @@
-//! Records, codes, the map schema, the flow hash and the one decision function.
+//! What the kernel programs and the control agent must agree on, and nothing else.
+//!
+//! - [`abi`]: the records that lie in BPF maps and the reason codes.
+//! - [`schema`]: the list of maps, their capacities and the schema hash.
+//! - [`hash`]: the flow hash, version 1.
+//! - [`checksum`]: Internet checksum arithmetic.
+//! - [`decide`]: the one decision function, generic over how facts are looked up. The kernel calls it over maps,
+//!   `policy explain` calls it over a snapshot; there is no second implementation.
+//!
+//! This crate never allocates, never reads a clock and depends on nothing (the `user` feature adds aya's `Pod`).
+//! It holds no floats, no 128-bit arithmetic and no signed division, since those do not become BPF.
 #![no_std]
+
+pub mod abi;
+pub mod checksum;
+pub mod decide;
+pub mod hash;
+mod pod;
+pub mod schema;
+
+pub use abi::reason::Reason;

@@ -1,0 +1,161 @@
+//! Configuration records: written by the agent's loop, only read by the programs.
+//!
+//! All but [`HostRecord`] exist in two banks; the bank that is live is the lowest bit of the generation.
+
+use crate::abi::address::Address;
+use crate::pod::record;
+
+record! {
+    /// One rate limit of the generic cell rate algorithm (ITU-T I.371). All zero means no limit.
+    pub struct LimitRecord, 16 bytes {
+        /// Nanoseconds that one unit costs, in units of 2^-20 ns. Zero: no limit.
+        pub step_fp: u64,
+        /// Debt that is tolerated: how far the theoretical arrival time may lie ahead of now, in nanoseconds.
+        pub burst_ns: u64,
+    }
+}
+
+/// Binary digits after the point in [`LimitRecord::step_fp`].
+pub const STEP_SHIFT: u32 = 20;
+
+/// The most units that one packet is charged: larger frames (GRO, GSO) are charged this much.
+pub const MAX_UNITS: u64 = 65_535;
+
+/// The largest `step_fp` for which `MAX_UNITS * step_fp` fits 64 bits.
+pub const MAX_STEP_FP: u64 = u64::MAX / MAX_UNITS;
+
+record! {
+    /// One tenant. Its index is the tenant's slot; slot 0 is nobody.
+    pub struct TenantRecord, 80 bytes {
+        /// Row of the decision table; tenants that the rules treat alike share one.
+        pub row: u32,
+        /// `TENANT_*` flags.
+        pub flags: u32,
+        /// New connections.
+        pub connections: LimitRecord,
+        /// Packets from the client.
+        pub packets: LimitRecord,
+        /// Bytes from the client, counted as they stand in the frame from the IP header on.
+        pub bytes: LimitRecord,
+        /// Bytes to the client, counted alike.
+        pub response_bytes: LimitRecord,
+        /// Most connections open at once; zero is no limit.
+        pub concurrent_limit: u64,
+    }
+}
+
+/// The slot is in use.
+pub const TENANT_PRESENT: u32 = 1;
+/// An operator has suspended the tenant: everything is refused.
+pub const TENANT_SUSPENDED: u32 = 2;
+
+record! {
+    /// One service. Its index is the service's slot.
+    pub struct ServiceRecord, 8 bytes {
+        /// A `FORWARD_*` code.
+        pub forward: u32,
+        /// [`SERVICE_PRESENT`] or zero.
+        pub flags: u32,
+    }
+}
+
+/// The slot is in use.
+pub const SERVICE_PRESENT: u32 = 1;
+/// Rewrite source and destination: the back end sees the balancer.
+pub const FORWARD_NAT: u32 = 1;
+/// Rewrite the destination only: the back end sees the client and routes its answers through the balancer.
+pub const FORWARD_DNAT: u32 = 2;
+/// Rewrite nothing but the link-layer addresses: the back end owns the VIP and answers the client directly.
+pub const FORWARD_L2DSR: u32 = 3;
+
+record! {
+    /// The precomputed decision for a row of tenants on one service: index `row * MAX_SERVICES + service`.
+    pub struct PairRecord, 20 bytes {
+        /// A [`crate::Reason`] number: `Allowed`, or why not.
+        pub reason: u32,
+        /// The rule that decided, plus one; zero is no rule.
+        pub rule: u32,
+        /// The eligible set, if allowed.
+        pub set: u32,
+        /// The first shadow rule that would have decided otherwise, plus one; zero is none.
+        pub shadow_rule: u32,
+        /// What that rule would have answered: a [`crate::Reason`] number.
+        pub shadow_reason: u32,
+    }
+}
+
+/// Words in a [`SetRecord`].
+pub const SET_WORDS: usize = (crate::schema::MAX_BACKENDS / 64) as usize;
+
+record! {
+    /// One eligible set: which back ends a flow that is already open may keep (compliant, healthy or draining).
+    pub struct SetRecord, 128 bytes {
+        /// Bit `n % 64` of word `n / 64` stands for the back end in slot `n`.
+        pub members: [u64; SET_WORDS],
+    }
+}
+
+/// Maglev slots that one [`MaglevBlock`] holds: one cache line.
+pub const MAGLEV_BLOCK_SLOTS: u32 = 32;
+/// A Maglev slot without a back end.
+pub const NO_BACKEND: u16 = u16::MAX;
+
+record! {
+    /// A cache line of a Maglev table: slots of back ends that take new flows (compliant, healthy, not draining).
+    pub struct MaglevBlock, 64 bytes {
+        /// Back-end slots, or [`NO_BACKEND`].
+        pub slots: [u16; 32],
+    }
+}
+
+record! {
+    /// One back end. Its index is the back end's slot.
+    pub struct BackendRecord, 36 bytes {
+        /// Where it listens.
+        pub address: Address,
+        /// The port it listens on.
+        pub port_be: u16,
+        /// `BACKEND_*` flags.
+        pub flags: u16,
+        /// The interface that leads to it.
+        pub ifindex: u32,
+        /// Link-layer address of the next hop towards it.
+        pub next_hop_mac: [u8; 6],
+        /// Link-layer address of that interface.
+        pub own_mac: [u8; 6],
+    }
+}
+
+/// The slot is in use.
+pub const BACKEND_PRESENT: u16 = 1;
+/// `ifindex`, `next_hop_mac` and `own_mac` are known.
+pub const BACKEND_REACHABLE: u16 = 2;
+
+/// Entries in one trie node: one for each value of a byte.
+pub const TRIE_FANOUT: usize = 256;
+
+record! {
+    /// A node of the classification trie: see [`crate::decide::trie`].
+    pub struct TrieNode, 1024 bytes {
+        /// Indexed by the next byte of the key.
+        pub entries: [u32; TRIE_FANOUT],
+    }
+}
+
+record! {
+    /// What is particular to this host, not to the policy.
+    pub struct HostRecord, 40 bytes {
+        /// The address that `Nat` puts in place of the client's, IPv4; all zero: none.
+        pub nat_v4: u32,
+        /// First port of the range that `Nat` may use.
+        pub nat_port_first: u16,
+        /// Number of ports in the range.
+        pub nat_port_count: u16,
+        /// The same for IPv6.
+        pub nat_v6: Address,
+        /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
+        pub events_per_window: u64,
+        /// The clock of a program that was loaded for tests with `TEST_CLOCK`; unread otherwise.
+        pub test_now_ns: u64,
+    }
+}

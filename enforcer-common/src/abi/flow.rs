@@ -1,0 +1,71 @@
+//! Flow state: written by the programs, expired by the agent.
+
+use crate::abi::address::{Address, FlowKey};
+use crate::pod::record;
+
+/// A packet with FIN was seen in this direction.
+pub const FLOW_FIN: u32 = 1;
+/// A packet with RST was seen in this direction.
+pub const FLOW_RST: u32 = 2;
+/// TCP: a packet other than the opening SYN was seen in this direction.
+pub const FLOW_ESTABLISHED: u32 = 4;
+
+record! {
+    /// The state of one flow from client to VIP; the key is the client's 5-tuple.
+    pub struct FlowRecord, 80 bytes {
+        /// When it was made, kernel monotonic time.
+        pub created_ns: u64,
+        /// When its last packet was admitted.
+        pub seen_ns: u64,
+        /// Packets admitted from the client.
+        pub packets: u64,
+        /// Bytes admitted from the client.
+        pub bytes: u64,
+        /// The generation under which the fields below were decided.
+        pub generation: u64,
+        /// Tenant slot.
+        pub tenant: u32,
+        /// Service slot.
+        pub service: u32,
+        /// Deciding rule plus one, or zero.
+        pub rule: u32,
+        /// Back-end slot.
+        pub backend: u32,
+        /// `FLOW_*` bits of the client's direction.
+        pub state: u32,
+        /// Port of the back end.
+        pub backend_port_be: u16,
+        /// `Nat`: the port in place of the client's. Otherwise the client's port.
+        pub translated_port_be: u16,
+        /// Address of the back end: the slot alone could since have been given to another.
+        pub backend_address: Address,
+    }
+}
+
+record! {
+    /// The other direction of a `Nat` or `Dnat` flow; the key is the 5-tuple of the back end's packets.
+    pub struct ReplyRecord, 96 bytes {
+        /// The client's 5-tuple: the key of the [`FlowRecord`], and what replies are rewritten to (reversed).
+        pub forward: FlowKey,
+        /// When the last reply was sent on.
+        pub seen_ns: u64,
+        /// Replies sent on.
+        pub packets: u64,
+        /// Bytes sent on.
+        pub bytes: u64,
+        /// Tenant slot.
+        pub tenant: u32,
+        /// Service slot.
+        pub service: u32,
+        /// Back-end slot.
+        pub backend: u32,
+        /// The interface that the client's packets come in by.
+        pub client_ifindex: u32,
+        /// Link-layer source of the client's packets: where replies go.
+        pub client_mac: [u8; 6],
+        /// Link-layer destination of the client's packets: where replies come from.
+        pub own_mac: [u8; 6],
+        /// `FLOW_*` bits of the back end's direction.
+        pub state: u32,
+    }
+}

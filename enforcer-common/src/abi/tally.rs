@@ -1,0 +1,39 @@
+//! Counters: per CPU, written only by the programs.
+
+use crate::abi::reason::REASON_SLOTS;
+use crate::pod::record;
+use crate::schema::MAX_TENANTS;
+
+/// Packets judged by XDP.
+pub const DIRECTION_INGRESS: u32 = 0;
+/// Packets judged by the TC egress program.
+pub const DIRECTION_EGRESS: u32 = 1;
+
+record! {
+    /// What one (direction, tenant, reason) has seen on one CPU.
+    ///
+    /// Completeness: of the decisions that call for an audit record (a flow opened or moved, a packet refused), each
+    /// adds one to exactly one of `recorded`, `aggregated` and `lost`.
+    pub struct TallyRecord, 56 bytes {
+        /// Packets.
+        pub packets: u64,
+        /// Bytes from the IP header on.
+        pub bytes: u64,
+        /// Decisions that went out as an event.
+        pub recorded: u64,
+        /// Decisions that were only counted, since the window's share of events was used up.
+        pub aggregated: u64,
+        /// Decisions whose event found the ring buffer full.
+        pub lost: u64,
+        /// Number of the current window.
+        pub window: u64,
+        /// Events sent in it.
+        pub window_events: u64,
+    }
+}
+
+/// Index of a tally; beyond the map for a slot that is out of range.
+#[inline(always)]
+pub const fn tally_index(direction: u32, tenant: u32, reason: u32) -> u32 {
+    (direction * MAX_TENANTS + tenant) * REASON_SLOTS + reason
+}

@@ -1,0 +1,82 @@
+//! The one macro that declares a map record: plain integers only, no padding, size stated and checked.
+//!
+//! Owns: the proof that a record may be read from raw bytes. Refuses: any field whose size sum does not equal the
+//! size of the struct, so padding cannot slip in.
+#![cfg_attr(
+    feature = "user",
+    expect(
+        unsafe_code,
+        reason = "aya's `Pod` is an unsafe marker trait; the assertions in `record!` are its proof"
+    )
+)]
+
+/// Marks a type that may stand in a record: every bit pattern is valid and there is no padding.
+///
+/// Implemented for the fixed-width integers, arrays of them, and records made by `record!`.
+pub(crate) trait Plain: Copy + 'static {}
+
+impl Plain for u8 {}
+impl Plain for u16 {}
+impl Plain for u32 {}
+impl Plain for u64 {}
+impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+/// Declares a `#[repr(C)]` record of exactly the stated size, made of [`Plain`] fields without padding.
+macro_rules! record {
+    ($(#[$meta:meta])* pub struct $name:ident, $size:literal bytes {
+        $($(#[$field_meta:meta])* pub $field:ident : $ty:ty,)+
+    }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $ty,)+ }
+
+        impl $crate::pod::Plain for $name {}
+
+        const _: () = {
+            const fn plain<T: $crate::pod::Plain>() {}
+            $(plain::<$ty>();)+
+            assert!(core::mem::size_of::<$name>() == $size, "record size differs from the stated one");
+            assert!(0 $(+ core::mem::size_of::<$ty>())+ == $size, "record has implicit padding");
+        };
+
+        impl $name {
+            /// A record of all zeroes.
+            pub const ZERO: Self = Self { $($field: <$ty as $crate::pod::Zero>::ZERO,)+ };
+            /// Field names with offsets and sizes in bytes, for the golden layout table.
+            pub const LAYOUT: &'static [(&'static str, usize, usize)] = &[
+                $((stringify!($field), core::mem::offset_of!($name, $field), core::mem::size_of::<$ty>()),)+
+            ];
+        }
+
+        impl $crate::pod::Zero for $name { const ZERO: Self = Self::ZERO; }
+
+        // SAFETY: (need) aya moves map values as raw bytes and asks for this marker. (soundness) the assertions above
+        // prove that every field is plain and that there is no padding, so every bit pattern is a valid value and
+        // every byte is initialised.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
+    };
+}
+pub(crate) use record;
+
+/// The all-zero value of a plain type, as a constant.
+pub(crate) trait Zero {
+    /// All bits zero.
+    const ZERO: Self;
+}
+impl Zero for u8 {
+    const ZERO: Self = 0;
+}
+impl Zero for u16 {
+    const ZERO: Self = 0;
+}
+impl Zero for u32 {
+    const ZERO: Self = 0;
+}
+impl Zero for u64 {
+    const ZERO: Self = 0;
+}
+impl<T: Zero, const N: usize> Zero for [T; N] {
+    const ZERO: Self = [T::ZERO; N];
+}

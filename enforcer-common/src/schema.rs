@@ -1,0 +1,214 @@
+//! The list of maps, declared once: the kernel side expands it to statics, the agent to typed handles, the tests to a
+//! golden layout table.
+//!
+//! Changing a map, a record or a capacity changes [`SCHEMA_HASH`], which the agent keeps beside the pinned maps and
+//! compares before it adopts them.
+
+use crate::abi::{config, event, flow, tally};
+
+/// Raised with every change of meaning that the layout alone does not show.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Configuration banks: the live one is `generation % BANKS`.
+pub const BANKS: u32 = 2;
+/// Tenant slots, slot 0 being nobody.
+pub const MAX_TENANTS: u32 = 1024;
+/// Service slots.
+pub const MAX_SERVICES: u32 = 256;
+/// Rows of the decision table: kinds of tenants that the rules tell apart.
+pub const MAX_ROWS: u32 = 512;
+/// Back-end slots.
+pub const MAX_BACKENDS: u32 = 1024;
+/// Eligible sets.
+pub const MAX_SETS: u32 = 256;
+/// Slots of a Maglev table: a prime, as the method wants (Eisenbud et al., NSDI 2016).
+pub const MAGLEV_SLOTS: u32 = 16_381;
+/// [`config::MaglevBlock`]s of one Maglev table.
+pub const MAGLEV_BLOCKS: u32 = MAGLEV_SLOTS.div_ceil(config::MAGLEV_BLOCK_SLOTS);
+/// Trie nodes of one bank.
+pub const MAX_TRIE_NODES: u32 = 8192;
+/// Flows, unless the agent's configuration says otherwise.
+pub const DEFAULT_FLOWS: u32 = 262_144;
+/// Limiters of one tenant: connections, packets, bytes, response bytes.
+pub const LIMITERS_PER_TENANT: u32 = 4;
+/// Bytes of the ring buffer: a power of two and a multiple of the page size.
+pub const EVENT_BYTES: u32 = 4 << 20;
+
+/// Index in `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of a tenant.
+#[inline(always)]
+pub const fn tenant_connections(tenant: u32) -> u32 {
+    tenant
+}
+
+/// Index in `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of a back end.
+#[inline(always)]
+pub const fn backend_connections(backend: u32) -> u32 {
+    MAX_TENANTS + backend
+}
+
+/// Calls `$expand!` with every map: `NAME: Kind<types>, max capacity;`.
+///
+/// | map | written by | holds |
+/// | --- | --- | --- |
+/// | `GENERATION` | agent | the live generation: one word, flipped last |
+/// | `HOST` | agent | what is particular to this host |
+/// | `TRIE` .. `BACKENDS` | agent | configuration, two banks each |
+/// | `FLOWS`, `REPLIES` | programs; the agent removes | flow state |
+/// | `LIMITERS` | programs | theoretical arrival times, one word each; survives a change of generation |
+/// | `CONNECTIONS_OPENED` | programs | flows made, by tenant and by back end |
+/// | `CONNECTIONS_CLOSED` | agent | flows removed; opened minus closed is what is open |
+/// | `TALLIES` | programs | counters by direction, tenant and reason |
+/// | `EVENTS` | programs | decisions on their way to the audit log |
+/// | `SCRATCH` | programs | room for records too large for the 512-byte stack |
+/// | `META` | agent | the schema hash |
+#[macro_export]
+macro_rules! with_maps {
+    ($expand:ident) => {
+        $expand! {
+            GENERATION: Array<u64>, max 1;
+            HOST: Array<$crate::abi::config::HostRecord>, max 1;
+            TRIE: Array<$crate::abi::config::TrieNode>, max $crate::schema::BANKS * $crate::schema::MAX_TRIE_NODES;
+            TENANTS: Array<$crate::abi::config::TenantRecord>, max $crate::schema::BANKS * $crate::schema::MAX_TENANTS;
+            SERVICES: Array<$crate::abi::config::ServiceRecord>, max $crate::schema::BANKS * $crate::schema::MAX_SERVICES;
+            PAIRS: Array<$crate::abi::config::PairRecord>,
+                max $crate::schema::BANKS * $crate::schema::MAX_ROWS * $crate::schema::MAX_SERVICES;
+            SETS: Array<$crate::abi::config::SetRecord>, max $crate::schema::BANKS * $crate::schema::MAX_SETS;
+            MAGLEV: Array<$crate::abi::config::MaglevBlock>,
+                max $crate::schema::BANKS * $crate::schema::MAX_SETS * $crate::schema::MAGLEV_BLOCKS;
+            BACKENDS: Array<$crate::abi::config::BackendRecord>, max $crate::schema::BANKS * $crate::schema::MAX_BACKENDS;
+            FLOWS: HashMap<$crate::abi::address::FlowKey, $crate::abi::flow::FlowRecord>, max $crate::schema::DEFAULT_FLOWS;
+            REPLIES: HashMap<$crate::abi::address::FlowKey, $crate::abi::flow::ReplyRecord>, max $crate::schema::DEFAULT_FLOWS;
+            LIMITERS: Array<u64>, max $crate::schema::MAX_TENANTS * $crate::schema::LIMITERS_PER_TENANT;
+            CONNECTIONS_OPENED: Array<u64>, max $crate::schema::MAX_TENANTS + $crate::schema::MAX_BACKENDS;
+            CONNECTIONS_CLOSED: Array<u64>, max $crate::schema::MAX_TENANTS + $crate::schema::MAX_BACKENDS;
+            TALLIES: PerCpuArray<$crate::abi::tally::TallyRecord>,
+                max 2 * $crate::schema::MAX_TENANTS * $crate::abi::reason::REASON_SLOTS;
+            EVENTS: RingBuf<$crate::abi::event::EventRecord>, max $crate::schema::EVENT_BYTES;
+            META: Array<u64>, max 1;
+        }
+    };
+}
+
+/// A map as [`MAPS`] lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    /// Its name: at most 15 bytes survive in the kernel's own listing, the pin carries it whole.
+    pub name: &'static str,
+    /// `Array`, `PerCpuArray`, `HashMap` or `RingBuf`.
+    pub kind: &'static str,
+    /// Bytes of a key; zero for a ring buffer.
+    pub key_bytes: u32,
+    /// Bytes of a value; for a ring buffer, of one event.
+    pub value_bytes: u32,
+    /// Entries; for a ring buffer, bytes.
+    pub capacity: u32,
+}
+
+const fn size<T>() -> u32 {
+    size_of::<T>() as u32
+}
+
+macro_rules! key_bytes {
+    (HashMap<$key:ty, $value:ty>) => {
+        size::<$key>()
+    };
+    (RingBuf<$value:ty>) => {
+        0
+    };
+    ($kind:ident<$value:ty>) => {
+        4
+    };
+}
+
+macro_rules! value_bytes {
+    (HashMap<$key:ty, $value:ty>) => {
+        size::<$value>()
+    };
+    ($kind:ident<$value:ty>) => {
+        size::<$value>()
+    };
+}
+
+macro_rules! specify {
+    ($($name:ident: $kind:ident<$($ty:ty),+>, max $max:expr;)+) => {
+        /// Every map.
+        pub const MAPS: &[MapSpec] = &[$(MapSpec {
+            name: stringify!($name),
+            kind: stringify!($kind),
+            key_bytes: key_bytes!($kind<$($ty),+>),
+            value_bytes: value_bytes!($kind<$($ty),+>),
+            capacity: $max,
+        },)+];
+    };
+}
+with_maps!(specify);
+
+/// A record's name and its fields: name, offset and size in bytes.
+pub type RecordLayout = (&'static str, &'static [(&'static str, usize, usize)]);
+
+/// The layout of every record, for the golden table and the schema hash.
+pub const RECORDS: &[RecordLayout] = &[
+    ("FlowKey", crate::abi::address::FlowKey::LAYOUT),
+    ("LimitRecord", config::LimitRecord::LAYOUT),
+    ("TenantRecord", config::TenantRecord::LAYOUT),
+    ("ServiceRecord", config::ServiceRecord::LAYOUT),
+    ("PairRecord", config::PairRecord::LAYOUT),
+    ("SetRecord", config::SetRecord::LAYOUT),
+    ("MaglevBlock", config::MaglevBlock::LAYOUT),
+    ("BackendRecord", config::BackendRecord::LAYOUT),
+    ("TrieNode", config::TrieNode::LAYOUT),
+    ("HostRecord", config::HostRecord::LAYOUT),
+    ("FlowRecord", flow::FlowRecord::LAYOUT),
+    ("ReplyRecord", flow::ReplyRecord::LAYOUT),
+    ("EventRecord", event::EventRecord::LAYOUT),
+    ("TallyRecord", tally::TallyRecord::LAYOUT),
+];
+
+const fn fold_number(mut hash: u64, number: u64) -> u64 {
+    let bytes = number.to_le_bytes();
+    let mut index = 0;
+    while index < bytes.len() {
+        hash = (hash ^ bytes[index] as u64).wrapping_mul(0x100_0000_01b3);
+        index += 1;
+    }
+    hash
+}
+
+const fn fold_text(mut hash: u64, text: &str) -> u64 {
+    let bytes = text.as_bytes();
+    let mut index = 0;
+    while index < bytes.len() {
+        hash = (hash ^ bytes[index] as u64).wrapping_mul(0x100_0000_01b3);
+        index += 1;
+    }
+    fold_number(hash, bytes.len() as u64)
+}
+
+const fn schema_hash() -> u64 {
+    let mut hash = fold_number(0xcbf2_9ce4_8422_2325, SCHEMA_VERSION as u64);
+    let mut index = 0;
+    while index < MAPS.len() {
+        let map = &MAPS[index];
+        hash = fold_text(fold_text(hash, map.name), map.kind);
+        hash = fold_number(hash, map.key_bytes as u64);
+        hash = fold_number(hash, map.value_bytes as u64);
+        hash = fold_number(hash, map.capacity as u64);
+        index += 1;
+    }
+    index = 0;
+    while index < RECORDS.len() {
+        let (name, fields) = RECORDS[index];
+        hash = fold_text(hash, name);
+        let mut field = 0;
+        while field < fields.len() {
+            hash = fold_text(hash, fields[field].0);
+            hash = fold_number(fold_number(hash, fields[field].1 as u64), fields[field].2 as u64);
+            field += 1;
+        }
+        index += 1;
+    }
+    hash
+}
+
+/// FNV-1a over every map and record: what two builds must share to use the same pinned maps.
+pub const SCHEMA_HASH: u64 = schema_hash();
