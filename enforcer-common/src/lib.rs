@@ -3,6 +3,7 @@
 //! - [`abi`]: the records that lie in BPF maps and the reason codes.
 //! - [`schema`]: the list of maps, their capacities and the schema hash.
 //! - [`hash`]: the flow hash, version 1.
+//! - [`parse`]: from the bytes of a frame to a packet.
 //! - [`checksum`]: Internet checksum arithmetic.
 //! - [`decide`]: the one decision function, generic over how facts are looked up. The kernel calls it over maps,
 //!   `policy explain` calls it over a snapshot; there is no second implementation.
@@ -15,6 +16,7 @@ pub mod abi;
 pub mod checksum;
 pub mod decide;
 pub mod hash;
+pub mod parse;
 mod pod;
 pub mod schema;
 

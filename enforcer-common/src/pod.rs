@@ -2,13 +2,6 @@
 //!
 //! Owns: the proof that a record may be read from raw bytes. Refuses: any field whose size sum does not equal the
 //! size of the struct, so padding cannot slip in.
-#![cfg_attr(
-    feature = "user",
-    expect(
-        unsafe_code,
-        reason = "aya's `Pod` is an unsafe marker trait; the assertions in `record!` are its proof"
-    )
-)]
 
 /// Marks a type that may stand in a record: every bit pattern is valid and there is no padding.
 ///
@@ -55,6 +48,7 @@ macro_rules! record {
         // prove that every field is plain and that there is no padding, so every bit pattern is a valid value and
         // every byte is initialised.
         #[cfg(feature = "user")]
+        #[expect(unsafe_code, reason = "aya's `Pod` is an unsafe marker trait; the assertions above are its proof")]
         unsafe impl aya::Pod for $name {}
     };
 }

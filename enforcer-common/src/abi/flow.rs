@@ -12,7 +12,7 @@ pub const FLOW_ESTABLISHED: u32 = 4;
 
 record! {
     /// The state of one flow from client to VIP; the key is the client's 5-tuple.
-    pub struct FlowRecord, 80 bytes {
+    pub struct FlowRecord, 88 bytes {
         /// When it was made, kernel monotonic time.
         pub created_ns: u64,
         /// When its last packet was admitted.
@@ -33,6 +33,10 @@ record! {
         pub backend: u32,
         /// `FLOW_*` bits of the client's direction.
         pub state: u32,
+        /// The `FORWARD_*` code that it was set up for.
+        pub forward: u32,
+        /// Zero: brings the size to a multiple of eight.
+        pub reserved: u32,
         /// Port of the back end.
         pub backend_port_be: u16,
         /// `Nat`: the port in place of the client's. Otherwise the client's port.

@@ -82,8 +82,10 @@ pub struct Flow {
     pub backend_address: Address,
     /// Back-end port.
     pub backend_port_be: u16,
-    /// `FLOW_*` bits of both directions.
+    /// `FLOW_*` bits of the client's direction.
     pub state: u32,
+    /// The `FORWARD_*` code that it was set up for.
+    pub forward: u32,
 }
 
 /// The part of a reply entry that the judgement reads.
@@ -360,24 +362,25 @@ fn to_service<F: Facts>(
     if packet.hop_limit <= 1 && service.forward != FORWARD_L2DSR {
         return decision.refused(Reason::HopLimit);
     }
-    decision.flow = match steer(facts, bank, pair.set, packet, flow.as_ref(), &mut decision) {
-        Some(fate) => fate,
-        None => return decision,
-    };
     decision.forward = match service.forward {
         FORWARD_NAT | FORWARD_DNAT | FORWARD_L2DSR => service.forward,
         _ => return decision.refused(Reason::Internal),
+    };
+    decision.flow = match steer(facts, bank, pair.set, packet, flow.as_ref(), &mut decision) {
+        Some(fate) => fate,
+        None => return decision,
     };
     decision.reason = Reason::Allowed;
     limit(facts, tenant, packet, decision, now_ns)
 }
 
-/// Whether the packet opens a connection where the flow entry is of one that ended.
+/// Whether the packet opens a connection where the flow entry is of an earlier one. A repeated SYN of a handshake
+/// that is still under way does not: nothing else of that connection was seen.
 #[inline(always)]
 fn reopens(packet: &Packet, flow: &Flow) -> bool {
     packet.key.protocol == TCP
         && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
-        && flow.state & (FLOW_FIN | FLOW_RST) != 0
+        && flow.state & (FLOW_FIN | FLOW_RST | FLOW_ESTABLISHED) != 0
 }
 
 /// Chooses the back end: the flow's own if it is still eligible, else by the Maglev table.
@@ -394,7 +397,7 @@ fn steer<F: Facts>(
     if let Some(flow) = flow {
         if reopens(packet, flow) {
             fate = FlowFate::Reopened;
-        } else if keeps(facts, bank, set, flow) {
+        } else if flow.forward == decision.forward && keeps(facts, bank, set, flow) {
             decision.backend = flow.backend + 1;
             let same = flow.generation == decision.generation;
             return reachable(facts, bank, flow.backend, decision).then_some(if same {

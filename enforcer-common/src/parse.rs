@@ -1,0 +1,280 @@
+//! From the bytes of a frame to a [`Packet`]: Ethernet, up to two VLAN tags, IPv4 with options, IPv6 with a bounded
+//! walk of extension headers, TCP and UDP.
+//!
+//! One parser for both sides: it reads through a [`Window`], which the kernel implements over packet pointers and the
+//! agent and the tests over a slice. It believes no length that the frame does not bear out.
+#![forbid(unsafe_code)]
+
+use crate::abi::address::{self, FlowKey};
+use crate::decide::{Packet, Shape, TCP, UDP};
+
+/// Bytes that can be read at an offset.
+pub trait Window {
+    /// Length of the whole frame, which may be more than can be read.
+    fn frame_bytes(&self) -> u32;
+    /// `N` 32-bit words at a byte offset, as they lie in memory; `None` if they reach beyond the window.
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+    /// One 16-bit word at a byte offset, as it lies in memory.
+    fn half(&self, offset: u32) -> Option<u16>;
+}
+
+/// A parsed frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What the judgement needs.
+    pub packet: Packet,
+    /// Byte offset of the IP header.
+    pub network_offset: u32,
+    /// Byte offset of the TCP or UDP header; meaningful for `Shape::Transport` only.
+    pub transport_offset: u32,
+}
+
+/// Extension headers that are walked before the chain is given up as unreadable.
+pub const MAX_EXTENSION_HEADERS: u32 = 6;
+/// VLAN tags that are walked.
+pub const MAX_VLAN_TAGS: u32 = 2;
+
+const ETHERTYPE_V4: u16 = 0x0800;
+const ETHERTYPE_V6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+
+const HOP_BY_HOP: u32 = 0;
+const ROUTING: u32 = 43;
+const FRAGMENT: u32 = 44;
+const AUTHENTICATION: u32 = 51;
+const DESTINATION_OPTIONS: u32 = 60;
+
+const NO_KEY: FlowKey = FlowKey::ZERO;
+
+#[inline(always)]
+const fn shaped(shape: Shape, network_offset: u32) -> Frame {
+    let packet = Packet {
+        key: NO_KEY,
+        shape,
+        tcp_flags: 0,
+        hop_limit: 0,
+        bytes: 0,
+    };
+    Frame {
+        packet,
+        network_offset,
+        transport_offset: 0,
+    }
+}
+
+/// Parses an Ethernet frame.
+#[inline(always)]
+pub fn parse<W: Window + ?Sized>(window: &W) -> Frame {
+    let mut offset = 12;
+    for _ in 0..=MAX_VLAN_TAGS {
+        let Some(ethertype_be) = window.half(offset) else {
+            break;
+        };
+        let network_offset = offset + 2;
+        match u16::from_be(ethertype_be) {
+            ETHERTYPE_V4 => return parse_v4(window, network_offset),
+            ETHERTYPE_V6 => return parse_v6(window, network_offset),
+            ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => offset += 4,
+            _ => break,
+        }
+    }
+    let bytes = window.frame_bytes();
+    let mut frame = shaped(Shape::NotIp, 14);
+    frame.packet.bytes = bytes.saturating_sub(14);
+    frame
+}
+
+/// Bytes from the IP header on that the frame really carries.
+#[inline(always)]
+fn carried<W: Window + ?Sized>(window: &W, network_offset: u32) -> u32 {
+    window.frame_bytes().saturating_sub(network_offset)
+}
+
+#[inline(always)]
+fn bad_header<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
+    let mut frame = shaped(Shape::BadHeader, network_offset);
+    frame.packet.bytes = carried(window, network_offset);
+    frame
+}
+
+#[inline(always)]
+fn parse_v4<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
+    let Some(header) = window.words::<5>(network_offset) else {
+        return bad_header(window, network_offset);
+    };
+    let first = u32::from_be(header[0]);
+    let header_bytes = ((first >> 24) & 0xf) * 4;
+    let total_bytes = first & 0xffff;
+    let sound = first >> 28 == 4
+        && header_bytes >= 20
+        && total_bytes >= header_bytes
+        && total_bytes <= carried(window, network_offset);
+    if !sound {
+        return bad_header(window, network_offset);
+    }
+    let third = u32::from_be(header[2]);
+    let mut frame = shaped(Shape::Other, network_offset);
+    frame.packet.key.source = address::from_v4(header[3]);
+    frame.packet.key.destination = address::from_v4(header[4]);
+    frame.packet.key.protocol = (third >> 16) & 0xff;
+    frame.packet.hop_limit = (third >> 24) as u8;
+    frame.packet.bytes = total_bytes;
+    // More-fragments or an offset; the don't-fragment bit is neither.
+    if u32::from_be(header[1]) & 0x3fff != 0 {
+        frame.packet.shape = Shape::Fragment;
+        return frame;
+    }
+    transport(
+        window,
+        frame,
+        network_offset + header_bytes,
+        total_bytes - header_bytes,
+    )
+}
+
+#[inline(always)]
+fn parse_v6<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
+    let Some(header) = window.words::<10>(network_offset) else {
+        return bad_header(window, network_offset);
+    };
+    let second = u32::from_be(header[1]);
+    let payload_bytes = second >> 16;
+    let source = [header[2], header[3], header[4], header[5]];
+    let destination = [header[6], header[7], header[8], header[9]];
+    let sound = u32::from_be(header[0]) >> 28 == 6
+        && payload_bytes + 40 <= carried(window, network_offset)
+        // An IPv4-mapped address on the wire would be taken for IPv4 here; RFC 4942, 2.2 has it filtered.
+        && !address::is_v4(&source)
+        && !address::is_v4(&destination);
+    if !sound {
+        return bad_header(window, network_offset);
+    }
+    let mut frame = shaped(Shape::Other, network_offset);
+    frame.packet.key.source = source;
+    frame.packet.key.destination = destination;
+    frame.packet.hop_limit = second as u8;
+    frame.packet.bytes = payload_bytes + 40;
+    let mut next = (second >> 8) & 0xff;
+    let mut walked = 0;
+    for _ in 0..=MAX_EXTENSION_HEADERS {
+        if !matches!(
+            next,
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
+        ) {
+            frame.packet.key.protocol = next;
+            return transport(
+                window,
+                frame,
+                network_offset + 40 + walked,
+                payload_bytes - walked,
+            );
+        }
+        let Some(extension) = extension(window, network_offset + 40 + walked, next) else {
+            frame.packet.shape = Shape::BadTransport;
+            return frame;
+        };
+        if next == FRAGMENT {
+            frame.packet.shape = Shape::Fragment;
+            return frame;
+        }
+        next = extension.next;
+        walked += extension.bytes;
+        if walked > payload_bytes {
+            break;
+        }
+    }
+    frame.packet.shape = Shape::BadTransport;
+    frame
+}
+
+struct Extension {
+    next: u32,
+    bytes: u32,
+}
+
+#[inline(always)]
+fn extension<W: Window + ?Sized>(window: &W, offset: u32, kind: u32) -> Option<Extension> {
+    let [word] = window.words::<1>(offset)?;
+    let word = u32::from_be(word);
+    let length = (word >> 16) & 0xff;
+    // A routing header with segments left names another destination than the one that was judged.
+    if kind == ROUTING && word & 0xff != 0 {
+        return None;
+    }
+    // RFC 4302: the authentication header counts in words of four bytes, less two; the others in words of eight.
+    let bytes = if kind == AUTHENTICATION {
+        (length + 2) * 4
+    } else {
+        (length + 1) * 8
+    };
+    Some(Extension {
+        next: word >> 24,
+        bytes,
+    })
+}
+
+/// Reads ports and flags. `available` is what the IP header leaves for the transport header and its payload.
+#[inline(always)]
+fn transport<W: Window + ?Sized>(window: &W, mut frame: Frame, offset: u32, available: u32) -> Frame {
+    frame.transport_offset = offset;
+    match frame.packet.key.protocol {
+        TCP => {
+            frame.packet.shape = Shape::BadTransport;
+            let Some(header) = window.words::<5>(offset) else {
+                return frame;
+            };
+            let fourth = u32::from_be(header[3]);
+            let header_bytes = (fourth >> 28) * 4;
+            if header_bytes < 20 || header_bytes > available {
+                return frame;
+            }
+            frame.packet.tcp_flags = (fourth >> 16) as u8;
+            with_ports(frame, header[0])
+        }
+        UDP => {
+            frame.packet.shape = Shape::BadTransport;
+            let Some(header) = window.words::<2>(offset) else {
+                return frame;
+            };
+            let length = u32::from_be(header[1]) >> 16;
+            if length < 8 || length > available {
+                return frame;
+            }
+            with_ports(frame, header[0])
+        }
+        _ => frame,
+    }
+}
+
+#[inline(always)]
+fn with_ports(mut frame: Frame, ports: u32) -> Frame {
+    let ports = u32::from_be(ports);
+    frame.packet.key.source_port_be = ((ports >> 16) as u16).to_be();
+    frame.packet.key.destination_port_be = (ports as u16).to_be();
+    frame.packet.shape = Shape::Transport;
+    frame
+}
+
+/// A frame in memory.
+impl Window for [u8] {
+    fn frame_bytes(&self) -> u32 {
+        u32::try_from(self.len()).unwrap_or(u32::MAX)
+    }
+
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let start = offset as usize;
+        let bytes = self.get(start..start.checked_add(N * 4)?)?;
+        let mut words = [0; N];
+        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(chunk.try_into().ok()?);
+        }
+        Some(words)
+    }
+
+    fn half(&self, offset: u32) -> Option<u16> {
+        let start = offset as usize;
+        let bytes = self.get(start..start.checked_add(2)?)?;
+        Some(u16::from_ne_bytes(bytes.try_into().ok()?))
+    }
+}
