@@ -1,3 +1,116 @@
-//! Kernel programs.
+//! The kernel programs: XDP for packets coming in, TC for packets going out through the host's stack.
+//!
+//! An entry point parses, judges (`enforcer_common::decide`), carries out the decision and counts it. What a packet
+//! gets is decided in `enforcer-common` alone; this crate only looks things up and writes them down.
+//!
+//! - `maps`: the maps, expanded from the one list in `enforcer_common::schema`.
+//! - `window`: bounds-checked access to packet bytes; the only casts of packet pointers.
+//! - `facts`: `Facts` over the maps.
+//! - `flows`: makes, moves and updates flow entries, translates addresses, pays charges.
+//! - `rewrite`: header edits and checksums.
+//! - `emit`: counters and ring-buffer events.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(missing_docs, unreachable_pub, reason = "the program macros emit an undocumented, exported function each")]
+#![expect(
+    internal_features,
+    reason = "the BPF target's atomics with a result are reached by intrinsics only"
+)]
+
+mod emit;
+mod facts;
+mod flows;
+mod maps;
+mod rewrite;
+mod window;
+
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use enforcer_common::abi::reason::{Effect, Reason};
+use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
+use enforcer_common::decide;
+use enforcer_common::parse;
+
+use crate::facts::MapFacts;
+use crate::window::PacketWindow;
+
+/// Judges every packet that comes in on an interface.
+#[xdp]
+pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
+    let window = PacketWindow::xdp(&ctx);
+    let frame = parse::parse(&window);
+    let now_ns = facts::now_ns();
+    let facts = MapFacts::new();
+    let mut decision = decide::judge(&facts, &frame.packet, now_ns);
+    let mut verdict = match decision.reason.effect() {
+        Effect::Passed => xdp_action::XDP_PASS,
+        Effect::Refused => xdp_action::XDP_DROP,
+        Effect::Forwarded => xdp_action::XDP_ABORTED,
+    };
+    let mut translated_port_be = 0;
+    if verdict == xdp_action::XDP_ABORTED {
+        let carried_out = match decision.reason {
+            Reason::Reply => flows::reply(&ctx, &facts, &frame, &decision, now_ns),
+            _ => flows::forward(&ctx, &facts, &frame, &decision, now_ns),
+        };
+        match carried_out {
+            Ok(sent) => {
+                verdict = sent.verdict;
+                translated_port_be = sent.translated_port_be;
+            }
+            Err(reason) => {
+                decision = decision.refused(reason);
+                verdict = xdp_action::XDP_DROP;
+            }
+        }
+    }
+    emit::count(
+        DIRECTION_INGRESS,
+        &decision,
+        &frame.packet,
+        translated_port_be,
+        now_ns,
+    );
+    verdict
+}
+
+/// Judges what goes out through the host's stack: replies of back ends are metered and their translation is undone.
+#[classifier]
+pub fn enforcer_egress(ctx: TcContext) -> i32 {
+    if window::make_headers_linear(&ctx).is_err() {
+        return TC_ACT_OK;
+    }
+    let window = PacketWindow::tc(&ctx);
+    let frame = parse::parse(&window);
+    let now_ns = facts::now_ns();
+    let facts = MapFacts::new();
+    let mut decision = decide::judge_egress(&facts, &frame.packet, now_ns);
+    if matches!(decision.reason, Reason::Reply) {
+        if let Err(reason) = flows::reply_through_stack(&ctx, &facts, &frame, &decision, now_ns) {
+            decision = decision.refused(reason);
+        }
+    }
+    emit::count(DIRECTION_EGRESS, &decision, &frame.packet, 0, now_ns);
+    match decision.reason.effect() {
+        Effect::Refused => TC_ACT_SHOT,
+        Effect::Passed | Effect::Forwarded => TC_ACT_OK,
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The programs have no path that panics; if one appeared, the loop would be rejected by the verifier at load.
+    loop {}
+}
+
+/// The helpers that the programs call are for GPL-compatible programs only.
+#[expect(
+    unsafe_code,
+    reason = "the loader finds the licence by its section; the symbol is unique in this object"
+)]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

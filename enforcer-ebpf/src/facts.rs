@@ -1,0 +1,244 @@
+//! `Facts` over the maps.
+//!
+//! References into configuration arrays are handed out: an array slot is never freed, and the agent writes only the
+//! bank that is not live, and never the bank it has just left before the programs that may still read it have ended.
+//! Values of hash maps are copied out, since the kernel may reuse a slot.
+#![expect(
+    unsafe_code,
+    reason = "map values and helpers; each block states need and soundness"
+)]
+
+use core::cell::Cell;
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+use core::ptr;
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::config::{
+    BackendRecord, HostRecord, MAGLEV_BLOCK_SLOTS, NO_BACKEND, PairRecord, SET_WORDS, ServiceRecord,
+    TenantRecord,
+};
+use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
+use enforcer_common::decide::limiter::{Charge, Payment};
+use enforcer_common::decide::{Facts, Flow, Reply};
+use enforcer_common::schema::{
+    MAGLEV_BLOCKS, MAX_BACKENDS, MAX_ROWS, MAX_SERVICES, MAX_SETS, MAX_TENANTS, MAX_TRIE_NODES,
+    tenant_connections,
+};
+
+use crate::maps;
+
+/// Kernel monotonic time; read once a packet.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    if maps::test_clock() {
+        return match host() {
+            Some(host) => host.test_now_ns,
+            None => 0,
+        };
+    }
+    // SAFETY: (need) a helper is a foreign call. (soundness) it takes nothing and returns a number.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// What is particular to this host.
+#[inline(always)]
+pub(crate) fn host() -> Option<&'static HostRecord> {
+    maps::HOST.get(0)
+}
+
+/// Reads a word that several CPUs change.
+#[inline(always)]
+fn load(word: *const u64) -> u64 {
+    // SAFETY: (need) map words are reached through pointers. (soundness) every caller passes a pointer to an aligned
+    // word of a map value, which the kernel keeps mapped while the program runs; an aligned load is not torn.
+    unsafe { ptr::read_volatile(word) }
+}
+
+/// Adds to a word that several CPUs change, wrapping.
+///
+/// The ordering is acquire-release: LLVM may lower a relaxed fetch-add to a form that old kernels do not know.
+#[inline(always)]
+pub(crate) fn add(word: *mut u64, value: u64) {
+    // SAFETY: (need) the target has no `AtomicU64::fetch_add`. (soundness) as in `load`; the access is atomic.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(word, value) };
+}
+
+/// Replaces a word if it still holds `seen`; says whether it did.
+#[inline(always)]
+fn replace(word: *mut u64, seen: u64, new: u64) -> bool {
+    // SAFETY: (need) the target has no `AtomicU64::compare_exchange`. (soundness) as in `load`; the access is atomic.
+    let (_, replaced) = unsafe {
+        atomic_cxchg::<u64, { AtomicOrdering::AcqRel }, { AtomicOrdering::Relaxed }>(word, seen, new)
+    };
+    replaced
+}
+
+/// `Facts` over the maps. It remembers the flow entries that the judgement found, so that carrying out the decision
+/// need not look them up again.
+pub(crate) struct MapFacts {
+    flow: Cell<*mut FlowRecord>,
+    reply: Cell<*mut ReplyRecord>,
+}
+
+impl MapFacts {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self {
+            flow: Cell::new(ptr::null_mut()),
+            reply: Cell::new(ptr::null_mut()),
+        }
+    }
+
+    /// The flow entry that [`Facts::flow`] found.
+    #[inline(always)]
+    pub(crate) fn found_flow(&self) -> Option<*mut FlowRecord> {
+        let entry = self.flow.get();
+        if entry.is_null() { None } else { Some(entry) }
+    }
+
+    /// The reply entry that [`Facts::reply`] found.
+    #[inline(always)]
+    pub(crate) fn found_reply(&self) -> Option<*mut ReplyRecord> {
+        let entry = self.reply.get();
+        if entry.is_null() { None } else { Some(entry) }
+    }
+}
+
+impl Facts for MapFacts {
+    #[inline(always)]
+    fn generation(&self) -> u64 {
+        match maps::GENERATION.get_ptr_mut(0) {
+            // Pairs with the agent's update of the word after the bank was written: bpf(2) is a full barrier there.
+            Some(word) => load(word),
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn trie_entry(&self, bank: u32, node: u32, byte: u8) -> u32 {
+        match maps::TRIE.get(bank * MAX_TRIE_NODES + node) {
+            Some(node) => match node.entries.get(byte as usize) {
+                Some(entry) => *entry,
+                None => 0,
+            },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn tenant(&self, bank: u32, slot: u32) -> Option<&TenantRecord> {
+        maps::TENANTS.get(bank * MAX_TENANTS + slot)
+    }
+
+    #[inline(always)]
+    fn service(&self, bank: u32, slot: u32) -> Option<&ServiceRecord> {
+        maps::SERVICES.get(bank * MAX_SERVICES + slot)
+    }
+
+    #[inline(always)]
+    fn pair(&self, bank: u32, row: u32, service: u32) -> Option<&PairRecord> {
+        maps::PAIRS.get((bank * MAX_ROWS + row) * MAX_SERVICES + service)
+    }
+
+    #[inline(always)]
+    fn set_members(&self, bank: u32, set: u32) -> Option<&[u64; SET_WORDS]> {
+        maps::SETS.get(bank * MAX_SETS + set).map(|set| &set.members)
+    }
+
+    #[inline(always)]
+    fn maglev(&self, bank: u32, set: u32, slot: u32) -> u16 {
+        let block = (bank * MAX_SETS + set) * MAGLEV_BLOCKS + slot / MAGLEV_BLOCK_SLOTS;
+        match maps::MAGLEV.get(block) {
+            Some(block) => match block.slots.get((slot % MAGLEV_BLOCK_SLOTS) as usize) {
+                Some(backend) => *backend,
+                None => NO_BACKEND,
+            },
+            None => NO_BACKEND,
+        }
+    }
+
+    #[inline(always)]
+    fn backend(&self, bank: u32, slot: u32) -> Option<&BackendRecord> {
+        maps::BACKENDS.get(bank * MAX_BACKENDS + slot)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        let entry = maps::FLOWS.get_ptr_mut(key)?;
+        self.flow.set(entry);
+        // SAFETY: (need) hash map values are reached through pointers. (soundness) the kernel keeps the memory mapped
+        // while the program runs, even if the entry is deleted meanwhile; the fields are plain integers and are
+        // copied out here.
+        let record = unsafe { &*entry };
+        Some(Flow {
+            generation: record.generation,
+            tenant: record.tenant,
+            rule: record.rule,
+            backend: record.backend,
+            backend_address: record.backend_address,
+            backend_port_be: record.backend_port_be,
+            state: record.state,
+            forward: record.forward,
+        })
+    }
+
+    #[inline(always)]
+    fn reply(&self, key: &FlowKey) -> Option<Reply> {
+        let entry = maps::REPLIES.get_ptr_mut(key)?;
+        self.reply.set(entry);
+        // SAFETY: as in `flow`.
+        let record = unsafe { &*entry };
+        Some(Reply {
+            tenant: record.tenant,
+            service: record.service,
+            backend: record.backend,
+        })
+    }
+
+    #[inline(always)]
+    fn limiter(&self, index: u32) -> u64 {
+        match maps::LIMITERS.get_ptr_mut(index) {
+            Some(word) => load(word),
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn open_connections(&self, tenant: u32) -> u64 {
+        let index = tenant_connections(tenant);
+        let (opened, closed) = (
+            maps::CONNECTIONS_OPENED.get_ptr_mut(index),
+            maps::CONNECTIONS_CLOSED.get_ptr_mut(index),
+        );
+        match (opened, closed) {
+            (Some(opened), Some(closed)) => {
+                // Closed first: a removal between the two reads can then only be missed, not counted too often.
+                let closed = load(closed);
+                load(opened).wrapping_sub(closed)
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// Pays one charge.
+#[inline(always)]
+pub(crate) fn pay(charge: &Charge, now_ns: u64) {
+    let payment = charge.payment(now_ns);
+    if matches!(payment, Payment::Nothing) {
+        return;
+    }
+    let Some(word) = maps::LIMITERS.get_ptr_mut(charge.index) else {
+        return;
+    };
+    match payment {
+        Payment::Nothing => {}
+        Payment::Add(cost_ns) => add(word, cost_ns),
+        Payment::Replace(due_ns) => {
+            if !replace(word, charge.seen_ns, due_ns) {
+                add(word, charge.cost_ns);
+            }
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Carries out a decision: makes, moves and updates flow entries, translates addresses, pays charges, sends.
+#![expect(
+    unsafe_code,
+    reason = "map values and helpers; each block states need and soundness"
+)]
+
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, xdp_action};
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::programs::{TcContext, XdpContext};
+use enforcer_common::Reason;
+use enforcer_common::abi::address::{Address, FlowKey, from_v4};
+use enforcer_common::abi::config::{BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT};
+use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
+use enforcer_common::decide::{Decision, FlowFate, flow_bits, is_v4, reply_key};
+use enforcer_common::hash::{flow_hash, scale};
+use enforcer_common::parse::Frame;
+use enforcer_common::schema::{backend_connections, tenant_connections};
+
+use crate::facts::{self, MapFacts, add, pay};
+use crate::window::PacketWindow;
+use crate::{maps, rewrite};
+
+/// Ports that are tried before a translation is given up.
+const PORT_TRIES: u32 = 8;
+
+/// A packet that goes out.
+pub(crate) struct Sent {
+    pub(crate) verdict: u32,
+    pub(crate) translated_port_be: u16,
+}
+
+/// Sends a client's packet to its back end.
+#[inline(always)]
+pub(crate) fn forward(
+    ctx: &XdpContext,
+    facts: &MapFacts,
+    frame: &Frame,
+    decision: &Decision,
+    now_ns: u64,
+) -> Result<Sent, Reason> {
+    let bank = (decision.generation & 1) as u32;
+    let backend =
+        enforcer_common::decide::Facts::backend(facts, bank, decision.backend - 1).ok_or(Reason::Internal)?;
+    let translated_port_be = match decision.flow {
+        FlowFate::Kept | FlowFate::Renewed => keep(facts, frame, decision, now_ns)?,
+        FlowFate::Moved | FlowFate::Reopened => retarget(ctx, facts, frame, decision, backend, now_ns)?,
+        FlowFate::Opened => open(ctx, frame, decision, backend, now_ns)?,
+        FlowFate::None => return Err(Reason::Internal),
+    };
+    pay(&decision.charges[0], now_ns);
+    pay(&decision.charges[1], now_ns);
+    pay(&decision.charges[2], now_ns);
+
+    let window = PacketWindow::xdp(ctx);
+    if decision.forward != FORWARD_L2DSR {
+        let outgoing = reply_key(
+            &frame.packet.key,
+            backend.address,
+            backend.port_be,
+            nat_source(frame, decision.forward, translated_port_be)?,
+        )
+        .reversed();
+        rewrite::translate(&window, frame, &outgoing).ok_or(Reason::Internal)?;
+    }
+    rewrite::link_layer(&window, backend.next_hop_mac, backend.own_mac).ok_or(Reason::Internal)?;
+    Ok(Sent {
+        verdict: send(ctx, backend.ifindex),
+        translated_port_be,
+    })
+}
+
+/// Sends a back end's reply to the client.
+#[inline(always)]
+pub(crate) fn reply(
+    ctx: &XdpContext,
+    facts: &MapFacts,
+    frame: &Frame,
+    decision: &Decision,
+    now_ns: u64,
+) -> Result<Sent, Reason> {
+    let entry = facts.found_reply().ok_or(Reason::Internal)?;
+    pay(&decision.charges[0], now_ns);
+    touch_reply(entry, frame, now_ns);
+    // SAFETY: (need) hash map values are reached through pointers. (soundness) the kernel keeps the memory mapped while
+    // the program runs; plain integers are copied out.
+    let record = unsafe { &*entry };
+    let window = PacketWindow::xdp(ctx);
+    rewrite::translate(&window, frame, &record.forward.reversed()).ok_or(Reason::Internal)?;
+    rewrite::link_layer(&window, record.client_mac, record.own_mac).ok_or(Reason::Internal)?;
+    Ok(Sent {
+        verdict: send(ctx, record.client_ifindex),
+        translated_port_be: 0,
+    })
+}
+
+/// Undoes the translation of a reply that goes out through the host's stack.
+#[inline(always)]
+pub(crate) fn reply_through_stack(
+    ctx: &TcContext,
+    facts: &MapFacts,
+    frame: &Frame,
+    decision: &Decision,
+    now_ns: u64,
+) -> Result<(), Reason> {
+    let entry = facts.found_reply().ok_or(Reason::Internal)?;
+    pay(&decision.charges[0], now_ns);
+    touch_reply(entry, frame, now_ns);
+    // SAFETY: as in `reply`.
+    let outgoing = unsafe { (*entry).forward.reversed() };
+    rewrite::translate_source(ctx, frame, &outgoing).map_err(|()| Reason::Internal)
+}
+
+/// Out by the interface it came in by, or by another.
+#[inline(always)]
+fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
+    if ctx.ingress_ifindex() == ifindex as usize {
+        return xdp_action::XDP_TX;
+    }
+    // SAFETY: (need) a helper is a foreign call. (soundness) it takes numbers; the kernel checks the interface.
+    unsafe { bpf_redirect(ifindex, 0) as u32 }
+}
+
+#[inline(always)]
+fn touch_reply(entry: *mut ReplyRecord, frame: &Frame, now_ns: u64) {
+    // SAFETY: (need) hash map values are reached through pointers. (soundness) as in `reply`; counters are added to
+    // atomically, and a lost update of `seen_ns` or `state` by a packet in the same moment is repaired by the next.
+    unsafe {
+        add(&raw mut (*entry).packets, 1);
+        add(&raw mut (*entry).bytes, u64::from(frame.packet.bytes));
+        (*entry).seen_ns = now_ns;
+        let bits = flow_bits(&frame.packet);
+        if (*entry).state & bits != bits {
+            (*entry).state |= bits;
+        }
+    }
+}
+
+/// Another packet of a flow that keeps its back end; answers its translated port.
+#[inline(always)]
+fn keep(facts: &MapFacts, frame: &Frame, decision: &Decision, now_ns: u64) -> Result<u16, Reason> {
+    let entry = facts.found_flow().ok_or(Reason::Internal)?;
+    // SAFETY: as in `touch_reply`.
+    unsafe {
+        add(&raw mut (*entry).packets, 1);
+        add(&raw mut (*entry).bytes, u64::from(frame.packet.bytes));
+        (*entry).seen_ns = now_ns;
+        let bits = flow_bits(&frame.packet);
+        if (*entry).state & bits != bits {
+            (*entry).state |= bits;
+        }
+        if matches!(decision.flow, FlowFate::Renewed) {
+            renew(entry, decision);
+            let address = (*entry).backend_address;
+            let nat = nat_source(frame, decision.forward, (*entry).translated_port_be)?;
+            let key = reply_key(&frame.packet.key, address, (*entry).backend_port_be, nat);
+            if let Some(reply) = maps::REPLIES.get_ptr_mut(&key) {
+                (*reply).tenant = decision.tenant;
+                (*reply).service = decision.service - 1;
+            }
+        }
+        Ok((*entry).translated_port_be)
+    }
+}
+
+/// Writes what was decided anew; a connection that changed hands is counted with its new tenant.
+#[inline(always)]
+fn renew(entry: *mut FlowRecord, decision: &Decision) {
+    // SAFETY: as in `touch_reply`.
+    unsafe {
+        if (*entry).tenant != decision.tenant {
+            count_connection(tenant_connections((*entry).tenant), u64::MAX);
+            count_connection(tenant_connections(decision.tenant), 1);
+        }
+        (*entry).tenant = decision.tenant;
+        (*entry).service = decision.service - 1;
+        (*entry).rule = decision.rule;
+        (*entry).generation = decision.generation;
+    }
+}
+
+/// Gives an existing entry another back end.
+#[inline(always)]
+fn retarget(
+    ctx: &XdpContext,
+    facts: &MapFacts,
+    frame: &Frame,
+    decision: &Decision,
+    backend: &BackendRecord,
+    now_ns: u64,
+) -> Result<u16, Reason> {
+    let entry = facts.found_flow().ok_or(Reason::Internal)?;
+    // SAFETY: as in `touch_reply`.
+    unsafe {
+        // The reply entry of the old target; where the forward mode changed too, the agent's sweep finds it.
+        if (*entry).forward == decision.forward && decision.forward != FORWARD_L2DSR {
+            let nat = nat_source(frame, decision.forward, (*entry).translated_port_be)?;
+            let old = reply_key(
+                &frame.packet.key,
+                (*entry).backend_address,
+                (*entry).backend_port_be,
+                nat,
+            );
+            let _ = maps::REPLIES.remove(&old);
+        }
+        let port_be = establish_replies(ctx, frame, decision, backend, now_ns)?;
+        if (*entry).backend != decision.backend - 1 {
+            count_connection(backend_connections((*entry).backend), u64::MAX);
+            count_connection(backend_connections(decision.backend - 1), 1);
+        }
+        renew(entry, decision);
+        (*entry).forward = decision.forward;
+        (*entry).backend = decision.backend - 1;
+        (*entry).backend_address = backend.address;
+        (*entry).backend_port_be = backend.port_be;
+        (*entry).translated_port_be = port_be;
+        (*entry).state = flow_bits(&frame.packet);
+        (*entry).seen_ns = now_ns;
+        add(&raw mut (*entry).packets, 1);
+        add(&raw mut (*entry).bytes, u64::from(frame.packet.bytes));
+        Ok(port_be)
+    }
+}
+
+/// Makes a flow; answers its translated port.
+#[inline(always)]
+fn open(
+    ctx: &XdpContext,
+    frame: &Frame,
+    decision: &Decision,
+    backend: &BackendRecord,
+    now_ns: u64,
+) -> Result<u16, Reason> {
+    let key = &frame.packet.key;
+    let port_be = establish_replies(ctx, frame, decision, backend, now_ns)?;
+    let record = FlowRecord {
+        created_ns: now_ns,
+        seen_ns: now_ns,
+        packets: 1,
+        bytes: u64::from(frame.packet.bytes),
+        generation: decision.generation,
+        tenant: decision.tenant,
+        service: decision.service - 1,
+        rule: decision.rule,
+        backend: decision.backend - 1,
+        state: flow_bits(&frame.packet),
+        forward: decision.forward,
+        reserved: 0,
+        backend_port_be: backend.port_be,
+        translated_port_be: port_be,
+        backend_address: backend.address,
+    };
+    if maps::FLOWS.insert(key, &record, u64::from(BPF_NOEXIST)).is_err() {
+        if decision.forward != FORWARD_L2DSR {
+            let nat = nat_source(frame, decision.forward, port_be)?;
+            let _ = maps::REPLIES.remove(&reply_key(key, backend.address, backend.port_be, nat));
+        }
+        return Err(Reason::TableFull);
+    }
+    count_connection(tenant_connections(decision.tenant), 1);
+    count_connection(backend_connections(decision.backend - 1), 1);
+    Ok(port_be)
+}
+
+#[inline(always)]
+fn count_connection(index: u32, by: u64) {
+    if let Some(word) = maps::CONNECTIONS_OPENED.get_ptr_mut(index) {
+        add(word, by);
+    }
+}
+
+/// The address and port that `Nat` puts in place of the client's; `None` for the other modes.
+#[inline(always)]
+fn nat_source(frame: &Frame, forward: u32, port_be: u16) -> Result<Option<(Address, u16)>, Reason> {
+    if forward != FORWARD_NAT {
+        return Ok(None);
+    }
+    let host = facts::host().ok_or(Reason::Internal)?;
+    let address = if is_v4(&frame.packet.key) {
+        from_v4(host.nat_v4)
+    } else {
+        host.nat_v6
+    };
+    Ok(Some((address, port_be)))
+}
+
+/// Makes the entry by which replies find their way back; answers the port in place of the client's.
+#[inline(always)]
+fn establish_replies(
+    ctx: &XdpContext,
+    frame: &Frame,
+    decision: &Decision,
+    backend: &BackendRecord,
+    now_ns: u64,
+) -> Result<u16, Reason> {
+    let key = &frame.packet.key;
+    match decision.forward {
+        FORWARD_L2DSR => return Ok(key.source_port_be),
+        FORWARD_DNAT => {
+            let record = reply_record(ctx, key, decision, now_ns)?;
+            let reply = reply_key(key, backend.address, backend.port_be, None);
+            return match maps::REPLIES.insert(&reply, &record, u64::from(BPF_NOEXIST)) {
+                Ok(()) => Ok(key.source_port_be),
+                Err(_) => replace_own(&reply, &record).map(|()| key.source_port_be),
+            };
+        }
+        _ => {}
+    }
+    let host = facts::host().ok_or(Reason::Internal)?;
+    let record = reply_record(ctx, key, decision, now_ns)?;
+    // Two tries that differ only by the low half of the hash go to distant ports.
+    let mut hash = flow_hash(key);
+    for _ in 0..PORT_TRIES {
+        let port_be = (host
+            .nat_port_first
+            .wrapping_add(scale(hash, u32::from(host.nat_port_count)) as u16))
+        .to_be();
+        let reply = reply_key(
+            key,
+            backend.address,
+            backend.port_be,
+            nat_source(frame, FORWARD_NAT, port_be)?,
+        );
+        if maps::REPLIES
+            .insert(&reply, &record, u64::from(BPF_NOEXIST))
+            .is_ok()
+        {
+            return Ok(port_be);
+        }
+        hash = hash.rotate_left(17).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    Err(Reason::TranslationExhausted)
+}
+
+/// A `Dnat` reply key can already be taken: by a remainder of this very flow, which is replaced, or by a flow of the
+/// same client port to another VIP that went to the same back end, which must not be cut.
+#[inline(always)]
+fn replace_own(key: &FlowKey, record: &ReplyRecord) -> Result<(), Reason> {
+    let entry = maps::REPLIES.get_ptr(key).ok_or(Reason::TableFull)?;
+    // SAFETY: as in `reply`.
+    let owner = unsafe { (*entry).forward };
+    if owner != record.forward {
+        return Err(Reason::TranslationExhausted);
+    }
+    maps::REPLIES
+        .insert(key, record, u64::from(BPF_ANY))
+        .map_err(|_| Reason::TableFull)
+}
+
+#[inline(always)]
+fn reply_record(
+    ctx: &XdpContext,
+    key: &FlowKey,
+    decision: &Decision,
+    now_ns: u64,
+) -> Result<ReplyRecord, Reason> {
+    let window = PacketWindow::xdp(ctx);
+    let macs = window.at::<[[u8; 6]; 2]>(0).ok_or(Reason::Internal)?;
+    // SAFETY: (need) packet bytes are reached through a pointer. (soundness) `at` has checked the twelve bytes.
+    let [own_mac, client_mac] = unsafe { ptr::read_unaligned(macs) };
+    Ok(ReplyRecord {
+        forward: *key,
+        seen_ns: now_ns,
+        packets: 0,
+        bytes: 0,
+        tenant: decision.tenant,
+        service: decision.service - 1,
+        backend: decision.backend - 1,
+        client_ifindex: ctx.ingress_ifindex() as u32,
+        client_mac,
+        own_mac,
+        state: 0,
+    })
+}

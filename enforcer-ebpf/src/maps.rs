@@ -1,0 +1,37 @@
+//! The maps, expanded from the one list in `enforcer_common::schema`. Nothing else declares a map, but for the word
+//! that only tests set.
+#![expect(
+    unsafe_code,
+    reason = "a constant that the loader overrides; each block states need and soundness"
+)]
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+
+macro_rules! declare {
+    ($($name:ident: $kind:ident<$($ty:ty),+>, max $max:expr;)+) => {
+        $(declare!(@one $name: $kind<$($ty),+>, $max);)+
+    };
+    (@one $name:ident: RingBuf<$ty:ty>, $max:expr) => {
+        #[map]
+        pub(crate) static $name: RingBuf = RingBuf::pinned($max, 0);
+    };
+    (@one $name:ident: $kind:ident<$($ty:ty),+>, $max:expr) => {
+        #[map]
+        pub(crate) static $name: $kind<$($ty),+> = $kind::pinned($max, 0);
+    };
+}
+enforcer_common::with_maps!(declare);
+
+/// Read-only data that the loader may override: 1 has the programs take the time from `HOST.test_now_ns`. The verifier
+/// sees a constant and removes the branch that is not taken, so it costs a production program nothing.
+#[unsafe(no_mangle)]
+static TEST_CLOCK: u32 = 0;
+
+/// Whether the program was loaded for tests.
+#[inline(always)]
+pub(crate) fn test_clock() -> bool {
+    // SAFETY: (need) the loader replaces the value after compilation, so it must not be folded. (soundness) the
+    // reference is to a live static of that type.
+    unsafe { core::ptr::read_volatile(&raw const TEST_CLOCK) != 0 }
+}

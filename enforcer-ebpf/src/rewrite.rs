@@ -1,0 +1,171 @@
+//! Header edits and checksums.
+//!
+//! XDP edits the bytes in place; TC goes through the helpers, which also keep the checksum state of the socket buffer
+//! right (a packet of a local sender has only a partial checksum).
+#![expect(
+    unsafe_code,
+    reason = "packet bytes and helpers; each block states need and soundness"
+)]
+
+use core::ptr;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
+use aya_ebpf::programs::TcContext;
+use enforcer_common::abi::address::FlowKey;
+use enforcer_common::checksum::Delta;
+use enforcer_common::decide::{TCP, is_v4};
+use enforcer_common::parse::Frame;
+
+use crate::window::PacketWindow;
+
+/// Offset of the checksum in a TCP header.
+const TCP_CHECKSUM: u32 = 16;
+/// Offset of the checksum in a UDP header.
+const UDP_CHECKSUM: u32 = 6;
+
+/// Writes a value at an offset of the packet.
+#[inline(always)]
+fn put<T: Copy>(window: &PacketWindow, offset: u32, value: T) -> Option<()> {
+    let target = window.at::<T>(offset)?;
+    // SAFETY: (need) packet bytes are reached through a pointer. (soundness) `at` has checked that all of `T` lies
+    // inside the packet, which XDP lets a program write; the write is unaligned.
+    unsafe { ptr::write_unaligned(target, value) };
+    Some(())
+}
+
+#[inline(always)]
+fn get<T: Copy>(window: &PacketWindow, offset: u32) -> Option<T> {
+    let source = window.at::<T>(offset)?;
+    // SAFETY: as in `put`; callers ask for integers only, for which every bit pattern is valid.
+    Some(unsafe { ptr::read_unaligned(source) })
+}
+
+/// Sets the link-layer addresses. A VLAN tag, where there is one, stays.
+#[inline(always)]
+pub(crate) fn link_layer(window: &PacketWindow, destination: [u8; 6], source: [u8; 6]) -> Option<()> {
+    put(window, 0, destination)?;
+    put(window, 6, source)
+}
+
+/// Gives the packet a new 5-tuple and takes one from its TTL or hop limit.
+#[inline(always)]
+pub(crate) fn translate(window: &PacketWindow, frame: &Frame, new: &FlowKey) -> Option<()> {
+    let old = &frame.packet.key;
+    let delta = if is_v4(old) {
+        network_v4(window, frame.network_offset, old, new)?
+    } else {
+        network_v6(window, frame.network_offset, old, new)?
+    };
+    let delta = delta
+        .word(old.source_port_be, new.source_port_be)
+        .word(old.destination_port_be, new.destination_port_be);
+    let transport = frame.transport_offset;
+    put(window, transport, new.source_port_be)?;
+    put(window, transport + 2, new.destination_port_be)?;
+    if old.protocol == TCP {
+        let sum = get(window, transport + TCP_CHECKSUM)?;
+        return put(window, transport + TCP_CHECKSUM, delta.apply(sum));
+    }
+    let sum: u16 = get(window, transport + UDP_CHECKSUM)?;
+    // RFC 768: zero says that the sender computed none (IPv4 only; in IPv6 such a datagram stays as invalid as it was).
+    if sum == 0 {
+        Some(())
+    } else {
+        put(window, transport + UDP_CHECKSUM, delta.apply_udp(sum))
+    }
+}
+
+#[inline(always)]
+fn network_v4(window: &PacketWindow, offset: u32, old: &FlowKey, new: &FlowKey) -> Option<Delta> {
+    let addresses = Delta::ZERO
+        .double_word(old.source[3], new.source[3])
+        .double_word(old.destination[3], new.destination[3]);
+    // TTL and protocol share a word of the checksum.
+    let ttl_word: u16 = get(window, offset + 8)?;
+    let lowered = (u16::from_be(ttl_word) - 0x0100).to_be();
+    let sum = get(window, offset + 10)?;
+    put(window, offset + 8, lowered)?;
+    put(window, offset + 10, addresses.word(ttl_word, lowered).apply(sum))?;
+    put(window, offset + 12, new.source[3])?;
+    put(window, offset + 16, new.destination[3])?;
+    Some(addresses)
+}
+
+#[inline(always)]
+fn network_v6(window: &PacketWindow, offset: u32, old: &FlowKey, new: &FlowKey) -> Option<Delta> {
+    let hop_limit: u8 = get(window, offset + 7)?;
+    put(window, offset + 7, hop_limit - 1)?;
+    put(window, offset + 8, new.source)?;
+    put(window, offset + 24, new.destination)?;
+    Some(
+        Delta::ZERO
+            .quad(&old.source, &new.source)
+            .quad(&old.destination, &new.destination),
+    )
+}
+
+/// Gives a socket buffer on its way out another source, the checksums included. The stack has already taken one from
+/// the TTL.
+#[inline(always)]
+pub(crate) fn translate_source(ctx: &TcContext, frame: &Frame, new: &FlowKey) -> Result<(), ()> {
+    let old = &frame.packet.key;
+    let (network, transport) = (frame.network_offset, frame.transport_offset);
+    let checksum = transport
+        + if old.protocol == TCP {
+            TCP_CHECKSUM
+        } else {
+            UDP_CHECKSUM
+        };
+    // A zero UDP checksum means none; the flag keeps it so.
+    let flags = if old.protocol == TCP {
+        0
+    } else {
+        u64::from(BPF_F_MARK_MANGLED_0)
+    };
+    let pseudo = u64::from(BPF_F_PSEUDO_HDR) | flags;
+    if is_v4(old) {
+        l4_replace(ctx, checksum, old.source[3], new.source[3], pseudo | 4)?;
+        l3_replace(ctx, network + 10, old.source[3], new.source[3])?;
+        store(ctx, network + 12, &new.source[3])?;
+    } else {
+        l4_replace(ctx, checksum, old.source[0], new.source[0], pseudo | 4)?;
+        l4_replace(ctx, checksum, old.source[1], new.source[1], pseudo | 4)?;
+        l4_replace(ctx, checksum, old.source[2], new.source[2], pseudo | 4)?;
+        l4_replace(ctx, checksum, old.source[3], new.source[3], pseudo | 4)?;
+        store(ctx, network + 8, &new.source)?;
+    }
+    let (old_port, new_port) = (u32::from(old.source_port_be), u32::from(new.source_port_be));
+    l4_replace(ctx, checksum, old_port, new_port, flags | 2)?;
+    store(ctx, transport, &new.source_port_be)
+}
+
+#[inline(always)]
+fn succeeded(code: i64) -> Result<(), ()> {
+    if code == 0 { Ok(()) } else { Err(()) }
+}
+
+#[inline(always)]
+fn l3_replace(ctx: &TcContext, offset: u32, from: u32, to: u32) -> Result<(), ()> {
+    // SAFETY: (need) a helper is a foreign call. (soundness) the context is the program's own, the rest are numbers.
+    succeeded(unsafe { bpf_l3_csum_replace(ctx.as_ptr().cast(), offset, u64::from(from), u64::from(to), 4) })
+}
+
+#[inline(always)]
+fn l4_replace(ctx: &TcContext, offset: u32, from: u32, to: u32, flags: u64) -> Result<(), ()> {
+    // SAFETY: as in `l3_replace`.
+    succeeded(unsafe {
+        bpf_l4_csum_replace(ctx.as_ptr().cast(), offset, u64::from(from), u64::from(to), flags)
+    })
+}
+
+#[inline(always)]
+fn store<T: Copy>(ctx: &TcContext, offset: u32, value: &T) -> Result<(), ()> {
+    let bytes = size_of::<T>() as u32;
+    // SAFETY: (need) a helper is a foreign call. (soundness) pointer and length name a live value; the helper checks
+    // the offset.
+    succeeded(unsafe {
+        bpf_skb_store_bytes(ctx.as_ptr().cast(), offset, ptr::from_ref(value).cast(), bytes, 0)
+    })
+}
