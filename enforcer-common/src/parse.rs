@@ -23,10 +23,25 @@ pub trait Window {
 pub struct Frame {
     /// What the judgement needs.
     pub packet: Packet,
+    /// Link-layer destination and source, six bytes each, as they lie in the frame.
+    pub link: [u32; 3],
     /// Byte offset of the IP header.
     pub network_offset: u32,
     /// Byte offset of the TCP or UDP header; meaningful for `Shape::Transport` only.
     pub transport_offset: u32,
+}
+
+impl Frame {
+    /// Link-layer destination and source.
+    #[inline(always)]
+    pub const fn macs(&self) -> ([u8; 6], [u8; 6]) {
+        let (a, b) = (self.link[0].to_ne_bytes(), self.link[1].to_ne_bytes());
+        let c = self.link[2].to_ne_bytes();
+        (
+            [a[0], a[1], a[2], a[3], b[0], b[1]],
+            [b[2], b[3], c[0], c[1], c[2], c[3]],
+        )
+    }
 }
 
 /// Extension headers that are walked before the chain is given up as unreadable.
@@ -58,6 +73,7 @@ const fn shaped(shape: Shape, network_offset: u32) -> Frame {
     };
     Frame {
         packet,
+        link: [0; 3],
         network_offset,
         transport_offset: 0,
     }

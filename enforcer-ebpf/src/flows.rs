@@ -4,16 +4,14 @@
     reason = "map values and helpers; each block states need and soundness"
 )]
 
-use core::ptr;
-
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_common::Reason;
 use enforcer_common::abi::address::{Address, FlowKey, from_v4};
-use enforcer_common::abi::config::{BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT};
+use enforcer_common::abi::config::{BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT, HostRecord};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
-use enforcer_common::decide::{Decision, FlowFate, flow_bits, is_v4, reply_key};
+use enforcer_common::decide::{Decision, Facts as _, FlowFate, flow_bits, is_v4, reply_key};
 use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::Frame;
 use enforcer_common::schema::{backend_connections, tenant_connections};
@@ -41,12 +39,14 @@ pub(crate) fn forward(
     now_ns: u64,
 ) -> Result<Sent, Reason> {
     let bank = (decision.generation & 1) as u32;
-    let backend =
-        enforcer_common::decide::Facts::backend(facts, bank, decision.backend - 1).ok_or(Reason::Internal)?;
+    let backend = facts
+        .backend(bank, decision.backend - 1)
+        .ok_or(Reason::Internal)?;
+    let host = facts::host().ok_or(Reason::Internal)?;
     let translated_port_be = match decision.flow {
-        FlowFate::Kept | FlowFate::Renewed => keep(facts, frame, decision, now_ns)?,
-        FlowFate::Moved | FlowFate::Reopened => retarget(ctx, facts, frame, decision, backend, now_ns)?,
-        FlowFate::Opened => open(ctx, frame, decision, backend, now_ns)?,
+        FlowFate::Kept | FlowFate::Renewed => keep(host, facts, frame, decision, now_ns)?,
+        FlowFate::Moved | FlowFate::Reopened => retarget(ctx, host, facts, frame, decision, backend, now_ns)?,
+        FlowFate::Opened => open(ctx, host, frame, decision, backend, now_ns)?,
         FlowFate::None => return Err(Reason::Internal),
     };
     pay(&decision.charges[0], now_ns);
@@ -59,7 +59,7 @@ pub(crate) fn forward(
             &frame.packet.key,
             backend.address,
             backend.port_be,
-            nat_source(frame, decision.forward, translated_port_be)?,
+            nat_source(host, frame, decision.forward, translated_port_be),
         )
         .reversed();
         rewrite::translate(&window, frame, &outgoing).ok_or(Reason::Internal)?;
@@ -139,7 +139,13 @@ fn touch_reply(entry: *mut ReplyRecord, frame: &Frame, now_ns: u64) {
 
 /// Another packet of a flow that keeps its back end; answers its translated port.
 #[inline(always)]
-fn keep(facts: &MapFacts, frame: &Frame, decision: &Decision, now_ns: u64) -> Result<u16, Reason> {
+fn keep(
+    host: &HostRecord,
+    facts: &MapFacts,
+    frame: &Frame,
+    decision: &Decision,
+    now_ns: u64,
+) -> Result<u16, Reason> {
     let entry = facts.found_flow().ok_or(Reason::Internal)?;
     // SAFETY: as in `touch_reply`.
     unsafe {
@@ -153,7 +159,7 @@ fn keep(facts: &MapFacts, frame: &Frame, decision: &Decision, now_ns: u64) -> Re
         if matches!(decision.flow, FlowFate::Renewed) {
             renew(entry, decision);
             let address = (*entry).backend_address;
-            let nat = nat_source(frame, decision.forward, (*entry).translated_port_be)?;
+            let nat = nat_source(host, frame, decision.forward, (*entry).translated_port_be);
             let key = reply_key(&frame.packet.key, address, (*entry).backend_port_be, nat);
             if let Some(reply) = maps::REPLIES.get_ptr_mut(&key) {
                 (*reply).tenant = decision.tenant;
@@ -184,6 +190,7 @@ fn renew(entry: *mut FlowRecord, decision: &Decision) {
 #[inline(always)]
 fn retarget(
     ctx: &XdpContext,
+    host: &HostRecord,
     facts: &MapFacts,
     frame: &Frame,
     decision: &Decision,
@@ -195,7 +202,7 @@ fn retarget(
     unsafe {
         // The reply entry of the old target; where the forward mode changed too, the agent's sweep finds it.
         if (*entry).forward == decision.forward && decision.forward != FORWARD_L2DSR {
-            let nat = nat_source(frame, decision.forward, (*entry).translated_port_be)?;
+            let nat = nat_source(host, frame, decision.forward, (*entry).translated_port_be);
             let old = reply_key(
                 &frame.packet.key,
                 (*entry).backend_address,
@@ -204,7 +211,7 @@ fn retarget(
             );
             let _ = maps::REPLIES.remove(&old);
         }
-        let port_be = establish_replies(ctx, frame, decision, backend, now_ns)?;
+        let port_be = establish_replies(ctx, host, frame, decision, backend, now_ns)?;
         if (*entry).backend != decision.backend - 1 {
             count_connection(backend_connections((*entry).backend), u64::MAX);
             count_connection(backend_connections(decision.backend - 1), 1);
@@ -227,13 +234,14 @@ fn retarget(
 #[inline(always)]
 fn open(
     ctx: &XdpContext,
+    host: &HostRecord,
     frame: &Frame,
     decision: &Decision,
     backend: &BackendRecord,
     now_ns: u64,
 ) -> Result<u16, Reason> {
     let key = &frame.packet.key;
-    let port_be = establish_replies(ctx, frame, decision, backend, now_ns)?;
+    let port_be = establish_replies(ctx, host, frame, decision, backend, now_ns)?;
     let record = FlowRecord {
         created_ns: now_ns,
         seen_ns: now_ns,
@@ -253,7 +261,7 @@ fn open(
     };
     if maps::FLOWS.insert(key, &record, u64::from(BPF_NOEXIST)).is_err() {
         if decision.forward != FORWARD_L2DSR {
-            let nat = nat_source(frame, decision.forward, port_be)?;
+            let nat = nat_source(host, frame, decision.forward, port_be);
             let _ = maps::REPLIES.remove(&reply_key(key, backend.address, backend.port_be, nat));
         }
         return Err(Reason::TableFull);
@@ -272,23 +280,23 @@ fn count_connection(index: u32, by: u64) {
 
 /// The address and port that `Nat` puts in place of the client's; `None` for the other modes.
 #[inline(always)]
-fn nat_source(frame: &Frame, forward: u32, port_be: u16) -> Result<Option<(Address, u16)>, Reason> {
+fn nat_source(host: &HostRecord, frame: &Frame, forward: u32, port_be: u16) -> Option<(Address, u16)> {
     if forward != FORWARD_NAT {
-        return Ok(None);
+        return None;
     }
-    let host = facts::host().ok_or(Reason::Internal)?;
     let address = if is_v4(&frame.packet.key) {
         from_v4(host.nat_v4)
     } else {
         host.nat_v6
     };
-    Ok(Some((address, port_be)))
+    Some((address, port_be))
 }
 
 /// Makes the entry by which replies find their way back; answers the port in place of the client's.
 #[inline(always)]
 fn establish_replies(
     ctx: &XdpContext,
+    host: &HostRecord,
     frame: &Frame,
     decision: &Decision,
     backend: &BackendRecord,
@@ -298,7 +306,7 @@ fn establish_replies(
     match decision.forward {
         FORWARD_L2DSR => return Ok(key.source_port_be),
         FORWARD_DNAT => {
-            let record = reply_record(ctx, key, decision, now_ns)?;
+            let record = reply_record(ctx, frame, decision, now_ns);
             let reply = reply_key(key, backend.address, backend.port_be, None);
             return match maps::REPLIES.insert(&reply, &record, u64::from(BPF_NOEXIST)) {
                 Ok(()) => Ok(key.source_port_be),
@@ -307,8 +315,7 @@ fn establish_replies(
         }
         _ => {}
     }
-    let host = facts::host().ok_or(Reason::Internal)?;
-    let record = reply_record(ctx, key, decision, now_ns)?;
+    let record = reply_record(ctx, frame, decision, now_ns);
     // Two tries that differ only by the low half of the hash go to distant ports.
     let mut hash = flow_hash(key);
     for _ in 0..PORT_TRIES {
@@ -320,7 +327,7 @@ fn establish_replies(
             key,
             backend.address,
             backend.port_be,
-            nat_source(frame, FORWARD_NAT, port_be)?,
+            nat_source(host, frame, FORWARD_NAT, port_be),
         );
         if maps::REPLIES
             .insert(&reply, &record, u64::from(BPF_NOEXIST))
@@ -349,18 +356,10 @@ fn replace_own(key: &FlowKey, record: &ReplyRecord) -> Result<(), Reason> {
 }
 
 #[inline(always)]
-fn reply_record(
-    ctx: &XdpContext,
-    key: &FlowKey,
-    decision: &Decision,
-    now_ns: u64,
-) -> Result<ReplyRecord, Reason> {
-    let window = PacketWindow::xdp(ctx);
-    let macs = window.at::<[[u8; 6]; 2]>(0).ok_or(Reason::Internal)?;
-    // SAFETY: (need) packet bytes are reached through a pointer. (soundness) `at` has checked the twelve bytes.
-    let [own_mac, client_mac] = unsafe { ptr::read_unaligned(macs) };
-    Ok(ReplyRecord {
-        forward: *key,
+fn reply_record(ctx: &XdpContext, frame: &Frame, decision: &Decision, now_ns: u64) -> ReplyRecord {
+    let (own_mac, client_mac) = frame.macs();
+    ReplyRecord {
+        forward: frame.packet.key,
         seen_ns: now_ns,
         packets: 0,
         bytes: 0,
@@ -371,5 +370,5 @@ fn reply_record(
         client_mac,
         own_mac,
         state: 0,
-    })
+    }
 }

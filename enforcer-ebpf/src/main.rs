@@ -12,7 +12,11 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
-#![expect(missing_docs, unreachable_pub, reason = "the program macros emit an undocumented, exported function each")]
+#![expect(
+    missing_docs,
+    unreachable_pub,
+    reason = "the program macros emit an undocumented, exported function each"
+)]
 #![expect(
     internal_features,
     reason = "the BPF target's atomics with a result are reached by intrinsics only"
@@ -40,7 +44,9 @@ use crate::window::PacketWindow;
 #[xdp]
 pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
     let window = PacketWindow::xdp(&ctx);
-    let frame = parse::parse(&window);
+    let Some(frame) = maps::forget(parse::parse(&window)) else {
+        return xdp_action::XDP_ABORTED;
+    };
     let now_ns = facts::now_ns();
     let facts = MapFacts::new();
     let mut decision = decide::judge(&facts, &frame.packet, now_ns);
@@ -52,8 +58,8 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
     let mut translated_port_be = 0;
     if verdict == xdp_action::XDP_ABORTED {
         let carried_out = match decision.reason {
-            Reason::Reply => flows::reply(&ctx, &facts, &frame, &decision, now_ns),
-            _ => flows::forward(&ctx, &facts, &frame, &decision, now_ns),
+            Reason::Reply => flows::reply(&ctx, &facts, frame, &decision, now_ns),
+            _ => flows::forward(&ctx, &facts, frame, &decision, now_ns),
         };
         match carried_out {
             Ok(sent) => {
@@ -83,12 +89,14 @@ pub fn enforcer_egress(ctx: TcContext) -> i32 {
         return TC_ACT_OK;
     }
     let window = PacketWindow::tc(&ctx);
-    let frame = parse::parse(&window);
+    let Some(frame) = maps::forget(parse::parse(&window)) else {
+        return TC_ACT_SHOT;
+    };
     let now_ns = facts::now_ns();
     let facts = MapFacts::new();
     let mut decision = decide::judge_egress(&facts, &frame.packet, now_ns);
     if matches!(decision.reason, Reason::Reply) {
-        if let Err(reason) = flows::reply_through_stack(&ctx, &facts, &frame, &decision, now_ns) {
+        if let Err(reason) = flows::reply_through_stack(&ctx, &facts, frame, &decision, now_ns) {
             decision = decision.refused(reason);
         }
     }
