@@ -1,1 +1,8 @@
-//! The control agent.
+//! The control agent: compiles governance policy into BPF maps, folds telemetry into back-end weights and drains the
+//! ring buffer into the audit log.
+//!
+//! - `pure`: everything that is computed, without I/O.
+//! - `adapters`: the only I/O; no decisions.
+
+pub mod adapters;
+pub mod pure;

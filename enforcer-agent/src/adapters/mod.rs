@@ -1,0 +1,3 @@
+//! The only I/O of the agent. Adapters hold no decisions.
+
+

@@ -1,0 +1,7 @@
+//! Everything that is computed: no files, sockets, threads, clocks, randomness, environment, async or logging, and no
+//! aya. Time and seeds are arguments.
+#![forbid(unsafe_code)]
+
+pub mod plan;
+pub mod snapshot;
+pub mod tables;

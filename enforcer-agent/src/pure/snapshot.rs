@@ -1,0 +1,82 @@
+//! `Facts` over memory: compiled tables and a copy of the flow and limiter state.
+//!
+//! `policy explain` and the differential tests ask the shared decision function through this, the kernel programs
+//! through the maps: same function, same answers.
+
+use std::collections::BTreeMap;
+
+use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::config::{
+    BackendRecord, NO_BACKEND, PairRecord, SET_WORDS, ServiceRecord, TenantRecord,
+};
+use enforcer_common::decide::{Facts, Flow, Reply};
+
+use super::tables::Tables;
+
+/// A state of the enforcer, held in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The live generation. Its bank is not asked for: the tables are those of the live bank.
+    pub generation: u64,
+    /// The live bank.
+    pub tables: Tables,
+    /// Flows by the client's 5-tuple.
+    pub flows: BTreeMap<FlowKey, Flow>,
+    /// Reply entries by the back end's 5-tuple.
+    pub replies: BTreeMap<FlowKey, Reply>,
+    /// Theoretical arrival times in kernel monotonic nanoseconds; absent is zero.
+    pub limiters: BTreeMap<u32, u64>,
+    /// Open connections by tenant slot; absent is zero.
+    pub open_connections: BTreeMap<u32, u64>,
+}
+
+impl Facts for Snapshot {
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn trie_entry(&self, _bank: u32, node: u32, byte: u8) -> u32 {
+        self.tables.trie.get(node as usize).map_or(0, |node| node.entries[usize::from(byte)])
+    }
+
+    fn tenant(&self, _bank: u32, slot: u32) -> Option<&TenantRecord> {
+        self.tables.tenants.get(slot as usize)
+    }
+
+    fn service(&self, _bank: u32, slot: u32) -> Option<&ServiceRecord> {
+        self.tables.services.get(slot as usize)
+    }
+
+    fn pair(&self, _bank: u32, row: u32, service: u32) -> Option<&PairRecord> {
+        self.tables.rows.get(row as usize)?.get(service as usize)
+    }
+
+    fn set_members(&self, _bank: u32, set: u32) -> Option<&[u64; SET_WORDS]> {
+        self.tables.sets.get(set as usize).map(|set| &set.members)
+    }
+
+    fn maglev(&self, _bank: u32, set: u32, slot: u32) -> u16 {
+        let table = self.tables.maglev.get(set as usize);
+        table.and_then(|table| table.get(slot as usize)).copied().unwrap_or(NO_BACKEND)
+    }
+
+    fn backend(&self, _bank: u32, slot: u32) -> Option<&BackendRecord> {
+        self.tables.backends.get(slot as usize)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows.get(key).copied()
+    }
+
+    fn reply(&self, key: &FlowKey) -> Option<Reply> {
+        self.replies.get(key).copied()
+    }
+
+    fn limiter(&self, index: u32) -> u64 {
+        self.limiters.get(&index).copied().unwrap_or(0)
+    }
+
+    fn open_connections(&self, tenant: u32) -> u64 {
+        self.open_connections.get(&tenant).copied().unwrap_or(0)
+    }
+}
