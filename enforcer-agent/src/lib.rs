@@ -2,7 +2,9 @@
 //! ring buffer into the audit log.
 //!
 //! - `pure`: everything that is computed, without I/O.
+//! - `install`: puts compiled tables into force, all or nothing.
 //! - `adapters`: the only I/O; no decisions.
 
 pub mod adapters;
+pub mod install;
 pub mod pure;

@@ -36,6 +36,14 @@ macro_rules! record {
         impl $name {
             /// A record of all zeroes.
             pub const ZERO: Self = Self { $($field: <$ty as $crate::pod::Zero>::ZERO,)+ };
+            /// A record from its bytes; `None` if there are too few or too many.
+            pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                if bytes.len() != $size {
+                    return None;
+                }
+                let mut rest = bytes;
+                Some(Self { $($field: <$ty as $crate::pod::FromBytes>::take(&mut rest)?,)+ })
+            }
             /// Field names with offsets and sizes in bytes, for the golden layout table.
             pub const LAYOUT: &'static [(&'static str, usize, usize)] = &[
                 $((stringify!($field), core::mem::offset_of!($name, $field), core::mem::size_of::<$ty>()),)+
@@ -43,6 +51,14 @@ macro_rules! record {
         }
 
         impl $crate::pod::Zero for $name { const ZERO: Self = Self::ZERO; }
+
+        impl $crate::pod::FromBytes for $name {
+            fn take(rest: &mut &[u8]) -> Option<Self> {
+                let (own, others) = rest.split_at_checked($size)?;
+                *rest = others;
+                Self::from_bytes(own)
+            }
+        }
 
         // SAFETY: (need) aya moves map values as raw bytes and asks for this marker. (soundness) the assertions above
         // prove that every field is plain and that there is no padding, so every bit pattern is a valid value and
@@ -73,4 +89,31 @@ impl Zero for u64 {
 }
 impl<T: Zero, const N: usize> Zero for [T; N] {
     const ZERO: Self = [T::ZERO; N];
+}
+
+/// Reads a plain type from the front of a byte slice, in host order.
+pub(crate) trait FromBytes: Sized {
+    /// Takes the value off the front.
+    fn take(rest: &mut &[u8]) -> Option<Self>;
+}
+macro_rules! integer_from_bytes {
+    ($($ty:ty),+) => {$(
+        impl FromBytes for $ty {
+            fn take(rest: &mut &[u8]) -> Option<Self> {
+                let (own, others) = rest.split_first_chunk()?;
+                *rest = others;
+                Some(Self::from_ne_bytes(*own))
+            }
+        }
+    )+};
+}
+integer_from_bytes!(u8, u16, u32, u64);
+impl<T: FromBytes + Zero + Copy, const N: usize> FromBytes for [T; N] {
+    fn take(rest: &mut &[u8]) -> Option<Self> {
+        let mut values = [T::ZERO; N];
+        for value in &mut values {
+            *value = T::take(rest)?;
+        }
+        Some(values)
+    }
 }

@@ -1,3 +1,3 @@
 //! The only I/O of the agent. Adapters hold no decisions.
 
-
+pub mod dataplane;

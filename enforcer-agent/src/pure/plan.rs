@@ -1,6 +1,8 @@
 //! From what a bank holds and what it should hold to the writes that lead there.
 
-use enforcer_common::abi::config::{BackendRecord, PairRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode};
+use enforcer_common::abi::config::{
+    BackendRecord, PairRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+};
 use enforcer_common::schema::MAGLEV_BLOCKS;
 
 use super::tables::{Tables, Write, maglev_index, pair_index};
@@ -15,29 +17,62 @@ pub fn plan(observed: Option<&Tables>, desired: &Tables) -> Vec<Write> {
     let held = observed.unwrap_or(&nothing);
     let fresh = observed.is_none();
     let mut writes = Vec::new();
-    differences(&held.trie, &desired.trie, &TrieNode::ZERO, fresh, |index, node| {
-        writes.push(Write::Trie(index, Box::new(*node)));
-    });
-    differences(&held.tenants, &desired.tenants, &TenantRecord::ZERO, fresh, |index, record| {
-        writes.push(Write::Tenant(index, *record));
-    });
-    differences(&held.services, &desired.services, &ServiceRecord::ZERO, fresh, |index, record| {
-        writes.push(Write::Service(index, *record));
-    });
+    differences(
+        &held.trie,
+        &desired.trie,
+        &TrieNode::ZERO,
+        fresh,
+        |index, node| {
+            writes.push(Write::Trie(index, Box::new(*node)));
+        },
+    );
+    differences(
+        &held.tenants,
+        &desired.tenants,
+        &TenantRecord::ZERO,
+        fresh,
+        |index, record| {
+            writes.push(Write::Tenant(index, *record));
+        },
+    );
+    differences(
+        &held.services,
+        &desired.services,
+        &ServiceRecord::ZERO,
+        fresh,
+        |index, record| {
+            writes.push(Write::Service(index, *record));
+        },
+    );
     let empty = Vec::new();
     for row in 0..held.rows.len().max(desired.rows.len()) {
-        let (old, new) = (held.rows.get(row).unwrap_or(&empty), desired.rows.get(row).unwrap_or(&empty));
+        let (old, new) = (
+            held.rows.get(row).unwrap_or(&empty),
+            desired.rows.get(row).unwrap_or(&empty),
+        );
         differences(old, new, &PairRecord::ZERO, fresh, |service, record| {
             writes.push(Write::Pair(pair_index(row as u32, service), *record));
         });
     }
-    differences(&held.sets, &desired.sets, &SetRecord::ZERO, fresh, |index, record| {
-        writes.push(Write::Set(index, *record));
-    });
+    differences(
+        &held.sets,
+        &desired.sets,
+        &SetRecord::ZERO,
+        fresh,
+        |index, record| {
+            writes.push(Write::Set(index, *record));
+        },
+    );
     maglev(held, desired, fresh, &mut writes);
-    differences(&held.backends, &desired.backends, &BackendRecord::ZERO, fresh, |index, record| {
-        writes.push(Write::Backend(index, *record));
-    });
+    differences(
+        &held.backends,
+        &desired.backends,
+        &BackendRecord::ZERO,
+        fresh,
+        |index, record| {
+            writes.push(Write::Backend(index, *record));
+        },
+    );
     writes
 }
 
@@ -75,7 +110,13 @@ fn maglev(held: &Tables, desired: &Tables, fresh: bool, writes: &mut Vec<Write>)
     }
 }
 
-fn differences<T: PartialEq>(held: &[T], desired: &[T], zero: &T, fresh: bool, mut write: impl FnMut(u32, &T)) {
+fn differences<T: PartialEq>(
+    held: &[T],
+    desired: &[T],
+    zero: &T,
+    fresh: bool,
+    mut write: impl FnMut(u32, &T),
+) {
     for (index, record) in desired.iter().enumerate() {
         // A bank of which nothing is known is written whole.
         if fresh || held.get(index).unwrap_or(zero) != record {
@@ -99,12 +140,31 @@ mod tests {
         node.entries[10] = 7;
         Tables {
             trie: vec![node, TrieNode::ZERO],
-            tenants: vec![TenantRecord::ZERO, TenantRecord { row: 1, flags: 1, ..TenantRecord::ZERO }],
+            tenants: vec![
+                TenantRecord::ZERO,
+                TenantRecord {
+                    row: 1,
+                    flags: 1,
+                    ..TenantRecord::ZERO
+                },
+            ],
             services: vec![ServiceRecord { forward: 1, flags: 1 }],
-            rows: vec![vec![PairRecord { reason: 4, ..PairRecord::ZERO }], vec![PairRecord::ZERO]],
+            rows: vec![
+                vec![PairRecord {
+                    reason: 4,
+                    ..PairRecord::ZERO
+                }],
+                vec![PairRecord::ZERO],
+            ],
             sets: vec![SetRecord { members: [3; 16] }],
             maglev: vec![(0..MAGLEV_SLOTS).map(|slot| (slot % 2) as u16).collect()],
-            backends: vec![BackendRecord { flags: 1, ..BackendRecord::ZERO }; 2],
+            backends: vec![
+                BackendRecord {
+                    flags: 1,
+                    ..BackendRecord::ZERO
+                };
+                2
+            ],
         }
     }
 
@@ -157,6 +217,10 @@ mod tests {
         assert_eq!(in_place(&tables(), &limited), None);
         let mut moved = tables();
         moved.backends[0].port_be = 1;
-        assert_eq!(in_place(&tables(), &moved), None, "another address needs a generation: flows are judged anew");
+        assert_eq!(
+            in_place(&tables(), &moved),
+            None,
+            "another address needs a generation: flows are judged anew"
+        );
     }
 }

@@ -36,7 +36,10 @@ impl Facts for Snapshot {
     }
 
     fn trie_entry(&self, _bank: u32, node: u32, byte: u8) -> u32 {
-        self.tables.trie.get(node as usize).map_or(0, |node| node.entries[usize::from(byte)])
+        self.tables
+            .trie
+            .get(node as usize)
+            .map_or(0, |node| node.entries[usize::from(byte)])
     }
 
     fn tenant(&self, _bank: u32, slot: u32) -> Option<&TenantRecord> {
@@ -57,7 +60,10 @@ impl Facts for Snapshot {
 
     fn maglev(&self, _bank: u32, set: u32, slot: u32) -> u16 {
         let table = self.tables.maglev.get(set as usize);
-        table.and_then(|table| table.get(slot as usize)).copied().unwrap_or(NO_BACKEND)
+        table
+            .and_then(|table| table.get(slot as usize))
+            .copied()
+            .unwrap_or(NO_BACKEND)
     }
 
     fn backend(&self, _bank: u32, slot: u32) -> Option<&BackendRecord> {

@@ -1,8 +1,8 @@
 //! What a policy compiles to: the records of one configuration bank, and single writes into one.
 
 use enforcer_common::abi::config::{
-    BackendRecord, MAGLEV_BLOCK_SLOTS, MaglevBlock, NO_BACKEND, PairRecord, ServiceRecord, SetRecord, TenantRecord,
-    TrieNode,
+    BackendRecord, MAGLEV_BLOCK_SLOTS, MaglevBlock, NO_BACKEND, PairRecord, ServiceRecord, SetRecord,
+    TenantRecord, TrieNode,
 };
 use enforcer_common::schema::{MAGLEV_BLOCKS, MAX_SERVICES};
 

@@ -1,0 +1,297 @@
+//! The kernel side: loads or adopts programs and maps, attaches them, and gives typed access to the maps.
+//!
+//! Everything is pinned below one directory of bpffs, so that enforcement goes on without the agent:
+//!
+//! - `maps-<schema hash>/NAME`: the maps; another schema gets another directory.
+//! - `links/xdp-<interface>`, `links/tcx-<interface>`: what keeps the programs attached.
+//! - `programs/NAME`: the programs, for inspection.
+
+mod attach;
+mod maps;
+mod sweep;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapError, MapInfo};
+use aya::pin::PinError;
+use aya::programs::links::LinkError;
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use enforcer_common::schema::{MAPS, SCHEMA_HASH};
+
+pub use attach::{AttachMode, Attachment, Mode, detach};
+pub use maps::{Maps, Tally};
+pub use sweep::{ClosedFlow, FlowSweeper, Swept, Timeouts};
+
+/// The kernel object, built for the BPF target by the build script.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer"));
+
+/// Name of the XDP program.
+pub const XDP_PROGRAM: &str = "enforcer_xdp";
+/// Name of the TC egress program.
+pub const EGRESS_PROGRAM: &str = "enforcer_egress";
+
+/// How to load.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where everything is pinned: a directory on bpffs that belongs to this instance alone.
+    pub pin_directory: PathBuf,
+    /// Capacity of the two flow tables.
+    pub flow_entries: u32,
+    /// Have the programs take the time from `HOST` instead of the kernel: for tests.
+    pub test_clock: bool,
+}
+
+/// What goes wrong with the kernel side.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The pin directory cannot be used.
+    #[error("{path} cannot be used for pins: {source}; mount bpffs with `mount -t bpf bpf /sys/fs/bpf`")]
+    PinDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process may not use BPF.
+    #[error(
+        "this process may not load BPF programs: run it as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and \
+         CAP_NET_RAW"
+    )]
+    Privileges,
+    /// A pinned map is not what this build expects.
+    #[error(
+        "the pinned map {name} has {found}, this build expects {expected}; stop every agent of this instance and run \
+         `enforcer-agent detach`"
+    )]
+    Schema {
+        /// The map.
+        name: &'static str,
+        /// What it has.
+        found: String,
+        /// What is expected.
+        expected: String,
+    },
+    /// The object could not be loaded.
+    #[error("the kernel object cannot be loaded: {0}")]
+    Object(#[from] EbpfError),
+    /// The verifier or the kernel refused a program.
+    #[error("the kernel refused the program {name}: {source}")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// Why.
+        source: ProgramError,
+    },
+    /// A map operation failed.
+    #[error("map {name}: {source}")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// A pin could not be made or removed.
+    #[error("pin {path}: {source}")]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: PinError,
+    },
+    /// A pinned link could not be opened or used.
+    #[error("link {path}: {source}")]
+    Link {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: LinkError,
+    },
+    /// There is no such interface.
+    #[error("interface {interface} does not exist in this network namespace; see `ip link`")]
+    NoInterface {
+        /// Its name.
+        interface: String,
+    },
+    /// Another XDP program is attached.
+    #[error(
+        "interface {interface} already runs another XDP program{other}; it was left in place: detach it, or take this \
+         interface out of the agent's configuration"
+    )]
+    Occupied {
+        /// The interface.
+        interface: String,
+        /// Name and number of the other program, where known, with a leading space.
+        other: String,
+    },
+    /// Attaching failed.
+    #[error("{program} cannot be attached to {interface}: {source}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: ProgramError,
+    },
+}
+
+/// Programs and maps of one instance.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    pin_directory: PathBuf,
+    /// Typed handles.
+    pub maps: Maps,
+    /// Whether the maps were there before: their content is that of an earlier agent.
+    pub adopted: bool,
+}
+
+/// Where the maps of this build's schema are pinned.
+#[must_use]
+pub fn map_directory(pin_directory: &Path) -> PathBuf {
+    pin_directory.join(format!("maps-{SCHEMA_HASH:016x}"))
+}
+
+impl Dataplane {
+    /// Loads the programs, over pinned maps of the same schema if there are any. Attaches nothing.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]; nothing that was attached before has been touched.
+    pub fn open(settings: &Settings) -> Result<Self, DataplaneError> {
+        let directory = map_directory(&settings.pin_directory);
+        std::fs::create_dir_all(&directory).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => {
+                DataplaneError::Privileges
+            }
+            _ => DataplaneError::PinDirectory {
+                path: directory.clone(),
+                source,
+            },
+        })?;
+        let adopted = directory.join("META").exists();
+        if adopted {
+            compare_with_schema(&directory)?;
+        }
+        let test_clock = u32::from(settings.test_clock);
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(&directory)
+            .map_max_entries("FLOWS", settings.flow_entries)
+            .map_max_entries("REPLIES", settings.flow_entries)
+            .override_global("TEST_CLOCK", &test_clock, true)
+            .load(OBJECT)
+            .map_err(explain_privileges)?;
+        load(&mut ebpf)?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        if !adopted {
+            maps.mark_schema()?;
+        }
+        Ok(Self {
+            ebpf,
+            pin_directory: settings.pin_directory.clone(),
+            maps,
+            adopted,
+        })
+    }
+
+    /// The XDP program, for attaching and for test runs.
+    ///
+    /// # Errors
+    /// If the object does not hold it.
+    pub fn xdp(&mut self) -> Result<&mut Xdp, DataplaneError> {
+        program(&mut self.ebpf, XDP_PROGRAM)
+    }
+
+    /// The TC egress program.
+    ///
+    /// # Errors
+    /// If the object does not hold it.
+    pub fn egress(&mut self) -> Result<&mut SchedClassifier, DataplaneError> {
+        program(&mut self.ebpf, EGRESS_PROGRAM)
+    }
+}
+
+fn program<'e, P>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut P, DataplaneError>
+where
+    &'e mut P: TryFrom<&'e mut aya::programs::Program, Error = ProgramError>,
+{
+    let missing = || {
+        DataplaneError::Object(EbpfError::FileError {
+            path: PathBuf::from(name),
+            error: io::Error::new(io::ErrorKind::NotFound, "the object holds no such program"),
+        })
+    };
+    let program = ebpf.program_mut(name).ok_or_else(missing)?;
+    program
+        .try_into()
+        .map_err(|source| DataplaneError::Program { name, source })
+}
+
+fn load(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
+    program::<Xdp>(ebpf, XDP_PROGRAM)?
+        .load()
+        .map_err(|source| DataplaneError::Program {
+            name: XDP_PROGRAM,
+            source,
+        })?;
+    program::<SchedClassifier>(ebpf, EGRESS_PROGRAM)?
+        .load()
+        .map_err(|source| DataplaneError::Program {
+            name: EGRESS_PROGRAM,
+            source,
+        })
+}
+
+/// The kernel answers "operation not permitted" to whoever lacks the capabilities.
+fn explain_privileges(error: EbpfError) -> DataplaneError {
+    let denied = match &error {
+        EbpfError::MapError(MapError::CreateError { io_error, .. }) => {
+            io_error.kind() == io::ErrorKind::PermissionDenied
+        }
+        _ => false,
+    };
+    if denied {
+        DataplaneError::Privileges
+    } else {
+        DataplaneError::Object(error)
+    }
+}
+
+/// Compares every pinned map with the schema before it is reused. The flow tables may have another capacity.
+fn compare_with_schema(directory: &Path) -> Result<(), DataplaneError> {
+    for spec in MAPS {
+        let path = directory.join(spec.name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path).map_err(|source| DataplaneError::Map {
+            name: spec.name,
+            source,
+        })?;
+        let sized = matches!(spec.name, "FLOWS" | "REPLIES");
+        let value_bytes = if spec.kind == "RingBuf" {
+            0
+        } else {
+            spec.value_bytes
+        };
+        let same = info.key_size() == spec.key_bytes
+            && info.value_size() == value_bytes
+            && (sized || info.max_entries() == spec.capacity);
+        if !same {
+            return Err(DataplaneError::Schema {
+                name: spec.name,
+                found: format!(
+                    "keys of {} bytes, values of {} bytes, {} entries",
+                    info.key_size(),
+                    info.value_size(),
+                    info.max_entries()
+                ),
+                expected: format!(
+                    "keys of {} bytes, values of {value_bytes} bytes, {} entries",
+                    spec.key_bytes, spec.capacity
+                ),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,298 @@
+//! Expires flows. It has handles of its own, so that it can run on a thread of its own, and it alone writes
+//! `CONNECTIONS_CLOSED`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use enforcer_common::abi::address::{Address, FlowKey, from_v4};
+use enforcer_common::abi::config::{FORWARD_L2DSR, FORWARD_NAT, HostRecord};
+use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord};
+use enforcer_common::decide::{TCP, is_v4, reply_key};
+use enforcer_common::schema::{MAX_BACKENDS, MAX_TENANTS, backend_connections, tenant_connections};
+
+use super::{DataplaneError, map_directory};
+
+/// How long a flow may be idle in each state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP before both sides have answered.
+    pub tcp_opening: Duration,
+    /// TCP with traffic both ways.
+    pub tcp_established: Duration,
+    /// TCP after a reset, or after both sides have finished.
+    pub tcp_closing: Duration,
+    /// UDP.
+    pub udp: Duration,
+}
+
+/// A flow that was removed, for the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedFlow {
+    /// The client's 5-tuple.
+    pub key: FlowKey,
+    /// Its last state.
+    pub flow: FlowRecord,
+    /// The other direction, where the balancer saw it.
+    pub reply: Option<ReplyRecord>,
+}
+
+/// What one sweep found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Flows that are still there.
+    pub open: u64,
+    /// Flows that were removed.
+    pub closed: Vec<ClosedFlow>,
+    /// Reply entries without a flow that were removed.
+    pub orphans: u64,
+}
+
+/// A reply entry is made before its flow: one younger than this may be about to get it.
+const ORPHAN_AGE: Duration = Duration::from_secs(1);
+
+/// Expires flows.
+pub struct FlowSweeper {
+    host: Array<MapData, HostRecord>,
+    flows: HashMap<MapData, FlowKey, FlowRecord>,
+    replies: HashMap<MapData, FlowKey, ReplyRecord>,
+    opened: Array<MapData, u64>,
+    closed: Array<MapData, u64>,
+    timeouts: Timeouts,
+}
+
+fn open<T>(directory: &Path, name: &'static str, wrap: fn(MapData) -> Map) -> Result<T, DataplaneError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let data =
+        MapData::from_pin(directory.join(name)).map_err(|source| DataplaneError::Map { name, source })?;
+    T::try_from(wrap(data)).map_err(|source| DataplaneError::Map { name, source })
+}
+
+impl FlowSweeper {
+    /// Opens the pinned maps of an instance.
+    ///
+    /// # Errors
+    /// If a map is not pinned there.
+    pub fn open(pin_directory: &Path, timeouts: Timeouts) -> Result<Self, DataplaneError> {
+        let directory = map_directory(pin_directory);
+        Ok(Self {
+            host: open(&directory, "HOST", Map::Array)?,
+            flows: open(&directory, "FLOWS", Map::HashMap)?,
+            replies: open(&directory, "REPLIES", Map::HashMap)?,
+            opened: open(&directory, "CONNECTIONS_OPENED", Map::Array)?,
+            closed: open(&directory, "CONNECTIONS_CLOSED", Map::Array)?,
+            timeouts,
+        })
+    }
+
+    /// Brings the counts of open connections in line with the flow table: an agent that was killed between removing a
+    /// flow and counting it would leave them one too high for ever.
+    ///
+    /// # Errors
+    /// If the kernel refuses an operation.
+    pub fn recount(&mut self) -> Result<(), DataplaneError> {
+        let mut open = vec![0_u64; (MAX_TENANTS + MAX_BACKENDS) as usize];
+        for flow in self.flows.iter() {
+            let (_, flow) = flow.map_err(|source| DataplaneError::Map {
+                name: "FLOWS",
+                source,
+            })?;
+            for index in [tenant_connections(flow.tenant), backend_connections(flow.backend)] {
+                if let Some(count) = open.get_mut(index as usize) {
+                    *count += 1;
+                }
+            }
+        }
+        for (index, open) in open.into_iter().enumerate() {
+            let opened = get(&self.opened, "CONNECTIONS_OPENED", index as u32)?;
+            let closed = opened.wrapping_sub(open);
+            if get(&self.closed, "CONNECTIONS_CLOSED", index as u32)? != closed {
+                self.set_closed(index as u32, closed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is idle for too long.
+    ///
+    /// # Errors
+    /// If the kernel refuses an operation.
+    pub fn sweep(&mut self, now_ns: u64) -> Result<Swept, DataplaneError> {
+        let host = get(&self.host, "HOST", 0)?;
+        let mut swept = Swept::default();
+        let mut expired = Vec::new();
+        for entry in self.flows.iter() {
+            let (key, flow) = entry.map_err(|source| DataplaneError::Map {
+                name: "FLOWS",
+                source,
+            })?;
+            let reply = self.reply_of(&host, &key, &flow)?;
+            if self.is_expired(&key, &flow, reply.as_ref(), now_ns) {
+                expired.push(key);
+            } else {
+                swept.open += 1;
+            }
+        }
+        for key in expired {
+            // The flow may have been used since it was read.
+            let Some(flow) = self.lookup(&key)? else { continue };
+            let reply = self.reply_of(&host, &key, &flow)?;
+            if !self.is_expired(&key, &flow, reply.as_ref(), now_ns) {
+                swept.open += 1;
+                continue;
+            }
+            if self.remove(&host, &key, &flow)? {
+                swept.closed.push(ClosedFlow { key, flow, reply });
+            }
+        }
+        swept.orphans = self.remove_orphans(&host, now_ns)?;
+        Ok(swept)
+    }
+
+    fn lookup(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataplaneError> {
+        match self.flows.get(key, 0) {
+            Ok(flow) => Ok(Some(flow)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(DataplaneError::Map {
+                name: "FLOWS",
+                source,
+            }),
+        }
+    }
+
+    fn reply_of(
+        &self,
+        host: &HostRecord,
+        key: &FlowKey,
+        flow: &FlowRecord,
+    ) -> Result<Option<ReplyRecord>, DataplaneError> {
+        let Some(reply) = reply_key_of(host, key, flow) else {
+            return Ok(None);
+        };
+        match self.replies.get(&reply, 0) {
+            Ok(record) => Ok((record.forward == *key).then_some(record)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(DataplaneError::Map {
+                name: "REPLIES",
+                source,
+            }),
+        }
+    }
+
+    fn is_expired(&self, key: &FlowKey, flow: &FlowRecord, reply: Option<&ReplyRecord>, now_ns: u64) -> bool {
+        let seen_ns = flow.seen_ns.max(reply.map_or(0, |reply| reply.seen_ns));
+        let timeout = self.timeout(key, flow, reply);
+        u128::from(now_ns.saturating_sub(seen_ns)) >= timeout.as_nanos()
+    }
+
+    fn timeout(&self, key: &FlowKey, flow: &FlowRecord, reply: Option<&ReplyRecord>) -> Duration {
+        if key.protocol != TCP {
+            return self.timeouts.udp;
+        }
+        // Where back ends answer directly, the client's direction is all there is to see.
+        let back = if flow.forward == FORWARD_L2DSR {
+            flow.state
+        } else {
+            reply.map_or(0, |reply| reply.state)
+        };
+        if (flow.state | back) & FLOW_RST != 0 || flow.state & back & FLOW_FIN != 0 {
+            self.timeouts.tcp_closing
+        } else if flow.state & back & FLOW_ESTABLISHED != 0 || (flow.state | back) & FLOW_FIN != 0 {
+            self.timeouts.tcp_established
+        } else {
+            self.timeouts.tcp_opening
+        }
+    }
+
+    /// Removes a flow; only who really removes it counts it.
+    fn remove(
+        &mut self,
+        host: &HostRecord,
+        key: &FlowKey,
+        flow: &FlowRecord,
+    ) -> Result<bool, DataplaneError> {
+        if let Some(reply) = reply_key_of(host, key, flow) {
+            remove(&mut self.replies, "REPLIES", &reply)?;
+        }
+        if !remove(&mut self.flows, "FLOWS", key)? {
+            return Ok(false);
+        }
+        for index in [tenant_connections(flow.tenant), backend_connections(flow.backend)] {
+            let closed = get(&self.closed, "CONNECTIONS_CLOSED", index)?.wrapping_add(1);
+            self.set_closed(index, closed)?;
+        }
+        Ok(true)
+    }
+
+    fn set_closed(&mut self, index: u32, closed: u64) -> Result<(), DataplaneError> {
+        self.closed
+            .set(index, closed, 0)
+            .map_err(|source| DataplaneError::Map {
+                name: "CONNECTIONS_CLOSED",
+                source,
+            })
+    }
+
+    fn remove_orphans(&mut self, host: &HostRecord, now_ns: u64) -> Result<u64, DataplaneError> {
+        let mut orphans = Vec::new();
+        for entry in self.replies.iter() {
+            let (key, reply) = entry.map_err(|source| DataplaneError::Map {
+                name: "REPLIES",
+                source,
+            })?;
+            if u128::from(now_ns.saturating_sub(reply.seen_ns)) < ORPHAN_AGE.as_nanos() {
+                continue;
+            }
+            let flow = self.lookup(&reply.forward)?;
+            let own = flow.and_then(|flow| reply_key_of(host, &reply.forward, &flow));
+            if own != Some(key) {
+                orphans.push(key);
+            }
+        }
+        let mut removed = 0;
+        for key in orphans {
+            removed += u64::from(remove(&mut self.replies, "REPLIES", &key)?);
+        }
+        Ok(removed)
+    }
+}
+
+/// The key of a flow's reply entry; `None` where there is none.
+fn reply_key_of(host: &HostRecord, key: &FlowKey, flow: &FlowRecord) -> Option<FlowKey> {
+    if flow.forward == FORWARD_L2DSR {
+        return None;
+    }
+    let nat = (flow.forward == FORWARD_NAT).then(|| (nat_address(host, key), flow.translated_port_be));
+    Some(reply_key(key, flow.backend_address, flow.backend_port_be, nat))
+}
+
+fn nat_address(host: &HostRecord, key: &FlowKey) -> Address {
+    if is_v4(key) {
+        from_v4(host.nat_v4)
+    } else {
+        host.nat_v6
+    }
+}
+
+fn get<V: Pod>(map: &Array<MapData, V>, name: &'static str, index: u32) -> Result<V, DataplaneError> {
+    map.get(&index, 0)
+        .map_err(|source| DataplaneError::Map { name, source })
+}
+
+fn remove<V: Pod>(
+    map: &mut HashMap<MapData, FlowKey, V>,
+    name: &'static str,
+    key: &FlowKey,
+) -> Result<bool, DataplaneError> {
+    match map.remove(key) {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(false)
+        }
+        Err(source) => Err(DataplaneError::Map { name, source }),
+    }
+}

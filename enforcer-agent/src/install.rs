@@ -1,0 +1,334 @@
+//! Puts compiled tables into force: write the bank that is not live, read it back, flip one word.
+//!
+//! Whatever fails on the way, the old generation stays in force and the half-written bank is remembered as unknown, so
+//! that the next attempt writes it whole.
+
+use std::time::{Duration, Instant};
+
+use enforcer_common::schema::BANKS;
+
+use crate::pure::plan;
+use crate::pure::tables::{Tables, Write};
+
+/// A packet that read the old generation just before a flip may still be reading its bank. The programs run for
+/// microseconds with preemption off, so a bank that was left this long ago has no reader.
+const GRACE: Duration = Duration::from_millis(10);
+
+/// The configuration maps, as the installer needs them.
+pub trait Banks {
+    /// What goes wrong.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// The live generation.
+    ///
+    /// # Errors
+    /// If the kernel refuses the look-up.
+    fn generation(&self) -> Result<u64, Self::Error>;
+    /// Makes a generation live.
+    ///
+    /// # Errors
+    /// If the kernel refuses the update; the old one is then still live.
+    fn set_generation(&mut self, generation: u64) -> Result<(), Self::Error>;
+    /// Writes one record of a bank.
+    ///
+    /// # Errors
+    /// If the kernel refuses the update.
+    fn write(&mut self, bank: u32, write: &Write) -> Result<(), Self::Error>;
+    /// Whether a bank holds what was written.
+    ///
+    /// # Errors
+    /// If the kernel refuses the look-up.
+    fn holds(&self, bank: u32, write: &Write) -> Result<bool, Self::Error>;
+}
+
+/// Why a change was not put into force. The old generation is still live.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError<E: std::error::Error + 'static> {
+    /// A map operation failed.
+    #[error("a map operation failed, generation {live} stays in force: {source}")]
+    Map {
+        /// The generation in force.
+        live: u64,
+        /// What the kernel said.
+        source: E,
+    },
+    /// A record read back differs from what was written.
+    #[error("bank {bank} does not hold what was written ({write:?}), generation {live} stays in force")]
+    ReadBack {
+        /// The bank.
+        bank: u32,
+        /// The write.
+        write: Box<Write>,
+        /// The generation in force.
+        live: u64,
+    },
+}
+
+/// Knows what each bank holds, so that only differences are written.
+#[derive(Debug, Default)]
+pub struct Installer {
+    banks: [Option<Tables>; BANKS as usize],
+    flipped: Option<Instant>,
+}
+
+/// What an installation did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// The generation that is now in force.
+    pub generation: u64,
+    /// Records written.
+    pub writes: usize,
+    /// Whether the live bank was changed in place, without a new generation.
+    pub in_place: bool,
+}
+
+impl Installer {
+    /// The tables in force, if this process put them there.
+    #[must_use]
+    pub fn live(&self, generation: u64) -> Option<&Tables> {
+        self.banks[bank_of(generation) as usize].as_ref()
+    }
+
+    /// Puts `desired` into force: in place where nobody's rights change, as a new generation otherwise.
+    ///
+    /// # Errors
+    /// [`InstallError`]; the old generation is then still in force.
+    pub fn install<B: Banks>(
+        &mut self,
+        maps: &mut B,
+        desired: Tables,
+    ) -> Result<Installed, InstallError<B::Error>> {
+        let live = maps
+            .generation()
+            .map_err(|source| InstallError::Map { live: 0, source })?;
+        if live != 0
+            && let Some(writes) = self
+                .live(live)
+                .and_then(|tables| plan::in_place(tables, &desired))
+        {
+            self.write_all(maps, live, bank_of(live), &writes)?;
+            self.banks[bank_of(live) as usize] = Some(desired);
+            return Ok(Installed {
+                generation: live,
+                writes: writes.len(),
+                in_place: true,
+            });
+        }
+        self.install_generation(maps, live, desired)
+    }
+
+    fn install_generation<B: Banks>(
+        &mut self,
+        maps: &mut B,
+        live: u64,
+        desired: Tables,
+    ) -> Result<Installed, InstallError<B::Error>> {
+        let generation = live + 1;
+        let bank = bank_of(generation);
+        if let Some(since) = self.flipped.map(|at| at.elapsed()).filter(|since| *since < GRACE) {
+            std::thread::sleep(GRACE.saturating_sub(since));
+        }
+        let writes = plan::plan(self.banks[bank as usize].as_ref(), &desired);
+        self.write_all(maps, live, bank, &writes)?;
+        for write in &writes {
+            if !maps
+                .holds(bank, write)
+                .map_err(|source| InstallError::Map { live, source })?
+            {
+                self.banks[bank as usize] = None;
+                return Err(InstallError::ReadBack {
+                    bank,
+                    write: Box::new(write.clone()),
+                    live,
+                });
+            }
+        }
+        maps.set_generation(generation)
+            .map_err(|source| InstallError::Map { live, source })?;
+        self.flipped = Some(Instant::now());
+        self.banks[bank as usize] = Some(desired);
+        Ok(Installed {
+            generation,
+            writes: writes.len(),
+            in_place: false,
+        })
+    }
+
+    /// Writes into a bank whose content is unknown until the last write has succeeded.
+    fn write_all<B: Banks>(
+        &mut self,
+        maps: &mut B,
+        live: u64,
+        bank: u32,
+        writes: &[Write],
+    ) -> Result<(), InstallError<B::Error>> {
+        let held = self.banks[bank as usize].take();
+        for write in writes {
+            maps.write(bank, write)
+                .map_err(|source| InstallError::Map { live, source })?;
+        }
+        self.banks[bank as usize] = held;
+        Ok(())
+    }
+}
+
+const fn bank_of(generation: u64) -> u32 {
+    (generation % BANKS as u64) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use enforcer_common::abi::config::{PairRecord, TenantRecord};
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("made to fail")]
+    struct Failure;
+
+    /// Two banks and a generation in memory; operation number `fail_at` fails.
+    #[derive(Default)]
+    struct Fake {
+        generation: u64,
+        banks: [BTreeMap<String, Write>; 2],
+        operations: std::cell::Cell<usize>,
+        fail_at: Option<usize>,
+    }
+
+    impl Fake {
+        fn operate(&self) -> Result<(), Failure> {
+            self.operations.set(self.operations.get() + 1);
+            if self.fail_at == Some(self.operations.get()) {
+                Err(Failure)
+            } else {
+                Ok(())
+            }
+        }
+
+        fn live(&self) -> &BTreeMap<String, Write> {
+            &self.banks[bank_of(self.generation) as usize]
+        }
+    }
+
+    fn place(write: &Write) -> String {
+        match write {
+            Write::Tenant(index, _) => format!("tenant {index}"),
+            Write::Pair(index, _) => format!("pair {index}"),
+            Write::Trie(index, _) => format!("trie {index}"),
+            Write::Service(index, _) => format!("service {index}"),
+            Write::Set(index, _) => format!("set {index}"),
+            Write::Maglev(index, _) => format!("maglev {index}"),
+            Write::Backend(index, _) => format!("backend {index}"),
+        }
+    }
+
+    impl Banks for Fake {
+        type Error = Failure;
+
+        fn generation(&self) -> Result<u64, Failure> {
+            self.operate().map(|()| self.generation)
+        }
+
+        fn set_generation(&mut self, generation: u64) -> Result<(), Failure> {
+            self.operate()?;
+            self.generation = generation;
+            Ok(())
+        }
+
+        fn write(&mut self, bank: u32, write: &Write) -> Result<(), Failure> {
+            self.operate()?;
+            self.banks[bank as usize].insert(place(write), write.clone());
+            Ok(())
+        }
+
+        fn holds(&self, bank: u32, write: &Write) -> Result<bool, Failure> {
+            self.operate()?;
+            Ok(self.banks[bank as usize].get(&place(write)) == Some(write))
+        }
+    }
+
+    fn tables(limit: u64) -> Tables {
+        Tables {
+            tenants: vec![
+                TenantRecord {
+                    concurrent_limit: limit,
+                    ..TenantRecord::ZERO
+                };
+                3
+            ],
+            rows: vec![vec![PairRecord {
+                rule: limit as u32,
+                ..PairRecord::ZERO
+            }]],
+            ..Tables::default()
+        }
+    }
+
+    #[test]
+    fn every_operation_fails_once_and_the_old_or_the_new_generation_is_whole() {
+        let mut clean = Fake::default();
+        let mut installer = Installer::default();
+        installer.install(&mut clean, tables(1)).expect("nothing fails");
+        let old = clean.live().clone();
+        let before = clean.operations.get();
+        installer.install(&mut clean, tables(2)).expect("nothing fails");
+        let new = clean.live().clone();
+        let operations = clean.operations.get() - before;
+        assert!(operations > 8, "the test would not reach far enough");
+
+        for nth in 1..=operations {
+            let mut maps = Fake::default();
+            let mut installer = Installer::default();
+            installer
+                .install(&mut maps, tables(1))
+                .expect("nothing fails yet");
+            maps.fail_at = Some(maps.operations.get() + nth);
+            installer
+                .install(&mut maps, tables(2))
+                .expect_err("one operation failed");
+            assert_eq!(maps.live(), &old, "operation {nth}: the old generation is whole");
+            assert_eq!(maps.generation, 1);
+            maps.fail_at = None;
+            let installed = installer
+                .install(&mut maps, tables(2))
+                .expect("the second try succeeds");
+            assert_eq!(maps.live(), &new, "operation {nth}: the new generation is whole");
+            assert_eq!(installed.generation, 2);
+        }
+    }
+
+    #[test]
+    fn a_bank_that_forgets_is_noticed_before_the_flip() {
+        struct Forgetful(Fake);
+        impl Banks for Forgetful {
+            type Error = Failure;
+            fn generation(&self) -> Result<u64, Failure> {
+                self.0.generation()
+            }
+            fn set_generation(&mut self, generation: u64) -> Result<(), Failure> {
+                self.0.set_generation(generation)
+            }
+            fn write(&mut self, bank: u32, write: &Write) -> Result<(), Failure> {
+                if matches!(write, Write::Pair(..)) {
+                    Ok(())
+                } else {
+                    self.0.write(bank, write)
+                }
+            }
+            fn holds(&self, bank: u32, write: &Write) -> Result<bool, Failure> {
+                self.0.holds(bank, write)
+            }
+        }
+        let mut maps = Forgetful(Fake::default());
+        let error = Installer::default()
+            .install(&mut maps, tables(1))
+            .expect_err("a record is missing");
+        assert!(
+            matches!(error, InstallError::ReadBack { bank: 1, live: 0, .. }),
+            "{error}"
+        );
+        assert_eq!(maps.0.generation, 0);
+    }
+}
