@@ -1,1 +1,10 @@
-//! Test harness.
+//! What the tests and the demo stand on: no product code, only the world around it.
+//!
+//! - [`lab`]: network namespaces, virtual links and processes that are removed whatever happens to the run;
+//! - [`simulator`]: an inference server that speaks OpenAI's, vLLM's and dcgm-exporter's formats and queues for real;
+//! - [`client`]: a load client that says what became of every request.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod histogram;
+pub mod simulator;
