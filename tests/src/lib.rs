@@ -2,9 +2,12 @@
 //!
 //! - [`lab`]: network namespaces, virtual links and processes that are removed whatever happens to the run;
 //! - [`simulator`]: an inference server that speaks OpenAI's, vLLM's and dcgm-exporter's formats and queues for real;
-//! - [`client`]: a load client that says what became of every request.
+//! - [`client`]: a load client that says what became of every request;
+//! - [`privilege`]: how a test that needs root says that it cannot run.
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod histogram;
+pub mod lab;
+pub mod privilege;
 pub mod simulator;

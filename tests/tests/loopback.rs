@@ -1,5 +1,6 @@
 //! The simulator and the load client against each other, over loopback.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 use std::future::pending;
 use std::net::SocketAddr;
