@@ -95,7 +95,7 @@ async fn one_slot_serves_one_request_after_the_other() {
     let [address] = start(Config { slots: 1, ..config() })[..] else {
         panic!("one address")
     };
-    let chat = r#"{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 40}"#;
+    let chat = r#"{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 100}"#;
     let started = Instant::now();
     let both = async {
         tokio::join!(
@@ -110,9 +110,9 @@ async fn one_slot_serves_one_request_after_the_other() {
     let ((first, second), running) = tokio::join!(both, queue);
     assert_eq!(running, 1.0);
     assert_eq!((first.0, second.0), (StatusCode::OK, StatusCode::OK));
-    // Twice forty tokens of 5 ms: side by side they would take 200 ms.
+    // Twice a hundred tokens of 5 ms: side by side they would take 500 ms.
     assert!(
-        started.elapsed() >= Duration::from_millis(400),
+        started.elapsed() >= Duration::from_millis(1000),
         "took only {:?}",
         started.elapsed()
     );
@@ -120,7 +120,7 @@ async fn one_slot_serves_one_request_after_the_other() {
     assert_eq!(metric(address, "/metrics", "vllm:kv_cache_usage_perc").await, 0.0);
     assert_eq!(
         metric(address, "/metrics", "vllm:generation_tokens_total").await,
-        80.0
+        200.0
     );
 }
 
