@@ -1,1 +1,13 @@
-//! Test harness.
+//! What the tests and the demo stand on: no product code, only the world around it.
+//!
+//! - [`lab`]: network namespaces, virtual links and processes that are removed whatever happens to the run;
+//! - [`simulator`]: an inference server that speaks OpenAI's, vLLM's and dcgm-exporter's formats and queues for real;
+//! - [`client`]: a load client that says what became of every request;
+//! - [`privilege`]: how a test that needs root says that it cannot run.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod histogram;
+pub mod lab;
+pub mod privilege;
+pub mod simulator;
