@@ -1,0 +1,4 @@
+//! stub
+pub(crate) fn run() -> crate::error::Result<()> {
+    Ok(())
+}
