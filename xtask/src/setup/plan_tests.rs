@@ -100,7 +100,7 @@ fn empty_package_lists_are_refreshed_before_anything_is_decided() {
         lists: ListsAge::Unknown,
         ..fresh_debian()
     };
-    assert_eq!(commands(&plan(&facts)), ["apt-get -q update"]);
+    assert_eq!(commands(&plan(&facts)), ["apt-get -qq update"]);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_fresh_debian_gets_compiler_tools_link_and_mount() {
     assert_eq!(
         commands(&plan(&fresh_debian())),
         [
-            "DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends --no-remove install \
+            "DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends --no-remove install \
              cargo-web ethtool iproute2 rust-web-src rustc-web",
             "rustup toolchain link bpf /usr",
             "mount -t bpf bpf /sys/fs/bpf",
@@ -122,7 +122,7 @@ fn lists_of_unknown_age_are_refreshed_before_an_install() {
         lists: ListsAge::Unknown,
         ..fresh_debian()
     };
-    assert_eq!(commands(&plan(&facts))[0], "apt-get -q update");
+    assert_eq!(commands(&plan(&facts))[0], "apt-get -qq update");
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn the_linker_is_built_against_the_compilers_llvm() {
     assert_eq!(
         commands(&plan(&facts)),
         [
-            "DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends --no-remove install \
+            "DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends --no-remove install \
              libpolly-22-dev libzstd-dev llvm-22-dev",
             "LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --locked \
              --no-default-features --features llvm-22",
@@ -184,7 +184,7 @@ fn a_linker_that_does_not_start_is_replaced() {
 
 #[test]
 fn a_nightly_with_sources_and_a_linker_is_used_as_it_is() {
-    let nightly = toolchain("nightly", (1, 97), 22, "/home/user/nightly");
+    let nightly = toolchain("nightly", (1, 97), 22, "/opt/nightly");
     let facts = Facts {
         linked: None,
         nightly: Some(nightly),
@@ -195,7 +195,7 @@ fn a_nightly_with_sources_and_a_linker_is_used_as_it_is() {
 
 #[test]
 fn a_nightly_without_a_linker_gives_way_to_the_distribution() {
-    let nightly = toolchain("nightly", (1, 97), 22, "/home/user/nightly");
+    let nightly = toolchain("nightly", (1, 97), 22, "/opt/nightly");
     let with_apt = Facts {
         nightly: Some(nightly.clone()),
         ..fresh_debian()
@@ -215,7 +215,7 @@ fn a_nightly_without_a_linker_gives_way_to_the_distribution() {
 
 #[test]
 fn a_nightly_without_sources_counts_for_nothing() {
-    let mut nightly = toolchain("nightly", (1, 97), 22, "/home/user/nightly");
+    let mut nightly = toolchain("nightly", (1, 97), 22, "/opt/nightly");
     nightly.has_core_sources = false;
     let facts = Facts {
         nightly: Some(nightly),

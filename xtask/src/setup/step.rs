@@ -69,10 +69,10 @@ impl Step {
     fn words(&self) -> Vec<String> {
         let fixed = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
         match self {
-            Self::RefreshPackageLists => fixed("apt-get -q update"),
+            Self::RefreshPackageLists => fixed("apt-get -qq update"),
             // --no-remove: a package in conflict with one of these is the user's decision.
             Self::InstallPackages(names) => {
-                let mut words = fixed("apt-get -q -y --no-install-recommends --no-remove install");
+                let mut words = fixed("apt-get -qq -y --no-install-recommends --no-remove install");
                 words.extend(names.iter().cloned());
                 words
             }
