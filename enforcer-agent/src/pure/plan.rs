@@ -123,10 +123,8 @@ fn differences<T: PartialEq>(
             write(index as u32, record);
         }
     }
-    for index in desired.len()..held.len() {
-        if held[index] != *zero {
-            write(index as u32, zero);
-        }
+    for (index, _) in held.iter().enumerate().skip(desired.len()).filter(|(_, record)| *record != zero) {
+        write(index as u32, zero);
     }
 }
 

@@ -56,7 +56,7 @@ pub struct Tally {
     pub lost: u64,
 }
 
-fn named<T>(name: &'static str) -> impl FnOnce(MapError) -> DataplaneError + use<T> {
+fn named(name: &'static str) -> impl FnOnce(MapError) -> DataplaneError {
     move |source| DataplaneError::Map { name, source }
 }
 
@@ -67,11 +67,11 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
             name: name.to_owned(),
         },
     })?;
-    T::try_from(map).map_err(named::<T>(name))
+    T::try_from(map).map_err(named(name))
 }
 
 fn read<V: Pod>(map: &Array<MapData, V>, name: &'static str, index: u32) -> Result<V, DataplaneError> {
-    map.get(&index, 0).map_err(named::<V>(name))
+    map.get(&index, 0).map_err(named(name))
 }
 
 fn put<V: Pod>(
@@ -80,7 +80,7 @@ fn put<V: Pod>(
     index: u32,
     value: &V,
 ) -> Result<(), DataplaneError> {
-    map.set(index, value, 0).map_err(named::<V>(name))
+    map.set(index, value, 0).map_err(named(name))
 }
 
 impl Maps {
@@ -161,7 +161,7 @@ impl Maps {
         let values = self
             .tallies
             .get(&index, 0)
-            .map_err(named::<TallyRecord>("TALLIES"))?;
+            .map_err(named("TALLIES"))?;
         let mut sum = Tally::default();
         for value in values.iter() {
             sum.packets += value.packets;
@@ -178,7 +178,7 @@ impl Maps {
     /// # Errors
     /// If the kernel refuses the look-up.
     pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataplaneError> {
-        found(self.flows.get(key, 0)).map_err(named::<FlowRecord>("FLOWS"))
+        found(self.flows.get(key, 0)).map_err(named("FLOWS"))
     }
 
     /// One reply entry.
@@ -186,7 +186,7 @@ impl Maps {
     /// # Errors
     /// If the kernel refuses the look-up.
     pub fn reply(&self, key: &FlowKey) -> Result<Option<ReplyRecord>, DataplaneError> {
-        found(self.replies.get(key, 0)).map_err(named::<ReplyRecord>("REPLIES"))
+        found(self.replies.get(key, 0)).map_err(named("REPLIES"))
     }
 
     /// Up to `limit` flows, in no order.
@@ -198,7 +198,7 @@ impl Maps {
             .iter()
             .take(limit)
             .collect::<Result<_, _>>()
-            .map_err(named::<FlowRecord>("FLOWS"))
+            .map_err(named("FLOWS"))
     }
 
     /// Up to `limit` reply entries, in no order.
@@ -210,7 +210,7 @@ impl Maps {
             .iter()
             .take(limit)
             .collect::<Result<_, _>>()
-            .map_err(named::<ReplyRecord>("REPLIES"))
+            .map_err(named("REPLIES"))
     }
 
     /// The descriptor that becomes readable when there are events.

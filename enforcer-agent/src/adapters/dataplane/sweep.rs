@@ -95,7 +95,7 @@ impl FlowSweeper {
     /// If the kernel refuses an operation.
     pub fn recount(&mut self) -> Result<(), DataplaneError> {
         let mut open = vec![0_u64; (MAX_TENANTS + MAX_BACKENDS) as usize];
-        for flow in self.flows.iter() {
+        for flow in &self.flows {
             let (_, flow) = flow.map_err(|source| DataplaneError::Map {
                 name: "FLOWS",
                 source,
@@ -124,7 +124,7 @@ impl FlowSweeper {
         let host = get(&self.host, "HOST", 0)?;
         let mut swept = Swept::default();
         let mut expired = Vec::new();
-        for entry in self.flows.iter() {
+        for entry in &self.flows {
             let (key, flow) = entry.map_err(|source| DataplaneError::Map {
                 name: "FLOWS",
                 source,
@@ -238,7 +238,7 @@ impl FlowSweeper {
 
     fn remove_orphans(&mut self, host: &HostRecord, now_ns: u64) -> Result<u64, DataplaneError> {
         let mut orphans = Vec::new();
-        for entry in self.replies.iter() {
+        for entry in &self.replies {
             let (key, reply) = entry.map_err(|source| DataplaneError::Map {
                 name: "REPLIES",
                 source,
