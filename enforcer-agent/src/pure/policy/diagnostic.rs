@@ -105,6 +105,10 @@ impl Place {
     /// For what concerns the policy as a whole.
     pub(super) const WHOLE: Self = Self { line: 0, column: 0, width: 0 };
 
+    pub(super) const fn line(self) -> u32 {
+        self.line
+    }
+
     /// `line 3, column 14`, to point from one diagnostic to another place.
     pub(super) fn describe(self) -> String {
         format!("line {}, column {}", self.line, self.column)
@@ -328,8 +332,8 @@ impl miette::SourceCode for Report<'_> {
             self.0.file.clone(),
             line,
             SourceSpan::from((0, line.len())),
-            self.0.line as usize - 1,
-            self.0.column as usize - 1,
+            self.0.line.saturating_sub(1) as usize,
+            self.0.column.saturating_sub(1) as usize,
             1,
         )))
     }

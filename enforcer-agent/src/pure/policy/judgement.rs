@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use super::bounds::MAX_CONSTRAINTS;
 use super::resolved::{Action, Backend, Constraint, Mode, Pool, ResolvedPolicy, Service};
 
 /// What the rules say about one (tenant, service). Indices are into [`ResolvedPolicy::rules`].
@@ -11,16 +12,26 @@ use super::resolved::{Action, Backend, Constraint, Mode, Pool, ResolvedPolicy, S
 pub struct Judgement {
     /// The rule that decides; none means that no rule allows it, so that it is refused.
     pub decided_by: Option<usize>,
-    /// The first shadow rule that would have decided before that.
+    /// The first shadow rule that would have decided before that, and otherwise.
     pub shadowed_by: Option<usize>,
+}
+
+/// The first rules of each kind that match a pair, up to the one that decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Cell {
+    enforced: Option<u16>,
+    shadow_allow: Option<u16>,
+    shadow_deny: Option<u16>,
 }
 
 /// The judgement of every (tenant, service).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgements {
     services: usize,
-    cells: Vec<Judgement>,
-    /// For every rule: whether it decides, or as a shadow is recorded for, any (tenant, service).
+    /// Whether the rule that decides a pair allows it: by rule.
+    allows: Vec<bool>,
+    cells: Vec<Cell>,
+    /// For every rule: whether it decides, or as a shadow would decide, any (tenant, service).
     effective: Vec<bool>,
 }
 
@@ -28,28 +39,36 @@ pub struct Judgements {
 
 impl Judgements {
     /// Judges all pairs. The rules are in the order of judgement, so that the first one that matches is the one.
+    ///
+    /// # Panics
+    /// If there are more rules than [`super::bounds::MAX_RULES`], which `resolve` refuses.
     #[must_use]
     pub fn of(policy: &ResolvedPolicy) -> Self {
         let services = policy.services.len();
-        let mut cells = vec![Judgement::default(); policy.tenants.len() * services];
+        let mut cells = vec![Cell::default(); policy.tenants.len() * services];
         let mut effective = vec![false; policy.rules.len()];
         for (index, rule) in policy.rules.iter().enumerate() {
+            let number = u16::try_from(index).expect("the number of rules is bounded");
             for tenant in &rule.tenants {
                 let row = &mut cells[tenant * services..(tenant + 1) * services];
                 for service in &rule.services {
                     let cell = &mut row[*service];
-                    let slot = match rule.mode {
-                        Mode::Enforce => &mut cell.decided_by,
-                        // A shadow rule that comes after the deciding one would have changed nothing.
-                        Mode::Shadow if cell.decided_by.is_some() => continue,
-                        Mode::Shadow => &mut cell.shadowed_by,
+                    // A rule that comes after the deciding one changes nothing, whether it is a shadow or not.
+                    if cell.enforced.is_some() {
+                        continue;
+                    }
+                    let first = match (rule.mode, rule.action) {
+                        (Mode::Enforce, _) => &mut cell.enforced,
+                        (Mode::Shadow, Action::Allow) => &mut cell.shadow_allow,
+                        (Mode::Shadow, Action::Deny) => &mut cell.shadow_deny,
                     };
-                    effective[index] |= slot.is_none();
-                    slot.get_or_insert(index);
+                    effective[index] |= first.is_none();
+                    first.get_or_insert(number);
                 }
             }
         }
-        Self { services, cells, effective }
+        let allows = policy.rules.iter().map(|rule| rule.action == Action::Allow).collect();
+        Self { services, allows, cells, effective }
     }
 
     /// The judgement of one pair.
@@ -59,7 +78,11 @@ impl Judgements {
     #[must_use]
     pub fn get(&self, tenant: usize, service: usize) -> Judgement {
         assert!(service < self.services, "service {service} of {}", self.services);
-        self.cells[tenant * self.services + service]
+        let cell = self.cells[tenant * self.services + service];
+        let decided_by = cell.enforced.map(usize::from);
+        let allowed = decided_by.is_some_and(|rule| self.allows[rule]);
+        let shadow = if allowed { cell.shadow_deny } else { cell.shadow_allow };
+        Judgement { decided_by, shadowed_by: shadow.map(usize::from) }
     }
 
     /// Whether a rule has any effect on any pair.
@@ -72,6 +95,8 @@ impl Judgements {
     }
 }
 
+// === impl Judgement ===
+
 impl Judgement {
     /// Whether the tenant may use the service.
     #[must_use]
@@ -80,13 +105,61 @@ impl Judgement {
     }
 }
 
-/// Indices of the constraints that bind a (tenant, service), ascending.
-#[must_use]
-pub fn binding_constraints(policy: &ResolvedPolicy, tenant: usize, service: usize) -> Vec<usize> {
-    let binds = |constraint: &Constraint| {
-        constraint.tenants.binary_search(&tenant).is_ok() && constraint.services.binary_search(&service).is_ok()
-    };
-    (0..policy.constraints.len()).filter(|index| binds(&policy.constraints[*index])).collect()
+/// A set of constraints, by index into [`ResolvedPolicy::constraints`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConstraintSet([u64; MAX_CONSTRAINTS.div_ceil(64)]);
+
+// === impl ConstraintSet ===
+
+impl ConstraintSet {
+    fn insert(&mut self, constraint: usize) {
+        self.0[constraint / 64] |= 1 << (constraint % 64);
+    }
+
+    fn intersection(mut self, other: Self) -> Self {
+        self.0.iter_mut().zip(other.0).for_each(|(word, with)| *word &= with);
+        self
+    }
+
+    /// Its members, ascending.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..MAX_CONSTRAINTS).filter(move |constraint| self.0[constraint / 64] >> (constraint % 64) & 1 == 1)
+    }
+}
+
+/// Which constraints bind which (tenant, service).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bindings {
+    tenants: Vec<ConstraintSet>,
+    services: Vec<ConstraintSet>,
+}
+
+// === impl Bindings ===
+
+impl Bindings {
+    /// All bindings of a policy.
+    ///
+    /// # Panics
+    /// If there are more constraints than [`MAX_CONSTRAINTS`], which `resolve` refuses.
+    #[must_use]
+    pub fn of(policy: &ResolvedPolicy) -> Self {
+        let mut tenants = vec![ConstraintSet::default(); policy.tenants.len()];
+        let mut services = vec![ConstraintSet::default(); policy.services.len()];
+        for (index, constraint) in policy.constraints.iter().enumerate() {
+            constraint.tenants.iter().for_each(|tenant| tenants[*tenant].insert(index));
+            constraint.services.iter().for_each(|service| services[*service].insert(index));
+        }
+        Self { tenants, services }
+    }
+
+    /// The constraints that bind a pair.
+    ///
+    /// # Panics
+    /// If an index is not one of the policy.
+    #[must_use]
+    pub fn get(&self, tenant: usize, service: usize) -> ConstraintSet {
+        self.tenants[tenant].intersection(self.services[service])
+    }
 }
 
 /// Whether a back end has what a constraint requires.
@@ -103,16 +176,15 @@ pub fn is_compliant(constraint: &Constraint, pool: &Pool, backend: &Backend) -> 
 pub fn compliant_backends<'a>(
     policy: &'a ResolvedPolicy,
     service: &'a Service,
-    constraints: &'a [usize],
+    constraints: ConstraintSet,
 ) -> impl Iterator<Item = (usize, usize)> + 'a {
+    let all_allow = move |pool: &Pool, backend: &Backend| {
+        constraints.iter().all(|constraint| is_compliant(&policy.constraints[constraint], pool, backend))
+    };
     service.pools.iter().flat_map(move |pool_index| {
         let pool = &policy.pools[*pool_index];
-        pool.backends.iter().enumerate().filter_map(move |(backend_index, backend)| {
-            constraints
-                .iter()
-                .all(|constraint| is_compliant(&policy.constraints[*constraint], pool, backend))
-                .then_some((*pool_index, backend_index))
-        })
+        let backends = pool.backends.iter().enumerate();
+        backends.filter(move |(_, backend)| all_allow(pool, backend)).map(move |(index, _)| (*pool_index, index))
     })
 }
 
@@ -165,14 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn a_shadow_rule_never_decides_and_is_remembered_only_before_the_one_that_does() {
-        check("{name: x, action: Deny, mode: Shadow}", None, Some("x"));
+    fn a_shadow_rule_never_decides_and_is_remembered_if_it_would_have_decided_otherwise() {
+        check("{name: x, action: Allow, mode: Shadow}", None, Some("x"));
+        check("{name: x, action: Deny, mode: Shadow}", None, None);
         check("{name: x, action: Deny, mode: Shadow}, {name: y, action: Allow}", Some("y"), Some("x"));
         check("{name: y, action: Deny, priority: 9}, {name: x, action: Allow, mode: Shadow}", Some("y"), None);
         check(
-            "{name: x, action: Allow, mode: Shadow}, {name: z, action: Allow, mode: Shadow}, {name: y, action: Allow}",
+            "{name: x, action: Allow, mode: Shadow, priority: 1}, {name: z, action: Deny, mode: Shadow},
+             {name: w, action: Deny, mode: Shadow}, {name: y, action: Allow}",
             Some("y"),
-            Some("x"),
+            Some("z"),
         );
     }
 

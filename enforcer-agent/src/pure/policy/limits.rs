@@ -7,20 +7,14 @@
 
 use thiserror::Error;
 
-/// Binary digits of a step behind the point.
-pub const STEP_FRACTION_BITS: u32 = 20;
-/// Most bytes that are charged at once: the largest IP packet, as it comes out of segmentation offload.
-pub const MAX_CHARGE_BYTES: u64 = 65_535;
+pub use enforcer_common::abi::config::{MAX_STEP_FP, MAX_UNITS, STEP_SHIFT};
+
 /// The highest rate of bytes per second that a step stands for to within one in a thousand.
 pub const MAX_BYTES_PER_SECOND: u64 = 1_000_000_000_000;
 /// The highest rate of packets or connections per second: one costs a whole nanosecond.
 pub const MAX_EVENTS_PER_SECOND: u64 = 1_000_000_000;
 /// The longest burst. A tenant that was silent for that long has all of its rate saved up.
 pub const MAX_BURST_NS: u64 = 3600 * 1_000_000_000;
-/// A full Ethernet frame with two VLAN tags and without its checksum: a byte limit under which it never passes
-/// is a mistake.
-pub const FULL_FRAME_BYTES: u64 = 1522;
-
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -54,11 +48,13 @@ pub enum RateError {
     },
 }
 
+/// A second, as the steps count it.
+const SECOND_FP: u64 = 1_000_000_000 << STEP_SHIFT;
+
 /// The lowest byte rate whose charge for the largest packet fits into 64 bits.
 pub const MIN_BYTES_PER_SECOND: u64 = {
-    // step * MAX_CHARGE_BYTES < 2^64 and step <= 10^9 * 2^20 / rate + 1/2
-    let largest_step = u64::MAX / MAX_CHARGE_BYTES;
-    (1_000_000_000 << STEP_FRACTION_BITS) / largest_step + 1
+    // The step is rounded, so that the quotient has to be well below the largest one, not just not above it.
+    SECOND_FP / MAX_STEP_FP + 1
 };
 
 /// The step of a rate: nanoseconds per unit, times 2^20, rounded to the nearest.
@@ -79,14 +75,14 @@ pub const fn step_fp(rate_per_second: u64, unit: Unit) -> Result<u64, RateError>
     if rate_per_second > most {
         return Err(RateError::TooHigh { rate: rate_per_second, most });
     }
-    let second_fp = 1_000_000_000u64 << STEP_FRACTION_BITS;
-    Ok((second_fp + rate_per_second / 2) / rate_per_second)
+    Ok((SECOND_FP + rate_per_second / 2) / rate_per_second)
 }
 
-/// What a charge costs, in nanoseconds. `units` is at most [`MAX_CHARGE_BYTES`].
+/// The rate of events that comes out: a charge is rounded down to whole nanoseconds, which matters when one event
+/// costs only a few of them.
 #[must_use]
-pub const fn cost_ns(units: u64, step_fp: u64) -> u64 {
-    units.saturating_mul(step_fp) >> STEP_FRACTION_BITS
+pub const fn kept_events_per_second(step_fp: u64) -> u64 {
+    1_000_000_000 / if step_fp >> STEP_SHIFT == 0 { 1 } else { step_fp >> STEP_SHIFT }
 }
 
 #[cfg(test)]
@@ -100,21 +96,23 @@ mod tests {
         assert_eq!(step_fp(0, Unit::Bytes), Err(RateError::Zero));
         assert_eq!(step_fp(3, Unit::Bytes), Err(RateError::TooLow { rate: 3, least: 4 }));
         let slowest = step_fp(4, Unit::Bytes).unwrap();
-        assert!(slowest.checked_mul(MAX_CHARGE_BYTES).is_some());
+        assert!(slowest.checked_mul(MAX_UNITS).is_some());
         assert!(step_fp(MAX_BYTES_PER_SECOND, Unit::Bytes).is_ok());
         assert!(step_fp(MAX_BYTES_PER_SECOND + 1, Unit::Bytes).is_err());
         assert_eq!(step_fp(1, Unit::Events), Ok(1_000_000_000 << 20));
         assert_eq!(step_fp(MAX_EVENTS_PER_SECOND, Unit::Events), Ok(1 << 20));
-        assert_eq!(cost_ns(1, 1 << 20), 1);
+        assert_eq!(kept_events_per_second(step_fp(MAX_EVENTS_PER_SECOND, Unit::Events).unwrap()), 1_000_000_000);
+        assert_eq!(kept_events_per_second(step_fp(700_000_000, Unit::Events).unwrap()), 1_000_000_000);
+        assert_eq!(kept_events_per_second(step_fp(200_000, Unit::Events).unwrap()), 200_000);
     }
 
     proptest! {
         #[test]
         fn a_step_stands_for_its_rate_to_one_in_a_thousand(rate in MIN_BYTES_PER_SECOND..=MAX_BYTES_PER_SECOND) {
             let step = step_fp(rate, Unit::Bytes).unwrap();
-            prop_assert!(step >= 1 && step.checked_mul(MAX_CHARGE_BYTES).is_some());
+            prop_assert!(step >= 1 && step.checked_mul(MAX_UNITS).is_some());
             let product = u128::from(step) * u128::from(rate);
-            let second = 1_000_000_000u128 << STEP_FRACTION_BITS;
+            let second = 1_000_000_000u128 << STEP_SHIFT;
             prop_assert!(product.abs_diff(second) * 1000 <= second);
         }
     }

@@ -90,7 +90,7 @@ fn unknown_field(field: &str, expected: &[&str]) -> (Code, String, String) {
     } else if let Some(name) = nearest(field, expected.iter().copied()) {
         format!("Did you mean `{name}`?")
     } else {
-        format!("Here there can be {}.", alternatives(expected.iter().copied()))
+        format!("Here there can be {}.", alternatives(expected))
     };
     (Code::UnknownField, message, help)
 }

@@ -206,6 +206,9 @@ pub struct Rule {
     pub tenants: Vec<usize>,
     /// Indices into [`ResolvedPolicy::services`], ascending.
     pub services: Vec<usize>,
+    /// The line of the text where the rule begins, to point at it; no part of what is enforced, nor of the digest.
+    #[serde(skip)]
+    pub line: u32,
 }
 
 /// What the back ends of some traffic must be like.

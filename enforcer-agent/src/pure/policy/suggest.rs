@@ -42,8 +42,8 @@ pub(super) const fn is_bidi_control(character: char) -> bool {
 }
 
 /// `a`, `b` or `c`, for help texts.
-pub(super) fn alternatives<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+pub(super) fn alternatives(names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     match names.as_slice() {
         [] => String::new(),
         [only] => only.clone(),
