@@ -2,6 +2,8 @@
 //! aya. Time and seeds are arguments.
 #![forbid(unsafe_code)]
 
+pub mod maglev;
 pub mod plan;
+pub mod policy;
 pub mod snapshot;
 pub mod tables;

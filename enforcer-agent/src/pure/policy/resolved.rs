@@ -1,0 +1,281 @@
+//! The resolved policy: everything typed, checked and in a fixed order, with names turned into indices.
+//!
+//! The order of tenants, services, pools, back ends, constraints, labels, addresses and prefixes in the text does not
+//! matter, so that here they are sorted; the order of rules and of a service's pools does matter, and is kept. Two texts
+//! that resolve to the same value enforce the same, and have the same [`Digest`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// Labels by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// A policy without errors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedPolicy {
+    /// Its name.
+    pub name: String,
+    /// Sorted by name.
+    pub tenants: Vec<Tenant>,
+    /// Sorted by name.
+    pub services: Vec<Service>,
+    /// Sorted by name.
+    pub pools: Vec<Pool>,
+    /// In the order of judgement: the first enforced rule that matches decides. That is highest priority first, then
+    /// `Deny` before `Allow`, then the order of the text.
+    pub rules: Vec<Rule>,
+    /// Sorted, without repetition.
+    pub protected_networks: Vec<IpNet>,
+    /// Sorted by name.
+    pub constraints: Vec<Constraint>,
+}
+
+/// Someone who sends traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tenant {
+    /// Unique among tenants.
+    pub name: String,
+    /// Sorted. No prefix belongs to two tenants; the longest one that holds an address decides.
+    pub sources: Vec<IpNet>,
+    /// For selectors.
+    pub labels: Labels,
+    /// What it may use at most.
+    pub limits: Limits,
+}
+
+/// Limits of a tenant; `None` is unlimited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// New connections (for UDP: new flows) towards services.
+    pub new_connections_per_second: Option<u64>,
+    /// Packets towards services.
+    pub packets_per_second: Option<u64>,
+    /// Bytes of IP packets towards services.
+    pub bytes_per_second: Option<u64>,
+    /// Bytes of IP packets back to the tenant.
+    pub response_bytes_per_second: Option<u64>,
+    /// Connections open at the same time.
+    pub concurrent_connections: Option<u32>,
+    /// How much time's worth of every rate may come at once, in nanoseconds.
+    pub burst_ns: u64,
+}
+
+/// TCP or UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// IP protocol 6.
+    Tcp,
+    /// IP protocol 17.
+    Udp,
+}
+
+/// How a packet gets to the back end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Forward {
+    /// Source and destination are rewritten: nothing to configure at the back end.
+    Nat,
+    /// Only the destination is rewritten: the back end sees the client, and routes its answers through the balancer.
+    Dnat,
+    /// Only the frame's addresses are rewritten: the back end has the virtual address itself, and answers directly.
+    L2Dsr,
+}
+
+/// Something that tenants reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// Unique among services.
+    pub name: String,
+    /// The virtual addresses, sorted. No (address, port, protocol) belongs to two services.
+    pub addresses: Vec<IpAddr>,
+    /// The port, never 0.
+    pub port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// For selectors.
+    pub labels: Labels,
+    /// Indices into [`ResolvedPolicy::pools`], in order of preference; never empty, without repetition.
+    pub pools: Vec<usize>,
+    /// How packets get to its back ends.
+    pub forward: Forward,
+}
+
+/// A group of back ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool {
+    /// Unique among pools.
+    pub name: String,
+    /// What all of its back ends have, unless they say otherwise.
+    pub labels: Labels,
+    /// Sorted by name; never empty.
+    pub backends: Vec<Backend>,
+    /// How their health is found out.
+    pub health_check: HealthCheck,
+    /// The pool counts as failed when fewer than this share of its back ends, in percent, is healthy, and in any case
+    /// when none is. 0 to 100.
+    pub healthy_below_percent: u8,
+}
+
+/// One inference server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    /// Unique among all back ends of the policy.
+    pub name: String,
+    /// Where it is.
+    pub address: IpAddr,
+    /// The port on which it listens, never 0.
+    pub port: u16,
+    /// Its share of new connections relative to the others, from 1.
+    pub capacity: u32,
+    /// Its own labels; see [`ResolvedPolicy::backend_label`].
+    pub labels: Labels,
+    /// dcgm-exporter's metrics, an `http` URL.
+    pub dcgm_url: Option<String>,
+    /// The inference engine's metrics, an `http` URL.
+    pub engine_url: Option<String>,
+}
+
+/// What a health probe does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Probe {
+    /// Opens a TCP connection.
+    Tcp,
+    /// Asks for this path, which starts with `/`, and wants an answer 2xx.
+    Http(String),
+}
+
+/// How a pool's back ends are probed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheck {
+    /// What is done.
+    pub probe: Probe,
+    /// Time between two probes, in nanoseconds.
+    pub interval_ns: u64,
+    /// Time after which a probe has failed, in nanoseconds; at most `interval_ns`.
+    pub timeout_ns: u64,
+    /// Failed probes in a row that make a back end unhealthy, from 1.
+    pub unhealthy_after: u32,
+    /// Good probes in a row that make it healthy again, from 1.
+    pub healthy_after: u32,
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// The tenant may use the service.
+    Allow,
+    /// It may not.
+    Deny,
+}
+
+/// Whether a rule decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// It decides.
+    Enforce,
+    /// It is recorded that it would have decided.
+    Shadow,
+}
+
+/// Which tenants may, or may not, use which services.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rule {
+    /// Unique among rules.
+    pub name: String,
+    /// What it does.
+    pub action: Action,
+    /// Whether it decides.
+    pub mode: Mode,
+    /// The highest is asked first.
+    pub priority: i32,
+    /// Indices into [`ResolvedPolicy::tenants`], ascending.
+    pub tenants: Vec<usize>,
+    /// Indices into [`ResolvedPolicy::services`], ascending.
+    pub services: Vec<usize>,
+    /// The line of the text where the rule begins, to point at it; no part of what is enforced, nor of the digest.
+    #[serde(skip)]
+    pub line: u32,
+}
+
+/// What the back ends of some traffic must be like.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Constraint {
+    /// Unique among constraints.
+    pub name: String,
+    /// Indices into [`ResolvedPolicy::tenants`], ascending.
+    pub tenants: Vec<usize>,
+    /// Indices into [`ResolvedPolicy::services`], ascending.
+    pub services: Vec<usize>,
+    /// Labels that a back end must have to be eligible; never empty.
+    pub require_labels: Labels,
+}
+
+/// SHA-256 of a resolved policy.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+// === impl ResolvedPolicy ===
+
+impl ResolvedPolicy {
+    /// The value of a back end's label: its own, or else its pool's.
+    #[must_use]
+    pub fn backend_label<'a>(pool: &'a Pool, backend: &'a Backend, key: &str) -> Option<&'a str> {
+        backend.labels.get(key).or_else(|| pool.labels.get(key)).map(String::as_str)
+    }
+
+    /// The bytes that the digest covers: JSON without white space, fields in the order of declaration, maps sorted by
+    /// key. Health, weights, the time and everything else that can differ between two hosts is not in it.
+    ///
+    /// # Panics
+    /// Never: the types have string keys and no fallible serialisation.
+    #[must_use]
+    pub fn canonical_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain structs with string keys always serialise")
+    }
+
+    /// Proves that two hosts enforce the same policy.
+    ///
+    /// The first line names the form, so that a digest of another form of the same policy cannot be taken for this one.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut hash = Sha256::new();
+        hash.update(b"enforcer.dev/v1 resolved policy, form 1\n");
+        hash.update(self.canonical_json());
+        Digest(hash.finalize().into())
+    }
+}
+
+// === impl Digest ===
+
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Digest({self})")
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
