@@ -2,6 +2,9 @@
 //! aya. Time and seeds are arguments.
 #![forbid(unsafe_code)]
 
+pub mod health;
 pub mod plan;
 pub mod snapshot;
 pub mod tables;
+pub mod telemetry;
+pub mod weights;
