@@ -77,20 +77,29 @@ impl HttpTarget {
     /// [`TargetError`] says what is wrong with it.
     pub fn parse(url: &str) -> Result<Self, TargetError> {
         if url.len() > MOST_URL_BYTES {
-            return Err(TargetError::TooLong { actual_bytes: url.len(), limit_bytes: MOST_URL_BYTES });
+            return Err(TargetError::TooLong {
+                actual_bytes: url.len(),
+                limit_bytes: MOST_URL_BYTES,
+            });
         }
-        let uri: Uri = url.parse().map_err(|error: hyper::http::uri::InvalidUri| TargetError::Invalid {
-            url: url.to_owned(),
-            reason: error.to_string(),
-        })?;
+        let uri: Uri = url
+            .parse()
+            .map_err(|error: hyper::http::uri::InvalidUri| TargetError::Invalid {
+                url: url.to_owned(),
+                reason: error.to_string(),
+            })?;
         if uri.scheme_str() != Some("http") {
             return Err(TargetError::NotHttp { url: url.to_owned() });
         }
-        let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+        let authority = uri.authority().map_or("", hyper::http::uri::Authority::as_str);
         if authority.contains('@') {
             return Err(TargetError::Credentials { url: url.to_owned() });
         }
-        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let host = uri
+            .host()
+            .unwrap_or_default()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
         Ok(Self {
             host: host.to_owned(),
             port: uri.port_u16().unwrap_or(80),
@@ -112,9 +121,16 @@ impl HttpTarget {
         if let Ok(address) = self.host.parse::<IpAddr>() {
             return Ok(SocketAddr::new(address, self.port));
         }
-        let unknown_host = |source| HttpError::UnknownHost { host: self.host.clone(), source };
-        let mut addresses = lookup_host((self.host.as_str(), self.port)).await.map_err(unknown_host)?;
-        addresses.next().ok_or_else(|| unknown_host(io::ErrorKind::NotFound.into()))
+        let unknown_host = |source| HttpError::UnknownHost {
+            host: self.host.clone(),
+            source,
+        };
+        let mut addresses = lookup_host((self.host.as_str(), self.port))
+            .await
+            .map_err(unknown_host)?;
+        addresses
+            .next()
+            .ok_or_else(|| unknown_host(io::ErrorKind::NotFound.into()))
     }
 }
 
@@ -208,25 +224,41 @@ pub struct HttpAnswer {
 pub async fn get(target: &HttpTarget, limits: &HttpLimits) -> Result<HttpAnswer, HttpError> {
     let started = Instant::now();
     let deadline = tokio::time::Instant::now() + limits.timeout;
-    let late = |stage| move |_| HttpError::Timeout { stage, limit: limits.timeout };
+    let late = |stage| {
+        move |_| HttpError::Timeout {
+            stage,
+            limit: limits.timeout,
+        }
+    };
 
-    let stream = timeout_at(deadline, connect(target)).await.map_err(late(HttpStage::Connect))??;
+    let stream = timeout_at(deadline, connect(target))
+        .await
+        .map_err(late(HttpStage::Connect))??;
     // Aborts the connection's driver when this function is left, also by an error or by being dropped.
     let mut driver = JoinSet::new();
     let response = timeout_at(deadline, send(target, stream, &mut driver))
         .await
         .map_err(late(HttpStage::Head))?
-        .map_err(|source| HttpError::Protocol { stage: HttpStage::Head, source })?;
+        .map_err(|source| HttpError::Protocol {
+            stage: HttpStage::Head,
+            source,
+        })?;
     let status = response.status().as_u16();
     let body = timeout_at(deadline, read_body(response, limits.body_bytes))
         .await
         .map_err(late(HttpStage::Body))??;
-    Ok(HttpAnswer { status, body, elapsed: started.elapsed() })
+    Ok(HttpAnswer {
+        status,
+        body,
+        elapsed: started.elapsed(),
+    })
 }
 
 async fn connect(target: &HttpTarget) -> Result<TcpStream, HttpError> {
     let address = target.resolve().await?;
-    TcpStream::connect(address).await.map_err(|source| HttpError::Connect { address, source })
+    TcpStream::connect(address)
+        .await
+        .map_err(|source| HttpError::Connect { address, source })
 }
 
 async fn send(
@@ -250,13 +282,22 @@ async fn send(
 }
 
 async fn read_body(response: Response<Incoming>, limit_bytes: usize) -> Result<Bytes, HttpError> {
-    if let Some(encoding) = response.headers().get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
-        return Err(HttpError::Encoded { encoding: String::from_utf8_lossy(encoding.as_bytes()).into_owned() });
+    if let Some(encoding) = response
+        .headers()
+        .get(CONTENT_ENCODING)
+        .filter(|encoding| *encoding != "identity")
+    {
+        return Err(HttpError::Encoded {
+            encoding: String::from_utf8_lossy(encoding.as_bytes()).into_owned(),
+        });
     }
     let mut incoming = response.into_body();
     let mut body = BytesMut::new();
     while let Some(frame) = incoming.frame().await {
-        let frame = frame.map_err(|source| HttpError::Protocol { stage: HttpStage::Body, source })?;
+        let frame = frame.map_err(|source| HttpError::Protocol {
+            stage: HttpStage::Body,
+            source,
+        })?;
         let Some(data) = frame.data_ref() else { continue };
         if body.len() + data.len() > limit_bytes {
             return Err(HttpError::BodyTooLarge { limit_bytes });
@@ -274,22 +315,46 @@ mod tests {
     fn targets_are_taken_apart() {
         let target = HttpTarget::parse("http://[2001:db8::1]:9400/metrics?a=b").unwrap();
         assert_eq!((target.host.as_str(), target.port), ("2001:db8::1", 9400));
-        assert_eq!((target.authority.as_str(), target.path.as_str()), ("[2001:db8::1]:9400", "/metrics?a=b"));
+        assert_eq!(
+            (target.authority.as_str(), target.path.as_str()),
+            ("[2001:db8::1]:9400", "/metrics?a=b")
+        );
         let target = HttpTarget::parse("http://gpu-1").unwrap();
-        assert_eq!((target.host.as_str(), target.port, target.path.as_str()), ("gpu-1", 80, "/"));
+        assert_eq!(
+            (target.host.as_str(), target.port, target.path.as_str()),
+            ("gpu-1", 80, "/")
+        );
         let address = "[2001:db8::1]:8000".parse().unwrap();
         let target = HttpTarget::on_back_end(address, "health").unwrap();
-        assert_eq!((target.authority.as_str(), target.path.as_str()), ("[2001:db8::1]:8000", "/health"));
+        assert_eq!(
+            (target.authority.as_str(), target.path.as_str()),
+            ("[2001:db8::1]:8000", "/health")
+        );
     }
 
     #[test]
     fn targets_that_would_lead_elsewhere_are_refused() {
-        assert!(matches!(HttpTarget::parse("https://gpu-1/"), Err(TargetError::NotHttp { .. })));
-        assert!(matches!(HttpTarget::parse("/metrics"), Err(TargetError::NotHttp { .. })));
-        assert!(matches!(HttpTarget::parse("http://a:b@gpu-1/"), Err(TargetError::Credentials { .. })));
-        assert!(matches!(HttpTarget::parse("http://gpu 1/"), Err(TargetError::Invalid { .. })));
+        assert!(matches!(
+            HttpTarget::parse("https://gpu-1/"),
+            Err(TargetError::NotHttp { .. })
+        ));
+        assert!(matches!(
+            HttpTarget::parse("/metrics"),
+            Err(TargetError::NotHttp { .. })
+        ));
+        assert!(matches!(
+            HttpTarget::parse("http://a:b@gpu-1/"),
+            Err(TargetError::Credentials { .. })
+        ));
+        assert!(matches!(
+            HttpTarget::parse("http://gpu 1/"),
+            Err(TargetError::Invalid { .. })
+        ));
         assert!(matches!(HttpTarget::parse(""), Err(TargetError::Invalid { .. })));
-        assert!(matches!(HttpTarget::parse(&"h".repeat(3000)), Err(TargetError::TooLong { .. })));
+        assert!(matches!(
+            HttpTarget::parse(&"h".repeat(3000)),
+            Err(TargetError::TooLong { .. })
+        ));
         assert!(matches!(
             HttpTarget::on_back_end("127.0.0.1:80".parse().unwrap(), "/a\r\nHost: b"),
             Err(TargetError::Invalid { .. })

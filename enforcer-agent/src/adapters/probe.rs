@@ -115,25 +115,37 @@ async fn probe_tcp(address: SocketAddr, limit: Duration) -> Result<Duration, Pro
     match timeout(limit, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Ok(started.elapsed()),
         Ok(Err(error)) => Err(failure_of(error.kind())),
-        Err(_) => Err(ProbeFailure::Timeout { stage: HttpStage::Connect, limit }),
+        Err(_) => Err(ProbeFailure::Timeout {
+            stage: HttpStage::Connect,
+            limit,
+        }),
     }
 }
 
 async fn probe_http(target: &HttpTarget, limit: Duration) -> Result<Duration, ProbeFailure> {
-    let limits = HttpLimits { timeout: limit, body_bytes: MOST_BODY_BYTES };
+    let limits = HttpLimits {
+        timeout: limit,
+        body_bytes: MOST_BODY_BYTES,
+    };
     match get(target, &limits).await {
         Ok(answer) if (200..300).contains(&answer.status) => Ok(answer.elapsed),
-        Ok(answer) => Err(ProbeFailure::Status { status: answer.status }),
+        Ok(answer) => Err(ProbeFailure::Status {
+            status: answer.status,
+        }),
         Err(HttpError::Timeout { stage, limit }) => Err(ProbeFailure::Timeout { stage, limit }),
         Err(HttpError::Connect { source, .. }) => Err(failure_of(source.kind())),
-        Err(error) => Err(ProbeFailure::BadAnswer { detail: error.to_string() }),
+        Err(error) => Err(ProbeFailure::BadAnswer {
+            detail: error.to_string(),
+        }),
     }
 }
 
 fn failure_of(kind: ErrorKind) -> ProbeFailure {
     match kind {
         ErrorKind::ConnectionRefused => ProbeFailure::Refused,
-        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => ProbeFailure::Reset,
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
+            ProbeFailure::Reset
+        }
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
             ProbeFailure::Unreachable
         }

@@ -5,9 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::http::{HttpError, HttpLimits, HttpTarget, get};
-use crate::pure::telemetry::{
-    EngineSample, GpuSample, TelemetryError, TextLimits, parse_engine, parse_gpu,
-};
+use crate::pure::telemetry::{EngineSample, GpuSample, TelemetryError, TextLimits, parse_engine, parse_gpu};
 
 /// What one scrape may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +19,10 @@ pub struct ScrapeLimits {
 impl Default for ScrapeLimits {
     /// One second, so that a scrape each second never piles up.
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(1), text: TextLimits::default() }
+        Self {
+            timeout: Duration::from_secs(1),
+            text: TextLimits::default(),
+        }
     }
 }
 
@@ -59,10 +60,15 @@ pub async fn scrape_gpu(target: &HttpTarget, limits: &ScrapeLimits) -> Result<Gp
 }
 
 async fn fetch(target: &HttpTarget, limits: &ScrapeLimits) -> Result<bytes::Bytes, ScrapeError> {
-    let http_limits = HttpLimits { timeout: limits.timeout, body_bytes: limits.text.body_bytes };
+    let http_limits = HttpLimits {
+        timeout: limits.timeout,
+        body_bytes: limits.text.body_bytes,
+    };
     let answer = get(target, &http_limits).await?;
     if answer.status != 200 {
-        return Err(ScrapeError::Status { status: answer.status });
+        return Err(ScrapeError::Status {
+            status: answer.status,
+        });
     }
     Ok(answer.body)
 }

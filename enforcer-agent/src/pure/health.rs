@@ -28,18 +28,28 @@ impl HealthThresholds {
     /// [`ZeroThreshold`] names the one that is zero.
     pub fn new(unhealthy_after: u32, healthy_after: u32) -> Result<Self, ZeroThreshold> {
         if unhealthy_after == 0 {
-            return Err(ZeroThreshold { field: "unhealthyAfter" });
+            return Err(ZeroThreshold {
+                field: "unhealthyAfter",
+            });
         }
         if healthy_after == 0 {
-            return Err(ZeroThreshold { field: "healthyAfter" });
+            return Err(ZeroThreshold {
+                field: "healthyAfter",
+            });
         }
-        Ok(Self { unhealthy_after, healthy_after })
+        Ok(Self {
+            unhealthy_after,
+            healthy_after,
+        })
     }
 }
 
 impl Default for HealthThresholds {
     fn default() -> Self {
-        Self { unhealthy_after: 3, healthy_after: 2 }
+        Self {
+            unhealthy_after: 3,
+            healthy_after: 2,
+        }
     }
 }
 
@@ -97,17 +107,29 @@ impl Health {
     /// Takes one probe's result, and returns the change of the verdict, if there is one. The first success of a back
     /// end that was never judged suffices, since it was taken for healthy before.
     pub fn observe(&mut self, passed: bool, thresholds: &HealthThresholds) -> Option<HealthChange> {
-        self.streak = if passed == self.last_passed { self.streak.saturating_add(1) } else { 1 };
+        self.streak = if passed == self.last_passed {
+            self.streak.saturating_add(1)
+        } else {
+            1
+        };
         self.last_passed = passed;
         let to = match (self.status, passed) {
             (HealthStatus::Unknown, true) => HealthStatus::Healthy,
-            (HealthStatus::Unhealthy, true) if self.streak >= thresholds.healthy_after => HealthStatus::Healthy,
-            (HealthStatus::Unknown | HealthStatus::Healthy, false) if self.streak >= thresholds.unhealthy_after => {
+            (HealthStatus::Unhealthy, true) if self.streak >= thresholds.healthy_after => {
+                HealthStatus::Healthy
+            }
+            (HealthStatus::Unknown | HealthStatus::Healthy, false)
+                if self.streak >= thresholds.unhealthy_after =>
+            {
                 HealthStatus::Unhealthy
             }
             _ => return None,
         };
-        let change = HealthChange { from: self.status, to, probes: self.streak };
+        let change = HealthChange {
+            from: self.status,
+            to,
+            probes: self.streak,
+        };
         self.status = to;
         Some(change)
     }
@@ -139,9 +161,14 @@ impl FailoverThresholds {
     /// [`PercentTooLarge`] above 100.
     pub fn new(healthy_below_percent: u8, recovery_hold_ns: u64) -> Result<Self, PercentTooLarge> {
         if healthy_below_percent > 100 {
-            return Err(PercentTooLarge { percent: healthy_below_percent });
+            return Err(PercentTooLarge {
+                percent: healthy_below_percent,
+            });
         }
-        Ok(Self { healthy_below_percent, recovery_hold_ns })
+        Ok(Self {
+            healthy_below_percent,
+            recovery_hold_ns,
+        })
     }
 
     /// Whether a pool with so many healthy back ends is fit to serve. One without any never is.
@@ -153,7 +180,10 @@ impl FailoverThresholds {
 impl Default for FailoverThresholds {
     /// Half of the back ends, and ten seconds.
     fn default() -> Self {
-        Self { healthy_below_percent: 50, recovery_hold_ns: 10_000_000_000 }
+        Self {
+            healthy_below_percent: 50,
+            recovery_hold_ns: 10_000_000_000,
+        }
     }
 }
 
@@ -196,7 +226,11 @@ impl PoolHealth {
         if !thresholds.suffices(healthy, total) {
             self.sufficient_since_ns = None;
             let newly_failed = !std::mem::replace(&mut self.failed, true);
-            return newly_failed.then_some(PoolChange { failed: true, healthy, total });
+            return newly_failed.then_some(PoolChange {
+                failed: true,
+                healthy,
+                total,
+            });
         }
         if !self.failed {
             return None;
@@ -206,7 +240,11 @@ impl PoolHealth {
             return None;
         }
         *self = Self::default();
-        Some(PoolChange { failed: false, healthy, total })
+        Some(PoolChange {
+            failed: false,
+            healthy,
+            total,
+        })
     }
 }
 
@@ -237,7 +275,12 @@ mod tests {
     fn verdicts_need_results_in_a_row() {
         check("+---", &[Healthy, Healthy, Healthy, Unhealthy]);
         check("+--+--", &[Healthy; 6]);
-        check("---+-++", &[Unknown, Unknown, Unhealthy, Unhealthy, Unhealthy, Unhealthy, Healthy]);
+        check(
+            "---+-++",
+            &[
+                Unknown, Unknown, Unhealthy, Unhealthy, Unhealthy, Unhealthy, Healthy,
+            ],
+        );
         check("--+", &[Unknown, Unknown, Healthy]);
     }
 
@@ -251,15 +294,32 @@ mod tests {
         let thresholds = HealthThresholds::new(2, 1).unwrap();
         let mut health = Health::default();
         assert_eq!(health.observe(false, &thresholds), None);
-        let change = HealthChange { from: Unknown, to: Unhealthy, probes: 2 };
+        let change = HealthChange {
+            from: Unknown,
+            to: Unhealthy,
+            probes: 2,
+        };
         assert_eq!(health.observe(false, &thresholds), Some(change));
     }
 
     #[test]
     fn thresholds_that_nothing_can_meet_are_refused() {
-        assert_eq!(HealthThresholds::new(0, 1), Err(ZeroThreshold { field: "unhealthyAfter" }));
-        assert_eq!(HealthThresholds::new(1, 0), Err(ZeroThreshold { field: "healthyAfter" }));
-        assert_eq!(FailoverThresholds::new(101, 0), Err(PercentTooLarge { percent: 101 }));
+        assert_eq!(
+            HealthThresholds::new(0, 1),
+            Err(ZeroThreshold {
+                field: "unhealthyAfter"
+            })
+        );
+        assert_eq!(
+            HealthThresholds::new(1, 0),
+            Err(ZeroThreshold {
+                field: "healthyAfter"
+            })
+        );
+        assert_eq!(
+            FailoverThresholds::new(101, 0),
+            Err(PercentTooLarge { percent: 101 })
+        );
     }
 
     #[test]
@@ -267,13 +327,31 @@ mod tests {
         let thresholds = FailoverThresholds::new(50, 10).unwrap();
         let mut pool = PoolHealth::default();
         assert_eq!(pool.observe(2, 4, 0, &thresholds), None);
-        assert_eq!(pool.observe(1, 4, 1, &thresholds), Some(PoolChange { failed: true, healthy: 1, total: 4 }));
+        assert_eq!(
+            pool.observe(1, 4, 1, &thresholds),
+            Some(PoolChange {
+                failed: true,
+                healthy: 1,
+                total: 4
+            })
+        );
         assert_eq!(pool.observe(0, 4, 2, &thresholds), None);
         assert_eq!(pool.observe(2, 4, 3, &thresholds), None);
-        assert_eq!(pool.observe(1, 4, 12, &thresholds), None, "a relapse starts the hold over");
+        assert_eq!(
+            pool.observe(1, 4, 12, &thresholds),
+            None,
+            "a relapse starts the hold over"
+        );
         assert_eq!(pool.observe(2, 4, 13, &thresholds), None);
         assert_eq!(pool.observe(3, 4, 22, &thresholds), None);
-        assert_eq!(pool.observe(3, 4, 23, &thresholds), Some(PoolChange { failed: false, healthy: 3, total: 4 }));
+        assert_eq!(
+            pool.observe(3, 4, 23, &thresholds),
+            Some(PoolChange {
+                failed: false,
+                healthy: 3,
+                total: 4
+            })
+        );
         assert!(!pool.has_failed());
     }
 
@@ -281,7 +359,11 @@ mod tests {
     fn a_pool_without_healthy_back_ends_has_failed_whatever_the_threshold() {
         let thresholds = FailoverThresholds::new(0, 0).unwrap();
         for total in [0, 1, 5] {
-            assert!(PoolHealth::default().observe(0, total, 0, &thresholds).is_some_and(|change| change.failed));
+            assert!(
+                PoolHealth::default()
+                    .observe(0, total, 0, &thresholds)
+                    .is_some_and(|change| change.failed)
+            );
         }
         assert_eq!(PoolHealth::default().observe(1, 5, 0, &thresholds), None);
     }

@@ -32,6 +32,20 @@ pub struct EngineSample {
     pub gpu_utilization_ratio: Option<f64>,
 }
 
+impl EngineSample {
+    /// The same sample with every value that is no finite number made unknown.
+    #[must_use]
+    pub fn finite(self) -> Self {
+        Self {
+            engine: self.engine,
+            running: self.running.filter(|value| value.is_finite()),
+            waiting: self.waiting.filter(|value| value.is_finite()),
+            kv_cache_ratio: self.kv_cache_ratio.filter(|value| value.is_finite()),
+            gpu_utilization_ratio: self.gpu_utilization_ratio.filter(|value| value.is_finite()),
+        }
+    }
+}
+
 /// Most label sets of one metric that are taken from one engine.
 const MOST_SERIES: usize = 256;
 
@@ -59,11 +73,21 @@ struct Source {
 }
 
 const fn source(engine: EngineKind, metric: &'static str, field: Field) -> Source {
-    Source { engine, metric, only: None, field }
+    Source {
+        engine,
+        metric,
+        only: None,
+        field,
+    }
 }
 
 const fn source_only(metric: &'static str, only: (&'static str, &'static str), field: Field) -> Source {
-    Source { engine: EngineKind::Triton, metric, only: Some(only), field }
+    Source {
+        engine: EngineKind::Triton,
+        metric,
+        only: Some(only),
+        field,
+    }
 }
 
 /// Names as published by vLLM 0.4 to 0.11, SGLang 0.4 and later, TensorRT-LLM 1.0 and Triton 23.11 and later.
@@ -75,13 +99,41 @@ const SOURCES: [Source; 15] = [
     source(EngineKind::SgLang, "sglang:num_running_reqs", Field::Running),
     source(EngineKind::SgLang, "sglang:num_queue_reqs", Field::Waiting),
     source(EngineKind::SgLang, "sglang:token_usage", Field::KvCache),
-    source(EngineKind::TensorRtLlm, "trtllm_num_requests_running", Field::Running),
-    source(EngineKind::TensorRtLlm, "trtllm_num_requests_waiting", Field::Waiting),
-    source(EngineKind::TensorRtLlm, "trtllm_kv_cache_utilization", Field::KvCache),
-    source_only("nv_trt_llm_request_metrics", ("request_type", "scheduled"), Field::Running),
-    source_only("nv_trt_llm_request_metrics", ("request_type", "waiting"), Field::Waiting),
-    source(EngineKind::Triton, "nv_inference_pending_request_count", Field::Waiting),
-    source_only("nv_trt_llm_kv_cache_block_metrics", ("kv_cache_block_type", "fraction"), Field::KvCache),
+    source(
+        EngineKind::TensorRtLlm,
+        "trtllm_num_requests_running",
+        Field::Running,
+    ),
+    source(
+        EngineKind::TensorRtLlm,
+        "trtllm_num_requests_waiting",
+        Field::Waiting,
+    ),
+    source(
+        EngineKind::TensorRtLlm,
+        "trtllm_kv_cache_utilization",
+        Field::KvCache,
+    ),
+    source_only(
+        "nv_trt_llm_request_metrics",
+        ("request_type", "scheduled"),
+        Field::Running,
+    ),
+    source_only(
+        "nv_trt_llm_request_metrics",
+        ("request_type", "waiting"),
+        Field::Waiting,
+    ),
+    source(
+        EngineKind::Triton,
+        "nv_inference_pending_request_count",
+        Field::Waiting,
+    ),
+    source_only(
+        "nv_trt_llm_kv_cache_block_metrics",
+        ("kv_cache_block_type", "fraction"),
+        Field::KvCache,
+    ),
     source(EngineKind::Triton, "nv_gpu_utilization", Field::GpuUtilization),
 ];
 
@@ -97,14 +149,19 @@ pub fn parse_engine(body: &[u8], limits: &TextLimits) -> Result<EngineSample, Te
     let mut found: [Parts; SOURCES.len()] = Default::default();
     let wanted = |name: &str| SOURCES.iter().any(|source| source.metric == name);
     read_samples(body, limits, wanted, |sample| {
-        let matching = SOURCES.iter().zip(&mut found).find(|(source, _)| source.takes(&sample));
+        let matching = SOURCES
+            .iter()
+            .zip(&mut found)
+            .find(|(source, _)| source.takes(&sample));
         matching.map_or(Ok(()), |(source, parts)| add(source, parts, &sample))
     })?;
 
     let with_samples = || SOURCES.iter().zip(&found).filter(|(_, parts)| !parts.is_empty());
     // A body with the names of two engines is one engine imitating another: the more specific names come first.
-    let engine =
-        with_samples().map(|(source, _)| source.engine).min().ok_or(TelemetryError::NoEngineMetric)?;
+    let engine = with_samples()
+        .map(|(source, _)| source.engine)
+        .min()
+        .ok_or(TelemetryError::NoEngineMetric)?;
     let fold = |field: Field| {
         with_samples()
             .find(|(source, _)| source.engine == engine && source.field == field)
@@ -121,9 +178,14 @@ pub fn parse_engine(body: &[u8], limits: &TextLimits) -> Result<EngineSample, Te
 
 /// Notes one sample. Repeats of the same part (one for each tensor-parallel rank) keep the largest figure.
 fn add(source: &Source, parts: &mut Parts, sample: &TextSample<'_>) -> Result<(), TextError> {
-    let part = PART_LABELS.map(|label| sample.labels.get(label).unwrap_or_default()).join("\u{1f}");
+    let part = PART_LABELS
+        .map(|label| sample.labels.get(label).unwrap_or_default())
+        .join("\u{1f}");
     if parts.len() == MOST_SERIES && !parts.contains_key(&part) {
-        return Err(TextError::TooManySeries { metric: source.metric, limit: MOST_SERIES });
+        return Err(TextError::TooManySeries {
+            metric: source.metric,
+            limit: MOST_SERIES,
+        });
     }
     // An implausible figure is kept as NaN, so that the field as a whole is unknown: the sum of the other parts would
     // claim less load than there is.
@@ -138,7 +200,9 @@ fn add(source: &Source, parts: &mut Parts, sample: &TextSample<'_>) -> Result<()
 impl Source {
     fn takes(&self, sample: &TextSample<'_>) -> bool {
         self.metric == sample.name
-            && self.only.is_none_or(|(label, value)| sample.labels.get(label) == Some(value))
+            && self
+                .only
+                .is_none_or(|(label, value)| sample.labels.get(label) == Some(value))
     }
 
     fn plausible(&self, value: f64) -> Option<f64> {
@@ -166,14 +230,25 @@ mod tests {
     #[track_caller]
     fn check(body: &str, expected: (EngineKind, [Option<f64>; 4])) {
         let sample = parse_engine(body.as_bytes(), &TextLimits::default()).unwrap();
-        let fields = [sample.running, sample.waiting, sample.kv_cache_ratio, sample.gpu_utilization_ratio];
+        let fields = [
+            sample.running,
+            sample.waiting,
+            sample.kv_cache_ratio,
+            sample.gpu_utilization_ratio,
+        ];
         assert_eq!((sample.engine, fields), expected, "{body}");
     }
 
     #[test]
     fn absent_is_unknown_and_zero_is_zero() {
-        check("vllm:num_requests_waiting 0", (EngineKind::Vllm, [None, Some(0.0), None, None]));
-        check("nv_gpu_utilization{gpu_uuid=\"a\"} 0.5", (EngineKind::Triton, [None, None, None, Some(0.5)]));
+        check(
+            "vllm:num_requests_waiting 0",
+            (EngineKind::Vllm, [None, Some(0.0), None, None]),
+        );
+        check(
+            "nv_gpu_utilization{gpu_uuid=\"a\"} 0.5",
+            (EngineKind::Triton, [None, None, None, Some(0.5)]),
+        );
     }
 
     #[test]
@@ -182,7 +257,10 @@ mod tests {
             "vllm:gpu_cache_usage_perc 0.9\nvllm:kv_cache_usage_perc 0.4",
             (EngineKind::Vllm, [None, None, Some(0.4), None]),
         );
-        check("vllm:gpu_cache_usage_perc 0.9", (EngineKind::Vllm, [None, None, Some(0.9), None]));
+        check(
+            "vllm:gpu_cache_usage_perc 0.9",
+            (EngineKind::Vllm, [None, None, Some(0.9), None]),
+        );
     }
 
     #[test]
@@ -200,8 +278,9 @@ mod tests {
     #[test]
     fn an_implausible_part_makes_the_field_unknown() {
         for bad in ["NaN", "-1", "+Inf", "1e12"] {
-            let body =
-                format!("vllm:num_requests_waiting{{engine=\"0\"}} 4\nvllm:num_requests_waiting{{engine=\"1\"}} {bad}");
+            let body = format!(
+                "vllm:num_requests_waiting{{engine=\"0\"}} 4\nvllm:num_requests_waiting{{engine=\"1\"}} {bad}"
+            );
             check(&body, (EngineKind::Vllm, [None; 4]));
         }
         // A percentage where a share belongs.
@@ -229,10 +308,14 @@ mod tests {
 
     #[test]
     fn the_number_of_series_is_bounded() {
-        let body: String =
-            (0..=MOST_SERIES).map(|rank| format!("sglang:token_usage{{dp_rank=\"{rank}\"}} 0\n")).collect();
+        let body: String = (0..=MOST_SERIES)
+            .map(|rank| format!("sglang:token_usage{{dp_rank=\"{rank}\"}} 0\n"))
+            .collect();
         let error = parse_engine(body.as_bytes(), &TextLimits::default()).unwrap_err();
-        let expected = TextError::TooManySeries { metric: "sglang:token_usage", limit: MOST_SERIES };
+        let expected = TextError::TooManySeries {
+            metric: "sglang:token_usage",
+            limit: MOST_SERIES,
+        };
         assert_eq!(error, TelemetryError::Text(expected));
     }
 }

@@ -20,7 +20,11 @@ impl Brakes {
     /// Whether any brake is on.
     #[must_use]
     pub fn any(self) -> bool {
-        let Self { thermal, power, unspecified } = self;
+        let Self {
+            thermal,
+            power,
+            unspecified,
+        } = self;
         thermal || power || unspecified
     }
 
@@ -57,6 +61,39 @@ pub struct GpuSample {
     pub thermal_violation: Option<f64>,
 }
 
+impl GpuSample {
+    /// The same sample with every value that is no finite number made unknown.
+    #[must_use]
+    pub fn finite(self) -> Self {
+        Self {
+            utilization_ratio: self.utilization_ratio.filter(|value| value.is_finite()),
+            memory_ratio: self.memory_ratio.filter(|value| value.is_finite()),
+            temperature_celsius: self.temperature_celsius.filter(|value| value.is_finite()),
+            thermal_violation: self.thermal_violation.filter(|value| value.is_finite()),
+            ..self
+        }
+    }
+}
+
+/// One look at one GPU. `None` is unknown, never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct GpuReading {
+    /// Utilization, 0 to 1.
+    pub utilization_ratio: Option<f64>,
+    /// Memory in use and free, in the same unit.
+    pub memory_used_and_free: Option<(f64, f64)>,
+    /// Temperature of the chip, in degrees Celsius.
+    pub temperature_celsius: Option<f64>,
+    /// The last XID, 0 if there was none.
+    pub xid: Option<u32>,
+    /// A memory row could not be remapped.
+    pub row_remap_failed: Option<bool>,
+    /// The brakes that are on.
+    pub brakes: Option<Brakes>,
+    /// Time spent slowed down by heat, a counter.
+    pub thermal_violation: Option<f64>,
+}
+
 /// XIDs that an application causes on a healthy GPU (a bad memory access, a killed process, a video fault).
 /// Source: NVIDIA, XID Errors, the "user app error" column.
 const APPLICATION_XIDS: [u32; 6] = [13, 31, 43, 45, 68, 109];
@@ -64,8 +101,8 @@ const APPLICATION_XIDS: [u32; 6] = [13, 31, 43, 45, 68, 109];
 /// No XID is larger; what is, is a "not available" mark.
 const LARGEST_XID: f64 = 9_999.0;
 
-/// Most GPUs that are taken from one exporter. The largest nodes hold 16, and 72 form one NVLink domain.
-const MOST_GPUS: usize = 128;
+/// Most GPUs that are taken from one source. The largest nodes hold 16, and 72 form one NVLink domain.
+pub const MOST_GPUS: usize = 128;
 
 /// Whether an XID says that the GPU, its memory or its links are broken, and not merely that an application failed.
 #[must_use]
@@ -91,7 +128,11 @@ pub fn brakes_from_clock_reasons(reasons: u64) -> Brakes {
     const HW_POWER_BRAKE: u64 = 0x80;
     let thermal = reasons & (SW_THERMAL | HW_THERMAL) != 0;
     let power = reasons & HW_POWER_BRAKE != 0;
-    Brakes { thermal, power, unspecified: reasons & HW_SLOWDOWN != 0 && !thermal && !power }
+    Brakes {
+        thermal,
+        power,
+        unspecified: reasons & HW_SLOWDOWN != 0 && !thermal && !power,
+    }
 }
 
 /// A metric of one GPU. With MIG the exporter repeats it for every instance, and with shared GPUs for every pod.
@@ -119,7 +160,8 @@ impl Repeated {
     }
 
     fn total(&self) -> Option<f64> {
-        self.device.or_else(|| (self.instances > 0).then_some(self.instances_total))
+        self.device
+            .or_else(|| (self.instances > 0).then_some(self.instances_total))
     }
 }
 
@@ -156,19 +198,31 @@ const METRICS: [&str; 10] = [
 /// [`TelemetryError`] if the body cannot be read or holds no GPU metric. Fields that are left out are `None`.
 pub fn parse_gpu(body: &[u8], limits: &TextLimits) -> Result<GpuSample, TelemetryError> {
     let mut devices: BTreeMap<String, Device> = BTreeMap::new();
-    read_samples(body, limits, |name| METRICS.contains(&name), |sample| {
-        let id = ["UUID", "uuid", "gpu"].into_iter().find_map(|label| sample.labels.get(label));
-        let id = id.unwrap_or_default();
-        if devices.len() == MOST_GPUS && !devices.contains_key(id) {
-            return Err(TextError::TooManySeries { metric: "DCGM_FI_DEV", limit: MOST_GPUS });
-        }
-        devices.entry(id.to_owned()).or_default().add(&sample);
-        Ok(())
-    })?;
+    read_samples(
+        body,
+        limits,
+        |name| METRICS.contains(&name),
+        |sample| {
+            let id = ["UUID", "uuid", "gpu"]
+                .into_iter()
+                .find_map(|label| sample.labels.get(label));
+            let id = id.unwrap_or_default();
+            if devices.len() == MOST_GPUS && !devices.contains_key(id) {
+                return Err(TextError::TooManySeries {
+                    metric: "DCGM_FI_DEV",
+                    limit: MOST_GPUS,
+                });
+            }
+            devices.entry(id.to_owned()).or_default().add(&sample);
+            Ok(())
+        },
+    )?;
     if devices.is_empty() {
         return Err(TelemetryError::NoGpuMetric);
     }
-    Ok(combine(&devices.into_values().collect::<Vec<_>>()))
+    Ok(combine_gpus(
+        &devices.values().map(Device::reading).collect::<Vec<_>>(),
+    ))
 }
 
 impl Device {
@@ -225,26 +279,53 @@ fn is_not_available(value: f64) -> bool {
     value >= INT64_BLANK || is_one_of_four(INT32_BLANK) || is_one_of_four(FP64_BLANK)
 }
 
-/// One sample out of all GPUs.
-fn combine(devices: &[Device]) -> GpuSample {
-    let known = |values: Vec<f64>| (!values.is_empty()).then_some(values);
-    let all = |field: &dyn Fn(&Device) -> Option<f64>| known(devices.iter().filter_map(field).collect());
-    // The profiling metric is the only one that MIG instances have.
-    let utilization = all(&|device| device.utilization.mean().or_else(|| device.engine_active.mean()));
-    let memory = devices.iter().filter_map(|device| device.memory_used.total().zip(device.memory_free.total()));
-    let (used, free) = memory.fold((0.0, 0.0), |(used, free), (more_used, more_free)| {
-        (used + more_used, free + more_free)
-    });
+impl Device {
+    fn reading(&self) -> GpuReading {
+        GpuReading {
+            // The profiling metric is the only one that MIG instances have.
+            utilization_ratio: self.utilization.mean().or_else(|| self.engine_active.mean()),
+            memory_used_and_free: self.memory_used.total().zip(self.memory_free.total()),
+            temperature_celsius: self.temperature_celsius,
+            xid: self.xid,
+            row_remap_failed: self.row_remap_failed,
+            brakes: self.brakes,
+            thermal_violation: self.thermal_violation,
+        }
+    }
+}
+
+/// One sample out of the readings of all GPUs. What some GPUs do not say is taken from those that do.
+#[must_use]
+pub fn combine_gpus(readings: &[GpuReading]) -> GpuSample {
+    let known = |field: fn(&GpuReading) -> Option<f64>| readings.iter().filter_map(field);
+    let mean = |values: &mut dyn Iterator<Item = f64>| {
+        let (total, count) = values.fold((0.0, 0_u32), |(total, count), value| (total + value, count + 1));
+        (count > 0).then(|| total / f64::from(count))
+    };
+    let (used, free) = readings
+        .iter()
+        .filter_map(|reading| reading.memory_used_and_free)
+        .fold((0.0, 0.0), |(used, free), (more_used, more_free)| {
+            (used + more_used, free + more_free)
+        });
     GpuSample {
-        devices: u32::try_from(devices.len()).unwrap_or(u32::MAX),
-        utilization_ratio: utilization.map(|values| values.iter().sum::<f64>() / values.len() as f64),
+        devices: u32::try_from(readings.len()).unwrap_or(u32::MAX),
+        utilization_ratio: mean(&mut known(|reading| reading.utilization_ratio)),
         memory_ratio: (used + free > 0.0).then(|| used / (used + free)),
-        temperature_celsius: all(&|device| device.temperature_celsius)
-            .map(|values| values.into_iter().fold(0.0, f64::max)),
-        xid: devices.iter().filter_map(|device| device.xid).reduce(worse_xid),
-        row_remap_failed: devices.iter().filter_map(|device| device.row_remap_failed).reduce(|a, b| a || b),
-        brakes: devices.iter().filter_map(|device| device.brakes).reduce(Brakes::union),
-        thermal_violation: all(&|device| device.thermal_violation).map(|values| values.iter().sum()),
+        temperature_celsius: known(|reading| reading.temperature_celsius).reduce(f64::max),
+        xid: readings
+            .iter()
+            .filter_map(|reading| reading.xid)
+            .reduce(worse_xid),
+        row_remap_failed: readings
+            .iter()
+            .filter_map(|reading| reading.row_remap_failed)
+            .reduce(|a, b| a || b),
+        brakes: readings
+            .iter()
+            .filter_map(|reading| reading.brakes)
+            .reduce(Brakes::union),
+        thermal_violation: known(|reading| reading.thermal_violation).reduce(|total, value| total + value),
     }
 }
 
@@ -258,20 +339,41 @@ mod tests {
 
     #[test]
     fn dcgm_utilization_is_percent() {
-        assert_eq!(parse("DCGM_FI_DEV_GPU_UTIL{gpu=\"0\"} 37").utilization_ratio, Some(0.37));
-        assert_eq!(parse("DCGM_FI_DEV_GPU_UTIL{gpu=\"0\"} 137").utilization_ratio, None);
+        assert_eq!(
+            parse("DCGM_FI_DEV_GPU_UTIL{gpu=\"0\"} 37").utilization_ratio,
+            Some(0.37)
+        );
+        assert_eq!(
+            parse("DCGM_FI_DEV_GPU_UTIL{gpu=\"0\"} 137").utilization_ratio,
+            None
+        );
     }
 
     #[test]
     fn every_not_available_mark_is_unknown() {
         let marks = [
-            "9223372036854775792", "9223372036854775793", "9223372036854775794", "9223372036854775795",
-            "2147483632", "2147483634", "140737488355328", "140737488355330", "NaN", "-1",
+            "9223372036854775792",
+            "9223372036854775793",
+            "9223372036854775794",
+            "9223372036854775795",
+            "2147483632",
+            "2147483634",
+            "140737488355328",
+            "140737488355330",
+            "NaN",
+            "-1",
         ];
         for mark in marks {
             for metric in METRICS {
                 let sample = parse(&format!("{metric}{{gpu=\"0\"}} {mark}"));
-                assert_eq!(sample, GpuSample { devices: 1, ..GpuSample::default() }, "{metric} {mark}");
+                assert_eq!(
+                    sample,
+                    GpuSample {
+                        devices: 1,
+                        ..GpuSample::default()
+                    },
+                    "{metric} {mark}"
+                );
             }
         }
     }
@@ -289,7 +391,10 @@ mod tests {
              DCGM_FI_DEV_FB_FREE{gpu=\"0\",UUID=\"GPU-a\",GPU_I_ID=\"2\"} 60\n",
         );
         assert_eq!((sample.devices, sample.xid), (1, Some(79)));
-        assert_eq!((sample.utilization_ratio, sample.memory_ratio), (Some(0.4), Some(0.25)));
+        assert_eq!(
+            (sample.utilization_ratio, sample.memory_ratio),
+            (Some(0.4), Some(0.25))
+        );
     }
 
     #[test]
@@ -318,11 +423,32 @@ mod tests {
         let none = Brakes::default();
         // Idle, application clocks, software power cap, sync boost.
         assert_eq!(brakes_from_clock_reasons(0x01 | 0x02 | 0x04 | 0x10), none);
-        assert_eq!(brakes_from_clock_reasons(0x48), Brakes { thermal: true, ..none });
-        assert_eq!(brakes_from_clock_reasons(0x20), Brakes { thermal: true, ..none });
+        assert_eq!(
+            brakes_from_clock_reasons(0x48),
+            Brakes {
+                thermal: true,
+                ..none
+            }
+        );
+        assert_eq!(
+            brakes_from_clock_reasons(0x20),
+            Brakes {
+                thermal: true,
+                ..none
+            }
+        );
         assert_eq!(brakes_from_clock_reasons(0x88), Brakes { power: true, ..none });
-        assert_eq!(brakes_from_clock_reasons(0x08), Brakes { unspecified: true, ..none });
-        assert_eq!(parse("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS{gpu=\"0\"} 4").brakes, Some(none));
+        assert_eq!(
+            brakes_from_clock_reasons(0x08),
+            Brakes {
+                unspecified: true,
+                ..none
+            }
+        );
+        assert_eq!(
+            parse("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS{gpu=\"0\"} 4").brakes,
+            Some(none)
+        );
     }
 
     #[test]

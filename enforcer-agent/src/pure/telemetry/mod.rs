@@ -8,7 +8,10 @@ mod gpu;
 mod text;
 
 pub use engine::{EngineKind, EngineSample, parse_engine};
-pub use gpu::{Brakes, GpuSample, brakes_from_clock_reasons, is_fault_xid, parse_gpu, worse_xid};
+pub use gpu::{
+    Brakes, GpuReading, GpuSample, MOST_GPUS, brakes_from_clock_reasons, combine_gpus, is_fault_xid,
+    parse_gpu, worse_xid,
+};
 pub use text::{Labels, LineFault, TextError, TextLimits, TextSample, read_samples};
 
 use thiserror::Error;
@@ -33,5 +36,7 @@ pub enum TelemetryError {
 /// unknown.
 fn ratio(value: f64) -> Option<f64> {
     const SLACK: f64 = 1e-6;
-    (-SLACK..=1.0 + SLACK).contains(&value).then(|| value.clamp(0.0, 1.0))
+    (-SLACK..=1.0 + SLACK)
+        .contains(&value)
+        .then(|| value.clamp(0.0, 1.0))
 }

@@ -27,7 +27,12 @@ pub struct TextLimits {
 impl Default for TextLimits {
     /// A node with eight GPUs and a busy engine exposes about 5,000 lines in 1 MiB; these allow several times that.
     fn default() -> Self {
-        Self { body_bytes: 4 << 20, samples: 50_000, line_bytes: 16 << 10, labels: 64 }
+        Self {
+            body_bytes: 4 << 20,
+            samples: 50_000,
+            line_bytes: 16 << 10,
+            labels: 64,
+        }
     }
 }
 
@@ -46,8 +51,14 @@ pub enum TextError {
     #[error("line {line} of the metrics has more than {limit} labels")]
     TooManyLabels { line: usize, limit: usize },
     #[error("line {line} of the metrics, `{metric}`: {fault}")]
-    Malformed { line: usize, metric: String, fault: LineFault },
-    #[error("`{metric}` has more than {limit} different series; point the policy at one back end's own metrics")]
+    Malformed {
+        line: usize,
+        metric: String,
+        fault: LineFault,
+    },
+    #[error(
+        "`{metric}` has more than {limit} different series; point the policy at one back end's own metrics"
+    )]
     TooManySeries { metric: &'static str, limit: usize },
 }
 
@@ -79,7 +90,10 @@ impl Labels<'_> {
     /// The value of the label `name`, if the sample carries it.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(label, _)| *label == name).map(|(_, value)| value.as_ref())
+        self.0
+            .iter()
+            .find(|(label, _)| *label == name)
+            .map(|(_, value)| value.as_ref())
     }
 }
 
@@ -106,15 +120,22 @@ pub fn read_samples<'a>(
     mut visit: impl FnMut(TextSample<'a>) -> Result<(), TextError>,
 ) -> Result<(), TextError> {
     if body.len() > limits.body_bytes {
-        return Err(TextError::BodyTooLarge { actual_bytes: body.len(), limit_bytes: limits.body_bytes });
+        return Err(TextError::BodyTooLarge {
+            actual_bytes: body.len(),
+            limit_bytes: limits.body_bytes,
+        });
     }
-    let text = std::str::from_utf8(body)
-        .map_err(|error| TextError::NotUtf8 { offset_bytes: error.valid_up_to() })?;
+    let text = std::str::from_utf8(body).map_err(|error| TextError::NotUtf8 {
+        offset_bytes: error.valid_up_to(),
+    })?;
     let mut samples = 0;
     for (index, raw) in text.split('\n').enumerate() {
         let line = index + 1;
         if raw.len() > limits.line_bytes {
-            return Err(TextError::LineTooLong { line, limit_bytes: limits.line_bytes });
+            return Err(TextError::LineTooLong {
+                line,
+                limit_bytes: limits.line_bytes,
+            });
         }
         let content = raw.trim_matches([' ', '\t', '\r']);
         if content.is_empty() || content.starts_with('#') {
@@ -122,7 +143,9 @@ pub fn read_samples<'a>(
         }
         samples += 1;
         if samples > limits.samples {
-            return Err(TextError::TooManySamples { limit: limits.samples });
+            return Err(TextError::TooManySamples {
+                limit: limits.samples,
+            });
         }
         let name_end = content.find(['{', ' ', '\t']).unwrap_or(content.len());
         let (name, rest) = content.split_at(name_end);
@@ -130,8 +153,15 @@ pub fn read_samples<'a>(
             continue;
         }
         let (labels, value) = parse_rest(rest, limits.labels).map_err(|problem| match problem {
-            RestProblem::TooManyLabels => TextError::TooManyLabels { line, limit: limits.labels },
-            RestProblem::Fault(fault) => TextError::Malformed { line, metric: name.to_owned(), fault },
+            RestProblem::TooManyLabels => TextError::TooManyLabels {
+                line,
+                limit: limits.labels,
+            },
+            RestProblem::Fault(fault) => TextError::Malformed {
+                line,
+                metric: name.to_owned(),
+                fault,
+            },
         })?;
         visit(TextSample { name, labels, value })?;
     }
@@ -184,7 +214,10 @@ fn parse_labels(mut rest: &str, most_labels: usize) -> Result<(Labels<'_>, &str)
         }
         let (name, after_name) = rest.split_once('=').ok_or(LineFault::BadLabel)?;
         let name = name.trim_matches([' ', '\t']);
-        let name_is_plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let name_is_plain = !name.is_empty()
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         let quoted = after_name.trim_start_matches([' ', '\t']).strip_prefix('"');
         let (true, Some(quoted)) = (name_is_plain, quoted) else {
             return Err(LineFault::BadLabel.into());
@@ -220,7 +253,14 @@ fn parse_quoted(text: &str) -> Result<(Cow<'_, str>, &str), LineFault> {
     let end = end.ok_or(LineFault::UnclosedLabels)?;
     // Both cut points are ASCII quotes, so they lie on character boundaries.
     let (value, after) = (&text[..end], &text[end + 1..]);
-    Ok((if has_escape { Cow::Owned(unescape(value)) } else { Cow::Borrowed(value) }, after))
+    Ok((
+        if has_escape {
+            Cow::Owned(unescape(value))
+        } else {
+            Cow::Borrowed(value)
+        },
+        after,
+    ))
 }
 
 /// Resolves `\\`, `\"` and `\n`; any other escape stands for itself, as in Prometheus' own reader.
@@ -251,25 +291,45 @@ mod tests {
 
     fn read(body: &[u8], limits: &TextLimits) -> Result<Vec<Owned>, TextError> {
         let mut samples = Vec::new();
-        read_samples(body, limits, |name| name.starts_with("m"), |sample| {
-            let labels = sample.labels.0.into_iter().map(|(name, value)| (name.to_owned(), value.into_owned()));
-            samples.push((sample.name.to_owned(), labels.collect(), sample.value));
-            Ok(())
-        })?;
+        read_samples(
+            body,
+            limits,
+            |name| name.starts_with("m"),
+            |sample| {
+                let labels = sample
+                    .labels
+                    .0
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), value.into_owned()));
+                samples.push((sample.name.to_owned(), labels.collect(), sample.value));
+                Ok(())
+            },
+        )?;
         Ok(samples)
     }
 
     #[track_caller]
     fn check_one(line: &str, labels: &[(&str, &str)], value: f64) {
         let samples = read(line.as_bytes(), &TextLimits::default()).unwrap();
-        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let labels = labels
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         assert_eq!(samples, vec![("m".to_owned(), labels, value)], "{line}");
     }
 
     #[track_caller]
     fn check_fault(line: &str, fault: LineFault) {
         let error = read(format!("# HELP m x\n{line}\n").as_bytes(), &TextLimits::default()).unwrap_err();
-        assert_eq!(error, TextError::Malformed { line: 2, metric: "m".to_owned(), fault }, "{line}");
+        assert_eq!(
+            error,
+            TextError::Malformed {
+                line: 2,
+                metric: "m".to_owned(),
+                fault
+            },
+            "{line}"
+        );
     }
 
     #[test]
@@ -279,7 +339,11 @@ mod tests {
         check_one("m{} -0.5", &[], -0.5);
         check_one("m { a = \"x\" , b=\"y\", } 2", &[("a", "x"), ("b", "y")], 2.0);
         check_one("m{a=\"} , = { # \"} 3", &[("a", "} , = { # ")], 3.0);
-        check_one(r#"m{a="q\"b\\n\nl\d"} +Inf"#, &[("a", "q\"b\\n\nl\\d")], f64::INFINITY);
+        check_one(
+            r#"m{a="q\"b\\n\nl\d"} +Inf"#,
+            &[("a", "q\"b\\n\nl\\d")],
+            f64::INFINITY,
+        );
         check_one("m{a=\"ä\"} 4 # {trace_id=\"1\"} 0.67 1.5", &[("a", "ä")], 4.0);
     }
 
@@ -305,20 +369,49 @@ mod tests {
 
     #[test]
     fn lines_that_nobody_wants_are_not_judged() {
-        assert_eq!(read(b"other{ broken\n{\"m.utf8\", a=\"b\"} 1\n", &TextLimits::default()), Ok(Vec::new()));
+        assert_eq!(
+            read(
+                b"other{ broken\n{\"m.utf8\", a=\"b\"} 1\n",
+                &TextLimits::default()
+            ),
+            Ok(Vec::new())
+        );
     }
 
     #[test]
     fn every_bound_holds() {
-        let limits = TextLimits { body_bytes: 40, samples: 2, line_bytes: 20, labels: 1 };
+        let limits = TextLimits {
+            body_bytes: 40,
+            samples: 2,
+            line_bytes: 20,
+            labels: 1,
+        };
         assert_eq!(
             read(&[b'#'; 41], &limits),
-            Err(TextError::BodyTooLarge { actual_bytes: 41, limit_bytes: 40 })
+            Err(TextError::BodyTooLarge {
+                actual_bytes: 41,
+                limit_bytes: 40
+            })
         );
-        assert_eq!(read(b"x 1\nx 1\nx 1", &limits), Err(TextError::TooManySamples { limit: 2 }));
-        assert_eq!(read(&[b'm'; 21], &limits), Err(TextError::LineTooLong { line: 1, limit_bytes: 20 }));
-        assert_eq!(read(b"m{a=\"\",b=\"\"} 1", &limits), Err(TextError::TooManyLabels { line: 1, limit: 1 }));
-        assert_eq!(read(b"m 1\n\xff", &limits), Err(TextError::NotUtf8 { offset_bytes: 4 }));
+        assert_eq!(
+            read(b"x 1\nx 1\nx 1", &limits),
+            Err(TextError::TooManySamples { limit: 2 })
+        );
+        assert_eq!(
+            read(&[b'm'; 21], &limits),
+            Err(TextError::LineTooLong {
+                line: 1,
+                limit_bytes: 20
+            })
+        );
+        assert_eq!(
+            read(b"m{a=\"\",b=\"\"} 1", &limits),
+            Err(TextError::TooManyLabels { line: 1, limit: 1 })
+        );
+        assert_eq!(
+            read(b"m 1\n\xff", &limits),
+            Err(TextError::NotUtf8 { offset_bytes: 4 })
+        );
     }
 
     proptest! {

@@ -83,7 +83,10 @@ pub enum WeightCause {
 
 impl WeightCause {
     pub(super) fn brake(brakes: Brakes) -> Self {
-        Self::Brake { thermal: brakes.thermal, power: brakes.power }
+        Self::Brake {
+            thermal: brakes.thermal,
+            power: brakes.power,
+        }
     }
 }
 
@@ -104,20 +107,39 @@ impl fmt::Display for WeightCause {
                 write!(f, "key-value cache {} full", Percent(usage_per_mille))
             }
             Self::Connections { in_flight } => write!(f, "{in_flight} connections in flight"),
-            Self::GpuUtilization { utilization_per_mille } => {
+            Self::GpuUtilization {
+                utilization_per_mille,
+            } => {
                 write!(f, "GPU {} busy", Percent(utilization_per_mille))
             }
-            Self::Brake { thermal: true, power: true } => f.write_str("GPU slowed down by heat and power brake"),
-            Self::Brake { thermal: true, power: false } => f.write_str("GPU slowed down by heat"),
-            Self::Brake { thermal: false, power: true } => f.write_str("GPU slowed down by the power brake"),
-            Self::Brake { thermal: false, power: false } => f.write_str("GPU slowed down by its hardware"),
+            Self::Brake {
+                thermal: true,
+                power: true,
+            } => f.write_str("GPU slowed down by heat and power brake"),
+            Self::Brake {
+                thermal: true,
+                power: false,
+            } => f.write_str("GPU slowed down by heat"),
+            Self::Brake {
+                thermal: false,
+                power: true,
+            } => f.write_str("GPU slowed down by the power brake"),
+            Self::Brake {
+                thermal: false,
+                power: false,
+            } => f.write_str("GPU slowed down by its hardware"),
             Self::BrakeReleased => f.write_str("GPU no longer slowed down"),
             Self::Xid { code } => write!(f, "GPU fault, XID {code}"),
             Self::RowRemapFailure => f.write_str("GPU memory row could not be remapped"),
             Self::FaultCleared => f.write_str("GPU fault cleared"),
             Self::NotServing => f.write_str("takes no new connections"),
             Self::Recovered => f.write_str("takes new connections again"),
-            Self::SlowStart { elapsed_ms } => write!(f, "slow start, {}.{} s in", elapsed_ms / 1000, elapsed_ms % 1000 / 100),
+            Self::SlowStart { elapsed_ms } => write!(
+                f,
+                "slow start, {}.{} s in",
+                elapsed_ms / 1000,
+                elapsed_ms % 1000 / 100
+            ),
             Self::Silent { source, misses } => write!(f, "{source} metrics silent, {misses} misses in a row"),
             Self::Heard { source } => write!(f, "{source} metrics are back"),
         }

@@ -30,7 +30,11 @@ struct Held<T> {
 
 impl<T> Default for Held<T> {
     fn default() -> Self {
-        Self { sample: None, misses: 0, is_configured: false }
+        Self {
+            sample: None,
+            misses: 0,
+            is_configured: false,
+        }
     }
 }
 
@@ -109,10 +113,15 @@ pub fn fold(
     let mut state = previous.clone();
     let elapsed_ns = previous.folded_at_ns.map(|then| now_ns.saturating_sub(then));
     state.folded_at_ns = Some(now_ns.max(previous.folded_at_ns.unwrap_or(0)));
-    state.engine.take(signals.engine, tuning);
-    state.gpu.take(signals.gpu, tuning);
-    state.brakes = brakes(previous, &signals.gpu, &state, tuning);
-    if let Reading::Fresh(gpu) = signals.gpu {
+    // A NaN would outlive its sample in the averages.
+    let (engine, gpu) = (
+        signals.engine.map(EngineSample::finite),
+        signals.gpu.map(GpuSample::finite),
+    );
+    state.engine.take(engine, tuning);
+    state.gpu.take(gpu, tuning);
+    state.brakes = brakes(previous, &gpu, &state, tuning);
+    if let Reading::Fresh(gpu) = gpu {
         state.fault.take(&gpu, now_ns);
     }
     state.not_serving = !signals.serving;
@@ -130,7 +139,11 @@ pub fn fold(
     state.published_per_mille = Some(share);
 
     let causes = causes(previous, &state, strongest, now_ns, tuning);
-    Folded { weight: weight_of(capacity, share), causes, state }
+    Folded {
+        weight: weight_of(capacity, share),
+        causes,
+        state,
+    }
 }
 
 impl<T: Copy> Held<T> {
@@ -145,7 +158,13 @@ impl<T: Copy> Held<T> {
                     self.sample = None;
                 }
             }
-            Reading::Fresh(sample) => *self = Self { sample: Some(sample), misses: 0, is_configured: true },
+            Reading::Fresh(sample) => {
+                *self = Self {
+                    sample: Some(sample),
+                    misses: 0,
+                    is_configured: true,
+                }
+            }
         }
     }
 }
@@ -187,14 +206,28 @@ impl Fault {
 
 /// The brakes that are on now. The counter of time spent slowed down by heat tells them where the exporter does not
 /// publish the reasons: it grew since the last sample of the same GPUs.
-fn brakes(previous: &BackendState, reading: &Reading<GpuSample>, state: &BackendState, tuning: &Tuning) -> Brakes {
+fn brakes(
+    previous: &BackendState,
+    reading: &Reading<GpuSample>,
+    state: &BackendState,
+    tuning: &Tuning,
+) -> Brakes {
     let Reading::Fresh(gpu) = reading else {
-        return state.gpu.current(tuning).map_or(Brakes::default(), |_| previous.brakes);
+        return state
+            .gpu
+            .current(tuning)
+            .map_or(Brakes::default(), |_| previous.brakes);
     };
     let from_counter = || {
-        let before = previous.gpu.sample.filter(|before| before.devices == gpu.devices)?;
+        let before = previous
+            .gpu
+            .sample
+            .filter(|before| before.devices == gpu.devices)?;
         let (earlier, later) = before.thermal_violation.zip(gpu.thermal_violation)?;
-        Some(Brakes { thermal: later > earlier, ..Brakes::default() })
+        Some(Brakes {
+            thermal: later > earlier,
+            ..Brakes::default()
+        })
     };
     gpu.brakes.or_else(from_counter).unwrap_or_default()
 }
@@ -215,8 +248,9 @@ impl BackendState {
     }
 
     fn end_slow_start(&mut self, now_ns: u64, tuning: &Tuning) {
-        self.recovered_at_ns =
-            self.recovered_at_ns.filter(|since| now_ns.saturating_sub(*since) < tuning.slow_start_ns);
+        self.recovered_at_ns = self
+            .recovered_at_ns
+            .filter(|since| now_ns.saturating_sub(*since) < tuning.slow_start_ns);
     }
 
     /// The share that the back end deserves now, before dead band and step limit.
@@ -265,7 +299,11 @@ fn smooth(
         return Some(saturation);
     };
     let rises = saturation > previous;
-    let time_constant_ns = if rises { tuning.rise_time_constant_ns } else { tuning.fall_time_constant_ns };
+    let time_constant_ns = if rises {
+        tuning.rise_time_constant_ns
+    } else {
+        tuning.fall_time_constant_ns
+    };
     let elapsed = elapsed_ns as f64;
     let step = elapsed / (elapsed + time_constant_ns.max(1) as f64);
     Some((previous + step * (saturation - previous)).clamp(0.0, 1.0))
@@ -285,7 +323,11 @@ fn approach(published: Option<u16>, target: u16, elapsed_ns: Option<u64>, tuning
     let allowed = (elapsed_ns / 1_000_000).saturating_mul(rate) / 1000;
     // At least one, so that frequent steps add up to movement.
     let step = distance.min(u16::try_from(allowed.max(1)).unwrap_or(u16::MAX));
-    if target > published { published + step } else { published - step }
+    if target > published {
+        published + step
+    } else {
+        published - step
+    }
 }
 
 /// What to tell the audit log about the step from `previous` to `state`.
@@ -297,11 +339,17 @@ fn causes(
     tuning: &Tuning,
 ) -> Vec<WeightCause> {
     let mut causes = Vec::new();
-    let moved = previous.published_per_mille.is_some_and(|before| before != state.share_per_mille());
+    let moved = previous
+        .published_per_mille
+        .is_some_and(|before| before != state.share_per_mille());
     let began = |was: bool, is: bool| is && (moved || !was);
     let ended = |was: bool, is: bool| was && !is;
 
-    if let Some(cause) = state.fault.cause().filter(|cause| moved || previous.fault.cause() != Some(*cause)) {
+    if let Some(cause) = state
+        .fault
+        .cause()
+        .filter(|cause| moved || previous.fault.cause() != Some(*cause))
+    {
         causes.push(cause);
     }
     if ended(previous.fault.is_present(), state.fault.is_present()) {
@@ -320,8 +368,18 @@ fn causes(
         causes.push(WeightCause::BrakeReleased);
     }
     let sources = [
-        (Source::Engine, previous.engine.is_silent(tuning), state.engine.is_silent(tuning), state.engine.misses),
-        (Source::Gpu, previous.gpu.is_silent(tuning), state.gpu.is_silent(tuning), state.gpu.misses),
+        (
+            Source::Engine,
+            previous.engine.is_silent(tuning),
+            state.engine.is_silent(tuning),
+            state.engine.misses,
+        ),
+        (
+            Source::Gpu,
+            previous.gpu.is_silent(tuning),
+            state.gpu.is_silent(tuning),
+            state.gpu.misses,
+        ),
     ];
     for (source, was, is, misses) in sources {
         if began(was, is) {
@@ -333,7 +391,9 @@ fn causes(
     }
     if moved && !state.is_out() {
         let elapsed_ms = |since_ns: u64| now_ns.saturating_sub(since_ns) / 1_000_000;
-        causes.extend(state.recovered_at_ns.map(|since| WeightCause::SlowStart { elapsed_ms: elapsed_ms(since) }));
+        causes.extend(state.recovered_at_ns.map(|since| WeightCause::SlowStart {
+            elapsed_ms: elapsed_ms(since),
+        }));
         causes.extend(strongest.and_then(|pressure| pressure.cause));
     }
     causes

@@ -48,6 +48,17 @@ pub enum Reading<T> {
     Fresh(T),
 }
 
+impl<T> Reading<T> {
+    fn map<U>(self, change: impl FnOnce(T) -> U) -> Reading<U> {
+        match self {
+            Self::NotConfigured => Reading::NotConfigured,
+            Self::Unchanged => Reading::Unchanged,
+            Self::Missed => Reading::Missed,
+            Self::Fresh(sample) => Reading::Fresh(change(sample)),
+        }
+    }
+}
+
 /// Everything that is known of a back end at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Signals {

@@ -32,7 +32,11 @@ pub fn limit_drains(members: &mut [PoolMember], tuning: &Tuning) -> Vec<usize> {
         .filter_map(|(position, member)| Some((member.fault_since_ns?, position)))
         .collect();
     drained.sort_unstable();
-    let mut refused: Vec<usize> = drained.into_iter().skip(budget).map(|(_, position)| position).collect();
+    let mut refused: Vec<usize> = drained
+        .into_iter()
+        .skip(budget)
+        .map(|(_, position)| position)
+        .collect();
     refused.sort_unstable();
     for &position in &refused {
         let member = &mut members[position];

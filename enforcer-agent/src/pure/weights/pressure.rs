@@ -27,14 +27,28 @@ impl Known<'_> {
     /// cache are two views of the same load.
     pub(super) fn strongest(&self, tuning: &Tuning) -> Option<Pressure> {
         let capacity = f64::from(self.capacity.max(1));
-        let queue = self.engine.and_then(|engine| engine.waiting).map(|waiting| Pressure {
-            saturation: ramp(waiting / capacity, 0, tuning.queue_full_per_mille),
-            cause: Some(WeightCause::Queue { waiting: waiting.max(0.0) as u64 }),
-        });
-        let kv_cache = self.engine.and_then(|engine| engine.kv_cache_ratio).map(|usage| Pressure {
-            saturation: ramp(usage, tuning.kv_cache_easy_per_mille, tuning.kv_cache_full_per_mille),
-            cause: Some(WeightCause::KvCache { usage_per_mille: per_mille(usage) }),
-        });
+        let queue = self
+            .engine
+            .and_then(|engine| engine.waiting)
+            .map(|waiting| Pressure {
+                saturation: ramp(waiting / capacity, 0, tuning.queue_full_per_mille),
+                cause: Some(WeightCause::Queue {
+                    waiting: waiting.max(0.0) as u64,
+                }),
+            });
+        let kv_cache = self
+            .engine
+            .and_then(|engine| engine.kv_cache_ratio)
+            .map(|usage| Pressure {
+                saturation: ramp(
+                    usage,
+                    tuning.kv_cache_easy_per_mille,
+                    tuning.kv_cache_full_per_mille,
+                ),
+                cause: Some(WeightCause::KvCache {
+                    usage_per_mille: per_mille(usage),
+                }),
+            });
         let engine_is_mute = queue.is_none() && kv_cache.is_none();
         // A GPU is busy whenever it decodes at all, so utilization is the poorest sign of saturation: only in need.
         let utilization = self
@@ -44,7 +58,9 @@ impl Known<'_> {
             .filter(|_| engine_is_mute)
             .map(|utilization| Pressure {
                 saturation: ramp(utilization, 0, 1000),
-                cause: Some(WeightCause::GpuUtilization { utilization_per_mille: per_mille(utilization) }),
+                cause: Some(WeightCause::GpuUtilization {
+                    utilization_per_mille: per_mille(utilization),
+                }),
             });
         let neutral = (self.silent && engine_is_mute && utilization.is_none()).then(|| Pressure {
             saturation: ramp(f64::from(tuning.neutral_saturation_per_mille) / 1000.0, 0, 1000),
@@ -59,7 +75,13 @@ impl Known<'_> {
         [queue, kv_cache, utilization, connections, neutral]
             .into_iter()
             .flatten()
-            .reduce(|strongest, other| if other.saturation > strongest.saturation { other } else { strongest })
+            .reduce(|strongest, other| {
+                if other.saturation > strongest.saturation {
+                    other
+                } else {
+                    strongest
+                }
+            })
     }
 }
 
