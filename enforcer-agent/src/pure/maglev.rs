@@ -41,9 +41,15 @@ pub fn key_of(name: &str) -> u64 {
 /// If `size` is no prime: with any other size a permutation could miss slots.
 #[must_use]
 pub fn table(entries: &[Entry], size: u32) -> Vec<u16> {
-    assert!(is_prime(size), "the size of a Maglev table, {size}, has to be a prime");
-    let mut turns: BinaryHeap<Reverse<Turn>> =
-        entries.iter().filter(|entry| entry.weight > 0).map(|entry| Reverse(Turn::first(*entry, size))).collect();
+    assert!(
+        is_prime(size),
+        "the size of a Maglev table, {size}, has to be a prime"
+    );
+    let mut turns: BinaryHeap<Reverse<Turn>> = entries
+        .iter()
+        .filter(|entry| entry.weight > 0)
+        .map(|entry| Reverse(Turn::first(*entry, size)))
+        .collect();
     if turns.is_empty() {
         return Vec::new();
     }
@@ -55,7 +61,10 @@ pub fn table(entries: &[Entry], size: u32) -> Vec<u16> {
         turn.number += 1;
         // Dropping `next` puts the turn back to where it now belongs.
     }
-    slots.into_iter().map(|slot| slot.expect("there were as many turns as slots")).collect()
+    slots
+        .into_iter()
+        .map(|slot| slot.expect("there were as many turns as slots"))
+        .collect()
 }
 
 /// The next turn of one back end, and its place in its permutation.
@@ -112,7 +121,8 @@ impl Ord for Turn {
     /// Ties go by key, which is the same on every host, and only then by slot number, which need not be.
     fn cmp(&self, other: &Self) -> Ordering {
         let identity = |turn: &Self| (turn.entry.key, turn.entry.backend);
-        self.cmp_time(other).then_with(|| identity(self).cmp(&identity(other)))
+        self.cmp_time(other)
+            .then_with(|| identity(self).cmp(&identity(other)))
     }
 }
 
@@ -145,7 +155,9 @@ const fn mix(seed: u64) -> u64 {
 fn is_prime(number: u32) -> bool {
     number >= 2
         && number < 1 << 24
-        && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
+        && (2..)
+            .take_while(|divisor| divisor * divisor <= number)
+            .all(|divisor| number % divisor != 0)
 }
 
 #[cfg(test)]

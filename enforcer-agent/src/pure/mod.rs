@@ -2,8 +2,11 @@
 //! aya. Time and seeds are arguments.
 #![forbid(unsafe_code)]
 
+pub mod health;
 pub mod maglev;
 pub mod plan;
 pub mod policy;
 pub mod snapshot;
 pub mod tables;
+pub mod telemetry;
+pub mod weights;

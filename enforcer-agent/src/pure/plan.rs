@@ -123,7 +123,12 @@ fn differences<T: PartialEq>(
             write(index as u32, record);
         }
     }
-    for (index, _) in held.iter().enumerate().skip(desired.len()).filter(|(_, record)| *record != zero) {
+    for (index, _) in held
+        .iter()
+        .enumerate()
+        .skip(desired.len())
+        .filter(|(_, record)| *record != zero)
+    {
         write(index as u32, zero);
     }
 }

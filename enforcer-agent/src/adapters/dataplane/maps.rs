@@ -158,10 +158,7 @@ impl Maps {
     /// If the kernel refuses the look-up.
     pub fn tally(&self, direction: u32, tenant: u32, reason: u32) -> Result<Tally, DataplaneError> {
         let index = tally_index(direction, tenant, reason);
-        let values = self
-            .tallies
-            .get(&index, 0)
-            .map_err(named("TALLIES"))?;
+        let values = self.tallies.get(&index, 0).map_err(named("TALLIES"))?;
         let mut sum = Tally::default();
         for value in values.iter() {
             sum.packets += value.packets;

@@ -18,21 +18,35 @@ fn entries(weights: &[u32]) -> Vec<Entry> {
 
 fn shares(table: &[u16]) -> BTreeMap<u16, u32> {
     let mut shares = BTreeMap::new();
-    table.iter().for_each(|backend| *shares.entry(*backend).or_insert(0) += 1);
+    table
+        .iter()
+        .for_each(|backend| *shares.entry(*backend).or_insert(0) += 1);
     shares
 }
 
 /// How many slots differ.
 fn moved(before: &[u16], after: &[u16]) -> usize {
-    before.iter().zip(after).filter(|(left, right)| left != right).count()
+    before
+        .iter()
+        .zip(after)
+        .filter(|(left, right)| left != right)
+        .count()
 }
 
 #[test]
 fn golden() {
     // A change of these tables moves connections on every host that is upgraded while another is not.
     assert_eq!(key_of("gpu-1"), 0xdfe1_f80e_e72a_6580);
-    assert_eq!(table(&entries(&[1, 1, 1]), 13), [2, 0, 0, 2, 0, 2, 1, 2, 1, 1, 2, 1, 0]);
-    assert_eq!(table(&entries(&[100, 50, 10]), 23), [0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 2, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1]);
+    assert_eq!(
+        table(&entries(&[1, 1, 1]), 13),
+        [2, 0, 0, 2, 0, 2, 1, 2, 1, 1, 2, 1, 0]
+    );
+    assert_eq!(
+        table(&entries(&[100, 50, 10]), 23),
+        [
+            0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 2, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1
+        ]
+    );
 }
 
 #[test]
@@ -41,8 +55,15 @@ fn nothing_and_one() {
     assert!(table(&entries(&[0, 0]), 7).is_empty());
     assert_eq!(table(&entries(&[0, 3]), 7), [1; 7]);
     assert_eq!(table(&entries(&[5]), 2), [0; 2]);
-    assert_eq!(shares(&table(&entries(&[1; 20]), 7)).len(), 7, "more back ends than slots");
-    assert_eq!(shares(&table(&entries(&[u32::MAX, 1]), MAGLEV_SLOTS))[&0], MAGLEV_SLOTS);
+    assert_eq!(
+        shares(&table(&entries(&[1; 20]), 7)).len(),
+        7,
+        "more back ends than slots"
+    );
+    assert_eq!(
+        shares(&table(&entries(&[u32::MAX, 1]), MAGLEV_SLOTS))[&0],
+        MAGLEV_SLOTS
+    );
 }
 
 #[test]
@@ -62,7 +83,10 @@ fn a_back_end_that_leaves_moves_little_but_its_own_slots() {
         let own = shares(&before)[&u16::try_from(gone).unwrap()] as usize;
         let others = moved(&before, &after) - own;
         // Seen: 59 to 90 slots of 14,743.
-        assert!(others * 100 <= MAGLEV_SLOTS as usize, "{others} slots of others moved");
+        assert!(
+            others * 100 <= MAGLEV_SLOTS as usize,
+            "{others} slots of others moved"
+        );
     }
 }
 
@@ -74,7 +98,10 @@ fn a_change_of_weight_moves_few_slots() {
             for percent in [0, 5, 50, 90, 95, 105, 110, 200] {
                 let mut changed = weights.clone();
                 changed[index] = changed[index] * percent / 100;
-                let (before, after) = (table(&entries(&weights), MAGLEV_SLOTS), table(&entries(&changed), MAGLEV_SLOTS));
+                let (before, after) = (
+                    table(&entries(&weights), MAGLEV_SLOTS),
+                    table(&entries(&changed), MAGLEV_SLOTS),
+                );
                 let (shares_before, shares_after) = (shares(&before), shares(&after));
                 // Whatever gains has to take so many slots from what loses.
                 let least: u32 = shares_after

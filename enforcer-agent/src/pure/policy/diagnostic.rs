@@ -103,7 +103,11 @@ pub(super) struct Place {
 
 impl Place {
     /// For what concerns the policy as a whole.
-    pub(super) const WHOLE: Self = Self { line: 0, column: 0, width: 0 };
+    pub(super) const WHOLE: Self = Self {
+        line: 0,
+        column: 0,
+        width: 0,
+    };
 
     pub(super) const fn line(self) -> u32 {
         self.line
@@ -146,7 +150,13 @@ pub(super) struct Reporter<'a> {
 
 impl<'a> Reporter<'a> {
     pub(super) const fn new(file: &'a str, text: &'a str) -> Self {
-        Self { file, text, diagnostics: Vec::new(), dropped_errors: 0, dropped: 0 }
+        Self {
+            file,
+            text,
+            diagnostics: Vec::new(),
+            dropped_errors: 0,
+            dropped: 0,
+        }
     }
 
     pub(super) fn error(
@@ -175,26 +185,40 @@ impl<'a> Reporter<'a> {
             self.dropped_errors += usize::from(severity == Severity::Error);
             return;
         }
-        self.diagnostics.push(Diagnostic::at(self.file, self.text, severity, code, place, message, help));
+        self.diagnostics.push(Diagnostic::at(
+            self.file, self.text, severity, code, place, message, help,
+        ));
     }
 
     /// Whether the policy cannot be used.
     pub(super) fn has_errors(&self) -> bool {
-        self.dropped_errors > 0 || self.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error)
+        self.dropped_errors > 0
+            || self
+                .diagnostics
+                .iter()
+                .any(|diagnostic| diagnostic.severity == Severity::Error)
     }
 
     /// All diagnostics in the order of the file; the order of finding decides within one place.
     pub(super) fn finish(mut self) -> Vec<Diagnostic> {
-        self.diagnostics.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
+        self.diagnostics
+            .sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         if self.dropped > 0 {
-            let severity = if self.dropped_errors > 0 { Severity::Error } else { Severity::Warning };
+            let severity = if self.dropped_errors > 0 {
+                Severity::Error
+            } else {
+                Severity::Warning
+            };
             self.diagnostics.push(Diagnostic::at(
                 self.file,
                 self.text,
                 severity,
                 Code::Truncated,
                 Place::WHOLE,
-                format!("{} more problems, {} of them errors", self.dropped, self.dropped_errors),
+                format!(
+                    "{} more problems, {} of them errors",
+                    self.dropped, self.dropped_errors
+                ),
                 "Solve these first, then check again.".into(),
             ));
         }
@@ -232,8 +256,14 @@ impl Diagnostic {
     /// The diagnostic for people, over several lines, ending with a line break.
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
-        let theme = if colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-        let handler = GraphicalReportHandler::new_themed(theme).with_width(100).with_links(false);
+        let theme = if colour {
+            GraphicalTheme::unicode()
+        } else {
+            GraphicalTheme::unicode_nocolor()
+        };
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_width(100)
+            .with_links(false);
         let mut out = String::new();
         handler
             .render_report(&mut out, &Report(self))
@@ -245,7 +275,10 @@ impl Diagnostic {
     fn mark(&self) -> SourceSpan {
         let skipped = self.column.saturating_sub(self.source_line_column) as usize;
         let byte_of = |chars: usize| {
-            self.source_line.char_indices().nth(chars).map_or(self.source_line.len(), |(offset, _)| offset)
+            self.source_line
+                .char_indices()
+                .nth(chars)
+                .map_or(self.source_line.len(), |(offset, _)| offset)
         };
         let start = byte_of(skipped);
         let end = byte_of(skipped.saturating_add(self.width as usize));
@@ -255,7 +288,11 @@ impl Diagnostic {
 
 /// The line at `place`, cut to a window around the column if it is long, and the column of its first character.
 fn excerpt(text: &str, place: Place) -> (String, u32) {
-    let Some(line) = place.line.checked_sub(1).and_then(|index| text.lines().nth(index as usize)) else {
+    let Some(line) = place
+        .line
+        .checked_sub(1)
+        .and_then(|index| text.lines().nth(index as usize))
+    else {
         return (String::new(), 1);
     };
     let column = place.column.max(1) as usize;
@@ -264,8 +301,19 @@ fn excerpt(text: &str, place: Place) -> (String, u32) {
     } else {
         1
     };
-    let blank = |character: char| if character.is_control() || is_bidi_control(character) { ' ' } else { character };
-    let window = line.chars().skip(first - 1).take(MAX_EXCERPT_CHARS).map(blank).collect();
+    let blank = |character: char| {
+        if character.is_control() || is_bidi_control(character) {
+            ' '
+        } else {
+            character
+        }
+    };
+    let window = line
+        .chars()
+        .skip(first - 1)
+        .take(MAX_EXCERPT_CHARS)
+        .map(blank)
+        .collect();
     (window, u32::try_from(first).unwrap_or(u32::MAX))
 }
 
@@ -275,10 +323,20 @@ pub fn render_all(diagnostics: &[Diagnostic], colour: bool) -> String {
     if diagnostics.is_empty() {
         return String::new();
     }
-    let mut out: String = diagnostics.iter().map(|diagnostic| diagnostic.render(colour) + "\n").collect();
-    let errors = diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error).count();
+    let mut out: String = diagnostics
+        .iter()
+        .map(|diagnostic| diagnostic.render(colour) + "\n")
+        .collect();
+    let errors = diagnostics
+        .iter()
+        .filter(|diagnostic| diagnostic.severity == Severity::Error)
+        .count();
     let count = |number: usize, name: &str| format!("{number} {name}{}", if number == 1 { "" } else { "s" });
-    out += &format!("{}, {}\n", count(errors, "error"), count(diagnostics.len() - errors, "warning"));
+    out += &format!(
+        "{}, {}\n",
+        count(errors, "error"),
+        count(diagnostics.len() - errors, "warning")
+    );
     out
 }
 
@@ -315,7 +373,8 @@ impl miette::Diagnostic for Report<'_> {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        (self.0.line > 0).then(|| Box::new(std::iter::once(LabeledSpan::new_with_span(None, self.0.mark()))) as _)
+        (self.0.line > 0)
+            .then(|| Box::new(std::iter::once(LabeledSpan::new_with_span(None, self.0.mark()))) as _)
     }
 }
 
@@ -345,7 +404,15 @@ mod tests {
 
     fn diagnostic(text: &str, line: u32, column: u32, width: u32) -> Diagnostic {
         let place = Place { line, column, width };
-        Diagnostic::at("p.yaml", text, Severity::Error, Code::InvalidValue, place, "no".into(), "yes".into())
+        Diagnostic::at(
+            "p.yaml",
+            text,
+            Severity::Error,
+            Code::InvalidValue,
+            place,
+            "no".into(),
+            "yes".into(),
+        )
     }
 
     #[test]
@@ -362,7 +429,14 @@ mod tests {
     #[test]
     fn every_place_can_be_rendered() {
         for text in ["", "\n", "a", "a\r\nb\u{1b}[31m\n", "😀é"] {
-            for (line, column, width) in [(0, 0, 0), (1, 1, 1), (1, 9, 9), (2, 1, u32::MAX), (9, 9, 9), (1, 0, 1)] {
+            for (line, column, width) in [
+                (0, 0, 0),
+                (1, 1, 1),
+                (1, 9, 9),
+                (2, 1, u32::MAX),
+                (9, 9, 9),
+                (1, 0, 1),
+            ] {
                 let rendered = diagnostic(text, line, column, width).render(false);
                 assert!(rendered.contains("no") && rendered.contains("yes"), "{rendered}");
                 assert!(!rendered.contains('\u{1b}'), "{rendered:?}");
@@ -389,7 +463,10 @@ mod tests {
     fn json_round_trip() {
         let before = diagnostic("ab: c", 1, 5, 1);
         let json = serde_json::to_string(&before).unwrap();
-        assert!(json.contains(r#""severity":"error","code":"invalid-value""#), "{json}");
+        assert!(
+            json.contains(r#""severity":"error","code":"invalid-value""#),
+            "{json}"
+        );
         assert_eq!(serde_json::from_str::<Diagnostic>(&json).unwrap(), before);
     }
 }

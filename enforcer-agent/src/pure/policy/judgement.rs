@@ -67,8 +67,17 @@ impl Judgements {
                 }
             }
         }
-        let allows = policy.rules.iter().map(|rule| rule.action == Action::Allow).collect();
-        Self { services, allows, cells, effective }
+        let allows = policy
+            .rules
+            .iter()
+            .map(|rule| rule.action == Action::Allow)
+            .collect();
+        Self {
+            services,
+            allows,
+            cells,
+            effective,
+        }
     }
 
     /// The judgement of one pair.
@@ -81,8 +90,15 @@ impl Judgements {
         let cell = self.cells[tenant * self.services + service];
         let decided_by = cell.enforced.map(usize::from);
         let allowed = decided_by.is_some_and(|rule| self.allows[rule]);
-        let shadow = if allowed { cell.shadow_deny } else { cell.shadow_allow };
-        Judgement { decided_by, shadowed_by: shadow.map(usize::from) }
+        let shadow = if allowed {
+            cell.shadow_deny
+        } else {
+            cell.shadow_allow
+        };
+        Judgement {
+            decided_by,
+            shadowed_by: shadow.map(usize::from),
+        }
     }
 
     /// Whether a rule has any effect on any pair.
@@ -101,7 +117,8 @@ impl Judgement {
     /// Whether the tenant may use the service.
     #[must_use]
     pub fn is_allowed(self, policy: &ResolvedPolicy) -> bool {
-        self.decided_by.is_some_and(|rule| policy.rules[rule].action == Action::Allow)
+        self.decided_by
+            .is_some_and(|rule| policy.rules[rule].action == Action::Allow)
     }
 }
 
@@ -117,7 +134,10 @@ impl ConstraintSet {
     }
 
     fn intersection(mut self, other: Self) -> Self {
-        self.0.iter_mut().zip(other.0).for_each(|(word, with)| *word &= with);
+        self.0
+            .iter_mut()
+            .zip(other.0)
+            .for_each(|(word, with)| *word &= with);
         self
     }
 
@@ -146,8 +166,14 @@ impl Bindings {
         let mut tenants = vec![ConstraintSet::default(); policy.tenants.len()];
         let mut services = vec![ConstraintSet::default(); policy.services.len()];
         for (index, constraint) in policy.constraints.iter().enumerate() {
-            constraint.tenants.iter().for_each(|tenant| tenants[*tenant].insert(index));
-            constraint.services.iter().for_each(|service| services[*service].insert(index));
+            constraint
+                .tenants
+                .iter()
+                .for_each(|tenant| tenants[*tenant].insert(index));
+            constraint
+                .services
+                .iter()
+                .for_each(|service| services[*service].insert(index));
         }
         Self { tenants, services }
     }
@@ -179,12 +205,16 @@ pub fn compliant_backends<'a>(
     constraints: ConstraintSet,
 ) -> impl Iterator<Item = (usize, usize)> + 'a {
     let all_allow = move |pool: &Pool, backend: &Backend| {
-        constraints.iter().all(|constraint| is_compliant(&policy.constraints[constraint], pool, backend))
+        constraints
+            .iter()
+            .all(|constraint| is_compliant(&policy.constraints[constraint], pool, backend))
     };
     service.pools.iter().flat_map(move |pool_index| {
         let pool = &policy.pools[*pool_index];
         let backends = pool.backends.iter().enumerate();
-        backends.filter(move |(_, backend)| all_allow(pool, backend)).map(move |(index, _)| (*pool_index, index))
+        backends
+            .filter(move |(_, backend)| all_allow(pool, backend))
+            .map(move |(index, _)| (*pool_index, index))
     })
 }
 
@@ -211,7 +241,9 @@ mod tests {
                pools: [{{name: p, backends: [{{name: g, address: 10.9.0.1, port: 80}}]}}],
                rules: [{rules}]}}}}"
         );
-        load("p.yaml", &text).into_result().expect("the policy is correct")
+        load("p.yaml", &text)
+            .into_result()
+            .expect("the policy is correct")
     }
 
     /// The names of the deciding and of the shadow rule for (a, s).
@@ -220,19 +252,47 @@ mod tests {
         let policy = policy(rules);
         let judgement = Judgements::of(&policy).get(0, 0);
         let name = |index: Option<usize>| index.map(|index| policy.rules[index].name.as_str());
-        assert_eq!((name(judgement.decided_by), name(judgement.shadowed_by)), (decided_by, shadowed_by), "{rules}");
+        assert_eq!(
+            (name(judgement.decided_by), name(judgement.shadowed_by)),
+            (decided_by, shadowed_by),
+            "{rules}"
+        );
     }
 
     #[test]
     fn the_first_rule_in_the_order_of_judgement_decides() {
         check("", None, None);
         check("{name: x, action: Allow}", Some("x"), None);
-        check("{name: x, action: Allow}, {name: y, action: Allow}", Some("x"), None);
-        check("{name: x, action: Allow}, {name: y, action: Deny}", Some("y"), None);
-        check("{name: x, action: Allow, priority: 1}, {name: y, action: Deny}", Some("x"), None);
-        check("{name: x, action: Deny}, {name: y, action: Allow, priority: 1}", Some("y"), None);
-        check("{name: x, action: Deny, priority: -1}, {name: y, action: Allow}", Some("y"), None);
-        check("{name: x, action: Deny, tenants: {matchNames: [b]}}, {name: y, action: Allow}", Some("y"), None);
+        check(
+            "{name: x, action: Allow}, {name: y, action: Allow}",
+            Some("x"),
+            None,
+        );
+        check(
+            "{name: x, action: Allow}, {name: y, action: Deny}",
+            Some("y"),
+            None,
+        );
+        check(
+            "{name: x, action: Allow, priority: 1}, {name: y, action: Deny}",
+            Some("x"),
+            None,
+        );
+        check(
+            "{name: x, action: Deny}, {name: y, action: Allow, priority: 1}",
+            Some("y"),
+            None,
+        );
+        check(
+            "{name: x, action: Deny, priority: -1}, {name: y, action: Allow}",
+            Some("y"),
+            None,
+        );
+        check(
+            "{name: x, action: Deny, tenants: {matchNames: [b]}}, {name: y, action: Allow}",
+            Some("y"),
+            None,
+        );
         check("{name: x, action: Deny, services: {matchNames: [t]}}", None, None);
     }
 
@@ -240,8 +300,16 @@ mod tests {
     fn a_shadow_rule_never_decides_and_is_remembered_if_it_would_have_decided_otherwise() {
         check("{name: x, action: Allow, mode: Shadow}", None, Some("x"));
         check("{name: x, action: Deny, mode: Shadow}", None, None);
-        check("{name: x, action: Deny, mode: Shadow}, {name: y, action: Allow}", Some("y"), Some("x"));
-        check("{name: y, action: Deny, priority: 9}, {name: x, action: Allow, mode: Shadow}", Some("y"), None);
+        check(
+            "{name: x, action: Deny, mode: Shadow}, {name: y, action: Allow}",
+            Some("y"),
+            Some("x"),
+        );
+        check(
+            "{name: y, action: Deny, priority: 9}, {name: x, action: Allow, mode: Shadow}",
+            Some("y"),
+            None,
+        );
         check(
             "{name: x, action: Allow, mode: Shadow, priority: 1}, {name: z, action: Deny, mode: Shadow},
              {name: w, action: Deny, mode: Shadow}, {name: y, action: Allow}",
@@ -258,7 +326,10 @@ mod tests {
         );
         let judgements = Judgements::of(&policy);
         let allowed = |tenant, service| judgements.get(tenant, service).is_allowed(&policy);
-        assert_eq!([allowed(0, 0), allowed(0, 1), allowed(1, 0), allowed(1, 1)], [false, false, false, true]);
+        assert_eq!(
+            [allowed(0, 0), allowed(0, 1), allowed(1, 0), allowed(1, 1)],
+            [false, false, false, true]
+        );
         assert!(judgements.is_effective(0) && judgements.is_effective(1));
     }
 }

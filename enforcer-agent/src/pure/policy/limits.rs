@@ -70,10 +70,16 @@ pub const fn step_fp(rate_per_second: u64, unit: Unit) -> Result<u64, RateError>
         return Err(RateError::Zero);
     }
     if rate_per_second < least {
-        return Err(RateError::TooLow { rate: rate_per_second, least });
+        return Err(RateError::TooLow {
+            rate: rate_per_second,
+            least,
+        });
     }
     if rate_per_second > most {
-        return Err(RateError::TooHigh { rate: rate_per_second, most });
+        return Err(RateError::TooHigh {
+            rate: rate_per_second,
+            most,
+        });
     }
     Ok((SECOND_FP + rate_per_second / 2) / rate_per_second)
 }
@@ -82,7 +88,12 @@ pub const fn step_fp(rate_per_second: u64, unit: Unit) -> Result<u64, RateError>
 /// costs only a few of them.
 #[must_use]
 pub const fn kept_events_per_second(step_fp: u64) -> u64 {
-    1_000_000_000 / if step_fp >> STEP_SHIFT == 0 { 1 } else { step_fp >> STEP_SHIFT }
+    1_000_000_000
+        / if step_fp >> STEP_SHIFT == 0 {
+            1
+        } else {
+            step_fp >> STEP_SHIFT
+        }
 }
 
 #[cfg(test)]
@@ -94,16 +105,28 @@ mod tests {
     fn the_edges_are_where_the_arithmetic_says() {
         assert_eq!(MIN_BYTES_PER_SECOND, 4);
         assert_eq!(step_fp(0, Unit::Bytes), Err(RateError::Zero));
-        assert_eq!(step_fp(3, Unit::Bytes), Err(RateError::TooLow { rate: 3, least: 4 }));
+        assert_eq!(
+            step_fp(3, Unit::Bytes),
+            Err(RateError::TooLow { rate: 3, least: 4 })
+        );
         let slowest = step_fp(4, Unit::Bytes).unwrap();
         assert!(slowest.checked_mul(MAX_UNITS).is_some());
         assert!(step_fp(MAX_BYTES_PER_SECOND, Unit::Bytes).is_ok());
         assert!(step_fp(MAX_BYTES_PER_SECOND + 1, Unit::Bytes).is_err());
         assert_eq!(step_fp(1, Unit::Events), Ok(1_000_000_000 << 20));
         assert_eq!(step_fp(MAX_EVENTS_PER_SECOND, Unit::Events), Ok(1 << 20));
-        assert_eq!(kept_events_per_second(step_fp(MAX_EVENTS_PER_SECOND, Unit::Events).unwrap()), 1_000_000_000);
-        assert_eq!(kept_events_per_second(step_fp(700_000_000, Unit::Events).unwrap()), 1_000_000_000);
-        assert_eq!(kept_events_per_second(step_fp(200_000, Unit::Events).unwrap()), 200_000);
+        assert_eq!(
+            kept_events_per_second(step_fp(MAX_EVENTS_PER_SECOND, Unit::Events).unwrap()),
+            1_000_000_000
+        );
+        assert_eq!(
+            kept_events_per_second(step_fp(700_000_000, Unit::Events).unwrap()),
+            1_000_000_000
+        );
+        assert_eq!(
+            kept_events_per_second(step_fp(200_000, Unit::Events).unwrap()),
+            200_000
+        );
     }
 
     proptest! {

@@ -52,6 +52,9 @@ impl Outcome {
 pub fn load(file: &str, text: &str) -> Outcome {
     match parse::parse(file, text) {
         Ok(documents) => resolve::resolve(file, text, &documents),
-        Err(diagnostic) => Outcome { policy: None, diagnostics: vec![*diagnostic] },
+        Err(diagnostic) => Outcome {
+            policy: None,
+            diagnostics: vec![*diagnostic],
+        },
     }
 }

@@ -11,12 +11,24 @@ use super::suggest::{alternatives, nearest, quoted};
 const NOT_ENFORCED: &[(&str, &str)] = &[
     ("class", "Service classes are not enforced by this version."),
     ("classes", "Service classes are not enforced by this version."),
-    ("guaranteed", "Guaranteed rates are not enforced by this version; only `limits` are."),
+    (
+        "guaranteed",
+        "Guaranteed rates are not enforced by this version; only `limits` are.",
+    ),
     ("leaseSeconds", "Leases are not enforced by this version."),
     ("onLeaseExpiry", "Leases are not enforced by this version."),
-    ("quotas", "Quotas are not enforced by this version; only `limits` are."),
-    ("schedule", "Schedules are not enforced by this version: a rule holds at all times."),
-    ("utilizationAbove", "Failover by utilization is not enforced by this version; only `healthyBelow` is."),
+    (
+        "quotas",
+        "Quotas are not enforced by this version; only `limits` are.",
+    ),
+    (
+        "schedule",
+        "Schedules are not enforced by this version: a rule holds at all times.",
+    ),
+    (
+        "utilizationAbove",
+        "Failover by utilization is not enforced by this version; only `healthyBelow` is.",
+    ),
 ];
 
 /// Reads the documents of a policy. `file` is only a name for the diagnostic.
@@ -25,10 +37,21 @@ const NOT_ENFORCED: &[(&str, &str)] = &[
 /// The first problem with the shape of the text: not YAML, too large, or an unknown, missing, repeated or null field.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Document>, Box<Diagnostic>> {
     let fail = |code, place, message, help| {
-        Box::new(Diagnostic::at(file, text, Severity::Error, code, place, message, help))
+        Box::new(Diagnostic::at(
+            file,
+            text,
+            Severity::Error,
+            code,
+            place,
+            message,
+            help,
+        ))
     };
     if text.len() > MAX_TEXT_BYTES {
-        let message = format!("the policy has {} bytes; at most {MAX_TEXT_BYTES} are read", text.len());
+        let message = format!(
+            "the policy has {} bytes; at most {MAX_TEXT_BYTES} are read",
+            text.len()
+        );
         // The text itself is not searched for an excerpt.
         let help = "Put sources that belong together into larger prefixes.".to_owned();
         return Err(fail(Code::TooLarge, Place::WHOLE, message, help));
@@ -40,8 +63,14 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Document>, Box<Diagnostic>> {
             fail(code, place, message, help)
         })?;
     if documents.is_empty() {
-        let help = "A policy starts with `apiVersion: enforcer.dev/v1`; `policies/quickstart.yaml` is an example.";
-        return Err(fail(Code::MissingField, Place::WHOLE, "the policy is empty".to_owned(), help.to_owned()));
+        let help =
+            "A policy starts with `apiVersion: enforcer.dev/v1`; `policies/quickstart.yaml` is an example.";
+        return Err(fail(
+            Code::MissingField,
+            Place::WHOLE,
+            "the policy is empty".to_owned(),
+            help.to_owned(),
+        ));
     }
     Ok(documents)
 }
@@ -58,7 +87,10 @@ fn describe(error: &Error) -> (Code, String, String) {
         ),
         Error::DuplicateMappingKey { key, .. } => (
             Code::Duplicate,
-            format!("the field {} is given a second time", quoted(key.as_deref().unwrap_or("?"))),
+            format!(
+                "the field {} is given a second time",
+                quoted(key.as_deref().unwrap_or("?"))
+            ),
             "Keep one of the two.".to_owned(),
         ),
         Error::NullIntoString { .. } => (
@@ -76,10 +108,17 @@ fn describe(error: &Error) -> (Code, String, String) {
         | Error::AliasExpansionLimitExceeded { .. }
         | Error::AliasReplayStackDepthExceeded { .. } => (
             Code::TooLarge,
-            format!("the policy needs more than the YAML reader is given: {}", plain(error)),
+            format!(
+                "the policy needs more than the YAML reader is given: {}",
+                plain(error)
+            ),
             "Use fewer aliases and less nesting; a policy needs neither.".to_owned(),
         ),
-        other => (Code::Yaml, plain(other), "Correct the YAML at this place.".to_owned()),
+        other => (
+            Code::Yaml,
+            plain(other),
+            "Correct the YAML at this place.".to_owned(),
+        ),
     }
 }
 
@@ -108,9 +147,17 @@ fn shape(expected: &str) -> &str {
 /// The message of the YAML reader without the position, which the diagnostic shows by itself.
 fn plain(error: &Error) -> String {
     let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-    let position = error.location().map(|at| format!(" at line {}, column {}", at.line(), at.column()));
-    let message = position.and_then(|position| message.strip_suffix(&position)).unwrap_or(&message);
-    message.chars().filter(|character| !character.is_control()).take(200).collect()
+    let position = error
+        .location()
+        .map(|at| format!(" at line {}, column {}", at.line(), at.column()));
+    let message = position
+        .and_then(|position| message.strip_suffix(&position))
+        .unwrap_or(&message);
+    message
+        .chars()
+        .filter(|character| !character.is_control())
+        .take(200)
+        .collect()
 }
 
 #[cfg(test)]
@@ -123,13 +170,23 @@ mod tests {
 
     #[test]
     fn null_is_refused_where_a_default_exists() {
-        for field in ["limits:", "limits: {burst: }", "limits: {burst: ~}", "labels:", "labels: {a: }"] {
+        for field in [
+            "limits:",
+            "limits: {burst: }",
+            "limits: {burst: ~}",
+            "labels:",
+            "labels: {a: }",
+        ] {
             let text = format!(
                 "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {{name: p}}\n\
                  spec:\n  tenants:\n  - name: a\n    sources: []\n    {field}\n"
             );
             let problem = problem(&text);
-            assert_eq!((problem.code, problem.line), (Code::WrongShape, 8), "{field}: {problem:?}");
+            assert_eq!(
+                (problem.code, problem.line),
+                (Code::WrongShape, 8),
+                "{field}: {problem:?}"
+            );
         }
     }
 

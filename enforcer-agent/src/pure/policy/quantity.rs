@@ -51,7 +51,8 @@ const UNITS: [(&str, u64); 10] = [
 ];
 
 /// How a count is written, for help texts.
-pub const COUNT_FORM: &str = "a whole number, with k, M, G, T (thousands) or Ki, Mi, Gi, Ti (1024) behind it if wanted";
+pub const COUNT_FORM: &str =
+    "a whole number, with k, M, G, T (thousands) or Ki, Mi, Gi, Ti (1024) behind it if wanted";
 /// How a duration is written, for help texts.
 pub const DURATION_FORM: &str = "a number with ms, s, m or h behind it, such as 500ms";
 
@@ -68,7 +69,9 @@ pub fn count(text: &str) -> Result<u64, QuantityError> {
             .iter()
             .find(|(name, _)| *name == unit)
             .map(|(_, factor)| *factor)
-            .ok_or_else(|| QuantityError::UnknownUnit { unit: unit.chars().take(16).collect() })?,
+            .ok_or_else(|| QuantityError::UnknownUnit {
+                unit: unit.chars().take(16).collect(),
+            })?,
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     if whole.is_empty() || fraction.is_empty() || fraction.contains('.') {
@@ -81,7 +84,11 @@ pub fn count(text: &str) -> Result<u64, QuantityError> {
         return Err(QuantityError::NotWhole);
     }
     let scale = 10u128.pow(u32::try_from(fraction.len()).map_err(overflow)?);
-    let parts = if fraction.is_empty() { 0 } else { fraction.parse::<u128>().map_err(|_| QuantityError::NoNumber)? };
+    let parts = if fraction.is_empty() {
+        0
+    } else {
+        fraction.parse::<u128>().map_err(|_| QuantityError::NoNumber)?
+    };
     let scaled = parts * u128::from(factor);
     if scaled % scale != 0 {
         return Err(QuantityError::NotWhole);
@@ -95,7 +102,9 @@ pub fn count(text: &str) -> Result<u64, QuantityError> {
 /// # Errors
 /// When it is no duration, or has no unit.
 pub fn duration(text: &str) -> Result<Duration, QuantityError> {
-    humantime::parse_duration(text).map_err(|error| QuantityError::Duration { reason: error.to_string() })
+    humantime::parse_duration(text).map_err(|error| QuantityError::Duration {
+        reason: error.to_string(),
+    })
 }
 
 /// Reads a percentage: `50%`.

@@ -235,7 +235,11 @@ impl ResolvedPolicy {
     /// The value of a back end's label: its own, or else its pool's.
     #[must_use]
     pub fn backend_label<'a>(pool: &'a Pool, backend: &'a Backend, key: &str) -> Option<&'a str> {
-        backend.labels.get(key).or_else(|| pool.labels.get(key)).map(String::as_str)
+        backend
+            .labels
+            .get(key)
+            .or_else(|| pool.labels.get(key))
+            .map(String::as_str)
     }
 
     /// The bytes that the digest covers: JSON without white space, fields in the order of declaration, maps sorted by

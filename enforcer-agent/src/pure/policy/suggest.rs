@@ -12,7 +12,12 @@ pub(super) fn nearest<'a>(wanted: &str, candidates: impl IntoIterator<Item = &'a
     let wanted = wanted.to_lowercase();
     candidates
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&wanted, &candidate.to_lowercase()), candidate))
+        .map(|candidate| {
+            (
+                strsim::damerau_levenshtein(&wanted, &candidate.to_lowercase()),
+                candidate,
+            )
+        })
         .filter(|(distance, candidate)| distance * 3 <= candidate.len().max(wanted.len()))
         // The name breaks a tie, so that the answer does not depend on the order of the candidates.
         .min()
@@ -63,7 +68,11 @@ mod tests {
         assert_eq!(nearest("brust", names), Some("burst"));
         assert_eq!(nearest("colour", names), None);
         assert_eq!(nearest(&"x".repeat(10_000), names), None);
-        assert_eq!(nearest("ac", ["ab", "aa"]), None, "a third of the letters is the bound");
+        assert_eq!(
+            nearest("ac", ["ab", "aa"]),
+            None,
+            "a third of the letters is the bound"
+        );
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use super::super::bounds::MAX_SERVICES;
 use super::super::diagnostic::{Code, Place, Reporter};
-use super::super::judgement::{Bindings, ConstraintSet, Judgements, compliant_backends, is_compliant, same_family};
+use super::super::judgement::{
+    Bindings, ConstraintSet, Judgements, compliant_backends, is_compliant, same_family,
+};
 use super::super::resolved::{Backend, Forward, Mode, Pool, Protocol, ResolvedPolicy, Service};
 use super::super::suggest::quoted;
 
@@ -36,7 +38,13 @@ pub(super) fn check(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places
 
 /// The families of a service's addresses, one address each.
 fn family_representatives(service: &Service) -> impl Iterator<Item = IpAddr> {
-    let first = |v4: bool| service.addresses.iter().copied().find(move |address| address.is_ipv4() == v4);
+    let first = |v4: bool| {
+        service
+            .addresses
+            .iter()
+            .copied()
+            .find(move |address| address.is_ipv4() == v4)
+    };
     [first(true), first(false)].into_iter().flatten()
 }
 
@@ -45,19 +53,31 @@ const fn family_name(address: IpAddr) -> &'static str {
 }
 
 /// A service's back ends in all of its pools.
-fn backends_of<'a>(policy: &'a ResolvedPolicy, service: &'a Service) -> impl Iterator<Item = (&'a Pool, &'a Backend)> {
+fn backends_of<'a>(
+    policy: &'a ResolvedPolicy,
+    service: &'a Service,
+) -> impl Iterator<Item = (&'a Pool, &'a Backend)> {
     let pools = service.pools.iter().map(|pool| &policy.pools[*pool]);
     pools.flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
 }
 
 /// A service takes a slot of the data path for each of its families.
 fn service_slots(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy) {
-    let slots: usize = policy.services.iter().map(|service| family_representatives(service).count()).sum();
+    let slots: usize = policy
+        .services
+        .iter()
+        .map(|service| family_representatives(service).count())
+        .sum();
     if slots > MAX_SERVICES {
         let message = format!(
             "the policy has {slots} services, those with both IPv4 and IPv6 counted twice; there can be {MAX_SERVICES}"
         );
-        reporter.error(Code::TooLarge, Place::WHOLE, message, "Join services that are treated alike.");
+        reporter.error(
+            Code::TooLarge,
+            Place::WHOLE,
+            message,
+            "Join services that are treated alike.",
+        );
     }
 }
 
@@ -66,7 +86,11 @@ fn vip_is_no_backend(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, place
     let backends: BTreeMap<IpAddr, &str> = policy
         .pools
         .iter()
-        .flat_map(|pool| pool.backends.iter().map(|backend| (backend.address, backend.name.as_str())))
+        .flat_map(|pool| {
+            pool.backends
+                .iter()
+                .map(|backend| (backend.address, backend.name.as_str()))
+        })
         .collect();
     for (service, place) in policy.services.iter().zip(&places.services) {
         for address in &service.addresses {
@@ -76,7 +100,12 @@ fn vip_is_no_backend(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, place
                     quoted(&service.name),
                     quoted(backend)
                 );
-                reporter.error(Code::Conflict, *place, message, "Give the service an address of its own.");
+                reporter.error(
+                    Code::Conflict,
+                    *place,
+                    message,
+                    "Give the service an address of its own.",
+                );
             }
         }
     }
@@ -87,21 +116,34 @@ fn families(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Serv
     for address in family_representatives(service) {
         if !backends_of(policy, service).any(|(_, backend)| same_family(address, backend.address)) {
             let family = family_name(address);
-            let message =
-                format!("service {} has address `{address}`, but no {family} back end", quoted(&service.name));
-            let help = format!("Add a back end with an {family} address to one of its pools, or remove the address.");
+            let message = format!(
+                "service {} has address `{address}`, but no {family} back end",
+                quoted(&service.name)
+            );
+            let help = format!(
+                "Add a back end with an {family} address to one of its pools, or remove the address."
+            );
             reporter.error(Code::Forwarding, place, message, help);
         }
     }
     for (_, backend) in backends_of(policy, service) {
-        if !service.addresses.iter().any(|address| same_family(*address, backend.address)) {
+        if !service
+            .addresses
+            .iter()
+            .any(|address| same_family(*address, backend.address))
+        {
             let family = family_name(backend.address);
             let message = format!(
                 "service {} has no {family} address, so that back end {} never serves it",
                 quoted(&service.name),
                 quoted(&backend.name)
             );
-            reporter.warning(Code::Forwarding, place, message, format!("Give the service an {family} address."));
+            reporter.warning(
+                Code::Forwarding,
+                place,
+                message,
+                format!("Give the service an {family} address."),
+            );
         }
     }
 }
@@ -119,7 +161,8 @@ fn ports(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Service
             quoted(&backend.name),
             backend.port
         );
-        let help = "Let the back end listen on the service's port, or forward by `Nat` or `Dnat`, which rewrite it.";
+        let help =
+            "Let the back end listen on the service's port, or forward by `Nat` or `Dnat`, which rewrite it.";
         reporter.error(Code::Forwarding, place, message, help);
     }
 }
@@ -129,7 +172,11 @@ fn probes(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Servic
     if service.protocol != Protocol::Udp {
         return;
     }
-    let pools: Vec<String> = service.pools.iter().map(|pool| quoted(&policy.pools[*pool].name)).collect();
+    let pools: Vec<String> = service
+        .pools
+        .iter()
+        .map(|pool| quoted(&policy.pools[*pool].name))
+        .collect();
     let message = format!(
         "service {} is UDP, but the health of {} is found out over TCP",
         quoted(&service.name),
@@ -168,10 +215,24 @@ fn shared_dnat_backends(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, pl
 }
 
 fn unused_pools(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
-    let used: BTreeSet<usize> = policy.services.iter().flat_map(|service| service.pools.iter().copied()).collect();
-    for (index, pool) in policy.pools.iter().enumerate().filter(|(index, _)| !used.contains(index)) {
+    let used: BTreeSet<usize> = policy
+        .services
+        .iter()
+        .flat_map(|service| service.pools.iter().copied())
+        .collect();
+    for (index, pool) in policy
+        .pools
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| !used.contains(index))
+    {
         let message = format!("no service uses pool {}", quoted(&pool.name));
-        reporter.warning(Code::NoEffect, places.pools[index], message, "Add it to the `pools` of a service.");
+        reporter.warning(
+            Code::NoEffect,
+            places.pools[index],
+            message,
+            "Add it to the `pools` of a service.",
+        );
     }
 }
 
@@ -186,7 +247,11 @@ fn rules_without_effect(
         if judgements.is_effective(index) || rule.tenants.is_empty() || rule.services.is_empty() {
             continue;
         }
-        let verb = if rule.mode == Mode::Shadow { "would never decide" } else { "never decides" };
+        let verb = if rule.mode == Mode::Shadow {
+            "would never decide"
+        } else {
+            "never decides"
+        };
         let message = format!("rule {} {verb} anything", quoted(&rule.name));
         let help = match hiding_rule(policy, judgements, index) {
             Some(hiding) => format!(
@@ -204,19 +269,25 @@ fn rules_without_effect(
 /// The enforced rule that decides in a rule's place, for the first pair that it matches.
 fn hiding_rule(policy: &ResolvedPolicy, judgements: &Judgements, rule: usize) -> Option<usize> {
     let rule = &policy.rules[rule];
-    judgements.get(*rule.tenants.first()?, *rule.services.first()?).decided_by
+    judgements
+        .get(*rule.tenants.first()?, *rule.services.first()?)
+        .decided_by
 }
 
 fn constraints_without_effect(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
     for (index, constraint) in policy.constraints.iter().enumerate() {
         // What chooses nothing has been reported where it stands; here it is about a policy without tenants or services.
-        let satisfiable = policy
-            .pools
-            .iter()
-            .any(|pool| pool.backends.iter().any(|backend| is_compliant(constraint, pool, backend)));
+        let satisfiable = policy.pools.iter().any(|pool| {
+            pool.backends
+                .iter()
+                .any(|backend| is_compliant(constraint, pool, backend))
+        });
         if !satisfiable {
-            let wanted: Vec<String> =
-                constraint.require_labels.iter().map(|(key, value)| format!("`{key}: {value}`")).collect();
+            let wanted: Vec<String> = constraint
+                .require_labels
+                .iter()
+                .map(|(key, value)| format!("`{key}: {value}`"))
+                .collect();
             let message = format!(
                 "no back end of the policy has {}, which constraint {} requires",
                 wanted.join(" and "),
@@ -247,10 +318,15 @@ fn pairs_without_backend(
             let bare = families_left
                 .entry((service_index, constraints))
                 .or_insert_with(|| families_without_backend(policy, service, constraints));
-            let names: Vec<String> =
-                constraints.iter().map(|constraint| quoted(&policy.constraints[constraint].name)).collect();
+            let names: Vec<String> = constraints
+                .iter()
+                .map(|constraint| quoted(&policy.constraints[constraint].name))
+                .collect();
             for address in bare.iter() {
-                let place = constraints.iter().next().map_or(Place::WHOLE, |first| places.constraints[first]);
+                let place = constraints
+                    .iter()
+                    .next()
+                    .map_or(Place::WHOLE, |first| places.constraints[first]);
                 let message = format!(
                     "tenant {} may use service {}, but no {} back end complies with {}",
                     quoted(&tenant.name),
@@ -267,10 +343,16 @@ fn pairs_without_backend(
 }
 
 /// One address for each family of the service that has back ends, but no compliant one.
-fn families_without_backend(policy: &ResolvedPolicy, service: &Service, constraints: ConstraintSet) -> Vec<IpAddr> {
+fn families_without_backend(
+    policy: &ResolvedPolicy,
+    service: &Service,
+    constraints: ConstraintSet,
+) -> Vec<IpAddr> {
     let compliant = |address: IpAddr| {
         compliant_backends(policy, service, constraints)
             .any(|(pool, backend)| same_family(address, policy.pools[pool].backends[backend].address))
     };
-    family_representatives(service).filter(|address| !compliant(*address)).collect()
+    family_representatives(service)
+        .filter(|address| !compliant(*address))
+        .collect()
 }

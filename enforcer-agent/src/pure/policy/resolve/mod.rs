@@ -56,15 +56,21 @@ pub fn resolve(file: &str, text: &str, documents: &[model::Document]) -> Outcome
     let mut reporter = Reporter::new(file, text);
     let name = header(&mut reporter, documents);
     if !within_bounds(&mut reporter, documents) {
-        return Outcome { policy: None, diagnostics: reporter.finish() };
+        return Outcome {
+            policy: None,
+            diagnostics: reporter.finish(),
+        };
     }
     let tenants = tenants::resolve(&mut reporter, &parts(documents, |spec| &spec.tenants));
     let pools = pools::resolve(&mut reporter, &parts(documents, |spec| &spec.pools));
     let services = services::resolve(&mut reporter, &parts(documents, |spec| &spec.services), &pools);
     let subjects = rules::Subjects::new(&tenants, &services);
     let rules = rules::resolve_rules(&mut reporter, &parts(documents, |spec| &spec.rules), &subjects);
-    let constraints =
-        rules::resolve_constraints(&mut reporter, &parts(documents, |spec| &spec.constraints), &subjects);
+    let constraints = rules::resolve_constraints(
+        &mut reporter,
+        &parts(documents, |spec| &spec.constraints),
+        &subjects,
+    );
     let protected_networks =
         network::protected_networks(&mut reporter, &parts(documents, |spec| &spec.protected_networks));
     let places = checks::Places {
@@ -86,7 +92,10 @@ pub fn resolve(file: &str, text: &str, documents: &[model::Document]) -> Outcome
         checks::check(&mut reporter, &policy, &places);
     }
     let usable = !reporter.has_errors();
-    Outcome { policy: usable.then_some(policy), diagnostics: reporter.finish() }
+    Outcome {
+        policy: usable.then_some(policy),
+        diagnostics: reporter.finish(),
+    }
 }
 
 /// One list of all documents, in order.
@@ -94,7 +103,10 @@ fn parts<'a, T>(
     documents: &'a [model::Document],
     list: impl Fn(&'a model::Spec) -> &'a Vec<T>,
 ) -> Vec<&'a T> {
-    documents.iter().flat_map(|document| list(&document.spec)).collect()
+    documents
+        .iter()
+        .flat_map(|document| list(&document.spec))
+        .collect()
 }
 
 fn values<T>(parts: Vec<Placed<T>>) -> Vec<T> {
@@ -109,14 +121,29 @@ fn places<T>(parts: &[Placed<T>]) -> Vec<Place> {
 fn header(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> String {
     let mut first_name: Option<&model::Text> = None;
     for document in documents {
-        let model::Document { api_version, kind, metadata, spec } = document;
+        let model::Document {
+            api_version,
+            kind,
+            metadata,
+            spec,
+        } = document;
         if api_version.value != "enforcer.dev/v1" {
             let message = format!("the version {} is not known", quoted(&api_version.value));
-            reporter.error(Code::Unsupported, api_version, message, "This version reads `enforcer.dev/v1`.");
+            reporter.error(
+                Code::Unsupported,
+                api_version,
+                message,
+                "This version reads `enforcer.dev/v1`.",
+            );
         }
         if kind.value != "GovernancePolicy" {
             let message = format!("the kind {} is not known", quoted(&kind.value));
-            reporter.error(Code::Unsupported, kind, message, "A policy is of kind `GovernancePolicy`.");
+            reporter.error(
+                Code::Unsupported,
+                kind,
+                message,
+                "A policy is of kind `GovernancePolicy`.",
+            );
         }
         let _ = scalar::name(reporter, &metadata.name);
         let first = *first_name.get_or_insert(&metadata.name);
@@ -128,7 +155,11 @@ fn header(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> String 
             );
             reporter.error(Code::Conflict, &metadata.name, message, help);
         }
-        if let Some(action) = spec.defaults.as_ref().and_then(|defaults| defaults.action.as_ref()) {
+        if let Some(action) = spec
+            .defaults
+            .as_ref()
+            .and_then(|defaults| defaults.action.as_ref())
+        {
             default_action(reporter, action);
         }
     }
@@ -162,11 +193,27 @@ fn within_bounds(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> 
         + tenants().map(|tenant| tenant.sources.len()).sum::<usize>();
     let counts = [
         ("tenants", tenants().count(), bounds::MAX_TENANTS),
-        ("services", specs().map(|spec| spec.services.len()).sum(), bounds::MAX_SERVICES),
+        (
+            "services",
+            specs().map(|spec| spec.services.len()).sum(),
+            bounds::MAX_SERVICES,
+        ),
         ("pools", pools().count(), bounds::MAX_POOLS),
-        ("back ends", pools().map(|pool| pool.backends.len()).sum(), bounds::MAX_BACKENDS),
-        ("rules", specs().map(|spec| spec.rules.len()).sum(), bounds::MAX_RULES),
-        ("constraints", specs().map(|spec| spec.constraints.len()).sum(), bounds::MAX_CONSTRAINTS),
+        (
+            "back ends",
+            pools().map(|pool| pool.backends.len()).sum(),
+            bounds::MAX_BACKENDS,
+        ),
+        (
+            "rules",
+            specs().map(|spec| spec.rules.len()).sum(),
+            bounds::MAX_RULES,
+        ),
+        (
+            "constraints",
+            specs().map(|spec| spec.constraints.len()).sum(),
+            bounds::MAX_CONSTRAINTS,
+        ),
         ("prefixes", prefixes, bounds::MAX_PREFIXES),
     ];
     let mut fits = true;
@@ -174,7 +221,12 @@ fn within_bounds(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> 
         if count > most {
             fits = false;
             let message = format!("the policy has {count} {what}; there can be {most}");
-            reporter.error(Code::TooLarge, Place::WHOLE, message, "Join what is treated alike.");
+            reporter.error(
+                Code::TooLarge,
+                Place::WHOLE,
+                message,
+                "Join what is treated alike.",
+            );
         }
     }
     fits
@@ -195,6 +247,9 @@ fn report_repetition<T: Named>(reporter: &mut Reporter<'_>, first: &Placed<T>, s
         return;
     }
     let message = format!("there is already a {} named {}", T::KIND, quoted(name));
-    let help = format!("Rename one of the two; the first one stands at {}.", first.place.describe());
+    let help = format!(
+        "Rename one of the two; the first one stands at {}.",
+        first.place.describe()
+    );
     reporter.error(Code::Duplicate, second.place, message, help);
 }

@@ -21,8 +21,16 @@ pub(super) fn prefix(reporter: &mut Reporter<'_>, text: &Text) -> Option<IpNet> 
         return None;
     };
     if is_mapped(net.addr()) && net.prefix_len() >= 96 {
-        let message = format!("{} is IPv4 in the form of IPv6 (IPv4-mapped)", quoted(&text.value));
-        reporter.error(Code::InvalidAddress, text, message, "Write the IPv4 prefix itself: that form is never sent.");
+        let message = format!(
+            "{} is IPv4 in the form of IPv6 (IPv4-mapped)",
+            quoted(&text.value)
+        );
+        reporter.error(
+            Code::InvalidAddress,
+            text,
+            message,
+            "Write the IPv4 prefix itself: that form is never sent.",
+        );
         return None;
     }
     if net.addr() != net.network() {
@@ -38,29 +46,38 @@ pub(super) fn prefix(reporter: &mut Reporter<'_>, text: &Text) -> Option<IpNet> 
 pub(super) fn host_address(reporter: &mut Reporter<'_>, text: &Text) -> Option<IpAddr> {
     let Ok(address) = text.value.parse::<IpAddr>() else {
         let message = format!("{} is no address", quoted(&text.value));
-        let help = "Write an IPv4 or IPv6 address without port and length, such as `192.0.2.10` or `2001:db8::10`.";
+        let help =
+            "Write an IPv4 or IPv6 address without port and length, such as `192.0.2.10` or `2001:db8::10`.";
         reporter.error(Code::InvalidAddress, text, message, help);
         return None;
     };
     let refused = |what: &str, help: &str| Some((what.to_owned(), help.to_owned()));
     let problem = match address {
-        _ if is_mapped(address) => {
-            refused("is IPv4 in the form of IPv6 (IPv4-mapped)", "Write the IPv4 address itself.")
-        }
+        _ if is_mapped(address) => refused(
+            "is IPv4 in the form of IPv6 (IPv4-mapped)",
+            "Write the IPv4 address itself.",
+        ),
         _ if address.is_unspecified() || address == IpAddr::V4(Ipv4Addr::BROADCAST) => {
             refused("is not the address of a host", "Write the address of one host.")
         }
         _ if address.is_multicast() => refused("is a multicast address", "Write the address of one host."),
-        _ if address.is_loopback() => {
-            refused("is a loopback address, which never leaves its host", "Write an address of a real interface.")
-        }
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
-            refused("is link-local, and means something else on every link", "Write a global or unique local address.")
-        }
+        _ if address.is_loopback() => refused(
+            "is a loopback address, which never leaves its host",
+            "Write an address of a real interface.",
+        ),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => refused(
+            "is link-local, and means something else on every link",
+            "Write a global or unique local address.",
+        ),
         IpAddr::V4(_) | IpAddr::V6(_) => None,
     };
     if let Some((what, help)) = problem {
-        reporter.error(Code::InvalidAddress, text, format!("{} {what}", quoted(&text.value)), help);
+        reporter.error(
+            Code::InvalidAddress,
+            text,
+            format!("{} {what}", quoted(&text.value)),
+            help,
+        );
         return None;
     }
     Some(address)
@@ -71,13 +88,12 @@ fn is_mapped(address: IpAddr) -> bool {
 }
 
 /// The protected networks, sorted.
-pub(super) fn protected_networks(
-    reporter: &mut Reporter<'_>,
-    texts: &[&Text],
-) -> Vec<IpNet> {
+pub(super) fn protected_networks(reporter: &mut Reporter<'_>, texts: &[&Text]) -> Vec<IpNet> {
     let mut seen: BTreeMap<IpNet, Place> = BTreeMap::new();
     for &text in texts {
-        let Some(net) = prefix(reporter, text) else { continue };
+        let Some(net) = prefix(reporter, text) else {
+            continue;
+        };
         if let Some(first) = seen.get(&net) {
             let message = format!("`{net}` is listed twice");
             let help = format!("Remove it here; it already stands at {}.", first.describe());

@@ -22,19 +22,27 @@ const DEFAULT_UNHEALTHY_AFTER: u32 = 3;
 const DEFAULT_HEALTHY_AFTER: u32 = 2;
 const MAX_PROBES_IN_A_ROW: u32 = 1000;
 
-pub(super) fn resolve(
-    reporter: &mut Reporter<'_>,
-    pools: &[&model::Pool],
-) -> Vec<Placed<Pool>> {
+pub(super) fn resolve(reporter: &mut Reporter<'_>, pools: &[&model::Pool]) -> Vec<Placed<Pool>> {
     let mut names = BTreeMap::new();
     let mut resolved: Vec<_> = pools
         .iter()
         .map(|pool| {
-            let model::Pool { name, labels, backends, health_check, failover } = pool;
+            let model::Pool {
+                name,
+                labels,
+                backends,
+                health_check,
+                failover,
+            } = pool;
             let _ = scalar::name(reporter, name);
             if backends.is_empty() {
                 let message = format!("pool {} has no back ends", quoted(&name.value));
-                reporter.error(Code::MissingField, name, message, "List at least one under `backends`.");
+                reporter.error(
+                    Code::MissingField,
+                    name,
+                    message,
+                    "List at least one under `backends`.",
+                );
             }
             let value = Pool {
                 name: name.value.clone(),
@@ -46,7 +54,10 @@ pub(super) fn resolve(
                     .and_then(|failover| percentage(reporter, &failover.healthy_below))
                     .unwrap_or(0),
             };
-            Placed { value, place: name.into() }
+            Placed {
+                value,
+                place: name.into(),
+            }
         })
         .collect();
     sort_by_name(reporter, &mut resolved);
@@ -71,7 +82,14 @@ fn resolve_backends<'a>(
     let mut endpoints = BTreeMap::new();
     let mut resolved = Vec::with_capacity(backends.len());
     for backend in backends {
-        let model::Backend { name, address, port, capacity, labels, telemetry } = backend;
+        let model::Backend {
+            name,
+            address,
+            port,
+            capacity,
+            labels,
+            telemetry,
+        } = backend;
         let _ = scalar::name(reporter, name);
         if let Some(first) = names.get(name.value.as_str()) {
             let message = format!("there is already a back end named {}", quoted(&name.value));
@@ -88,14 +106,27 @@ fn resolve_backends<'a>(
             scalar::positive(reporter, text, MAX_CAPACITY, "capacity")
         });
         let (dcgm_url, engine_url) = resolve_telemetry(reporter, telemetry.as_ref());
-        let endpoint = (network::host_address(reporter, address), scalar::port(reporter, port));
-        let (Some(capacity), (Some(ip), Some(port))) = (capacity, endpoint) else { continue };
+        let endpoint = (
+            network::host_address(reporter, address),
+            scalar::port(reporter, port),
+        );
+        let (Some(capacity), (Some(ip), Some(port))) = (capacity, endpoint) else {
+            continue;
+        };
         if let Some(other) = endpoints.insert((ip, port), &name.value) {
             let message = format!("this address and port is already back end {}", quoted(other));
             let help = "List it once in a pool; `capacity` gives it a larger share.";
             reporter.error(Code::Duplicate, address, message, help);
         }
-        resolved.push(Backend { name: name.value.clone(), address: ip, port, capacity, labels, dcgm_url, engine_url });
+        resolved.push(Backend {
+            name: name.value.clone(),
+            address: ip,
+            port,
+            capacity,
+            labels,
+            dcgm_url,
+            engine_url,
+        });
     }
     resolved.sort_by(|left, right| left.name.cmp(&right.name));
     resolved
@@ -105,12 +136,17 @@ fn resolve_telemetry(
     reporter: &mut Reporter<'_>,
     telemetry: Option<&model::Telemetry>,
 ) -> (Option<String>, Option<String>) {
-    let Some(model::Telemetry { dcgm, engine }) = telemetry else { return (None, None) };
+    let Some(model::Telemetry { dcgm, engine }) = telemetry else {
+        return (None, None);
+    };
     let mut url = |text: &Option<Text>| text.as_ref().and_then(|text| scalar::http_url(reporter, text));
     (url(dcgm), url(engine))
 }
 
-fn resolve_health_check(reporter: &mut Reporter<'_>, check: Option<&Spanned<model::HealthCheck>>) -> HealthCheck {
+fn resolve_health_check(
+    reporter: &mut Reporter<'_>,
+    check: Option<&Spanned<model::HealthCheck>>,
+) -> HealthCheck {
     let mut resolved = HealthCheck {
         probe: Probe::Tcp,
         interval_ns: DEFAULT_INTERVAL_NS,
@@ -119,7 +155,14 @@ fn resolve_health_check(reporter: &mut Reporter<'_>, check: Option<&Spanned<mode
         healthy_after: DEFAULT_HEALTHY_AFTER,
     };
     let Some(check) = check else { return resolved };
-    let model::HealthCheck { tcp, http, interval, timeout, unhealthy_after, healthy_after } = &check.value;
+    let model::HealthCheck {
+        tcp,
+        http,
+        interval,
+        timeout,
+        unhealthy_after,
+        healthy_after,
+    } = &check.value;
     if let Some(probe) = resolve_probe(reporter, check, tcp.as_ref(), http.as_ref()) {
         resolved.probe = probe;
     }
@@ -133,7 +176,12 @@ fn resolve_health_check(reporter: &mut Reporter<'_>, check: Option<&Spanned<mode
     resolved.timeout_ns = time(timeout, "timeout").unwrap_or(default_timeout_ns);
     if let (Some(timeout), true) = (timeout, resolved.timeout_ns > resolved.interval_ns) {
         let message = "the timeout is longer than the interval, so that probes would pile up";
-        reporter.error(Code::InvalidValue, timeout, message, "Make it at most as long as `interval`.");
+        reporter.error(
+            Code::InvalidValue,
+            timeout,
+            message,
+            "Make it at most as long as `interval`.",
+        );
     }
     let mut probes = |text: &Option<Text>| {
         let text = text.as_ref()?;
@@ -154,18 +202,33 @@ fn resolve_probe(
         (Some(tcp), None) if tcp.value == "true" => Some(Probe::Tcp),
         (Some(tcp), None) => {
             let message = format!("{} is nothing that a health check can do", quoted(&tcp.value));
-            reporter.error(Code::InvalidValue, tcp, message, "Write `tcp: true`, or `http: /path` in its place.");
+            reporter.error(
+                Code::InvalidValue,
+                tcp,
+                message,
+                "Write `tcp: true`, or `http: /path` in its place.",
+            );
             None
         }
         (None, Some(http)) => scalar::http_path(reporter, http).map(Probe::Http),
         (Some(tcp), Some(_)) => {
             let message = "a health check is either `tcp` or `http`";
-            reporter.error(Code::Conflict, tcp, message, "Remove one; `http` opens a TCP connection as well.");
+            reporter.error(
+                Code::Conflict,
+                tcp,
+                message,
+                "Remove one; `http` opens a TCP connection as well.",
+            );
             None
         }
         (None, None) => {
             let message = "the health check does not say what to do";
-            reporter.error(Code::MissingField, check, message, "Add `tcp: true` or `http: /path`.");
+            reporter.error(
+                Code::MissingField,
+                check,
+                message,
+                "Add `tcp: true` or `http: /path`.",
+            );
             None
         }
     }

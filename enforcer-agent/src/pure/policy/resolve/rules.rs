@@ -31,11 +31,23 @@ pub(super) struct Subjects<'a> {
 
 impl<'a> Subjects<'a> {
     pub(super) fn new(tenants: &'a [Placed<Tenant>], services: &'a [Placed<Service>]) -> Self {
-        let tenants = tenants.iter().map(|tenant| (tenant.value.name.as_str(), &tenant.value.labels)).collect();
-        let services = services.iter().map(|service| (service.value.name.as_str(), &service.value.labels)).collect();
+        let tenants = tenants
+            .iter()
+            .map(|tenant| (tenant.value.name.as_str(), &tenant.value.labels))
+            .collect();
+        let services = services
+            .iter()
+            .map(|service| (service.value.name.as_str(), &service.value.labels))
+            .collect();
         Self {
-            tenants: Choices { kind: "tenant", members: tenants },
-            services: Choices { kind: "service", members: services },
+            tenants: Choices {
+                kind: "tenant",
+                members: tenants,
+            },
+            services: Choices {
+                kind: "service",
+                members: services,
+            },
         }
     }
 }
@@ -49,17 +61,30 @@ pub(super) fn resolve_rules(
     let mut resolved: Vec<_> = rules
         .iter()
         .map(|rule| {
-            let model::Rule { name, action, mode, priority, tenants, services } = rule;
+            let model::Rule {
+                name,
+                action,
+                mode,
+                priority,
+                tenants,
+                services,
+            } = rule;
             let _ = scalar::name(reporter, name);
             let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
-            let priority = priority.as_ref().and_then(|text| scalar::number(reporter, text, range, "priority"));
-            let mode = mode.as_ref().and_then(|text| scalar::choice(reporter, text, MODES, "mode"));
+            let priority = priority
+                .as_ref()
+                .and_then(|text| scalar::number(reporter, text, range, "priority"));
+            let mode = mode
+                .as_ref()
+                .and_then(|text| scalar::choice(reporter, text, MODES, "mode"));
             let place = Place::from(name);
             let value = Rule {
                 name: name.value.clone(),
                 action: scalar::choice(reporter, action, ACTIONS, "action").unwrap_or(Action::Deny),
                 mode: mode.unwrap_or(Mode::Enforce),
-                priority: priority.and_then(|priority| i32::try_from(priority).ok()).unwrap_or(0),
+                priority: priority
+                    .and_then(|priority| i32::try_from(priority).ok())
+                    .unwrap_or(0),
                 tenants: select(reporter, tenants.as_ref(), &subjects.tenants),
                 services: select(reporter, services.as_ref(), &subjects.services),
                 line: place.line(),
@@ -102,11 +127,21 @@ pub(super) fn resolve_constraints(
     let mut resolved: Vec<_> = constraints
         .iter()
         .map(|constraint| {
-            let model::Constraint { name, tenants, services, require_backend } = constraint;
+            let model::Constraint {
+                name,
+                tenants,
+                services,
+                require_backend,
+            } = constraint;
             let _ = scalar::name(reporter, name);
             if require_backend.value.match_labels.is_empty() {
                 let message = format!("constraint {} requires nothing", quoted(&name.value));
-                reporter.error(Code::NoEffect, require_backend, message, "List at least one label under `matchLabels`.");
+                reporter.error(
+                    Code::NoEffect,
+                    require_backend,
+                    message,
+                    "List at least one label under `matchLabels`.",
+                );
             }
             let value = Constraint {
                 name: name.value.clone(),
@@ -114,7 +149,10 @@ pub(super) fn resolve_constraints(
                 services: select(reporter, services.as_ref(), &subjects.services),
                 require_labels: scalar::labels(reporter, &require_backend.value.match_labels),
             };
-            Placed { value, place: name.into() }
+            Placed {
+                value,
+                place: name.into(),
+            }
         })
         .collect();
     sort_by_name(reporter, &mut resolved);
@@ -131,7 +169,10 @@ fn select(
     let Some(selector) = selector else {
         return (0..choices.members.len()).collect();
     };
-    let model::Selector { match_names, match_labels } = &selector.value;
+    let model::Selector {
+        match_names,
+        match_labels,
+    } = &selector.value;
     let empty = match (match_names, match_labels) {
         (None, None) => true,
         (names, labels) => {
@@ -144,15 +185,23 @@ fn select(
         reporter.error(Code::NoEffect, selector, message, help);
         return Vec::new();
     }
-    let named = match_names.as_ref().map(|names| indices_of(reporter, names, choices));
-    let wanted = match_labels.as_ref().map(|labels| scalar::labels(reporter, labels)).unwrap_or_default();
+    let named = match_names
+        .as_ref()
+        .map(|names| indices_of(reporter, names, choices));
+    let wanted = match_labels
+        .as_ref()
+        .map(|labels| scalar::labels(reporter, labels))
+        .unwrap_or_default();
     let has_labels = |labels: &Labels| wanted.iter().all(|(key, value)| labels.get(key) == Some(value));
     let chosen: Vec<usize> = choices
         .members
         .iter()
         .enumerate()
         .filter(|(index, (_, labels))| {
-            named.as_ref().is_none_or(|named| named.binary_search(index).is_ok()) && has_labels(labels)
+            named
+                .as_ref()
+                .is_none_or(|named| named.binary_search(index).is_ok())
+                && has_labels(labels)
         })
         .map(|(index, _)| index)
         .collect();
@@ -168,7 +217,10 @@ fn select(
 fn indices_of(reporter: &mut Reporter<'_>, names: &[Text], choices: &Choices<'_>) -> Vec<usize> {
     let mut indices = Vec::with_capacity(names.len().min(choices.members.len()));
     for name in names {
-        match choices.members.binary_search_by(|(member, _)| (*member).cmp(&name.value)) {
+        match choices
+            .members
+            .binary_search_by(|(member, _)| (*member).cmp(&name.value))
+        {
             Ok(index) => indices.push(index),
             Err(_) => {
                 let members: Vec<&str> = choices.members.iter().map(|(member, _)| *member).collect();

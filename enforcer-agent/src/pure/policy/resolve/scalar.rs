@@ -11,8 +11,7 @@ use super::super::quantity;
 use super::super::resolved::Labels;
 use super::super::suggest::{alternatives, nearest, quoted};
 
-const NAME_FORM: &str =
-    "Use 1 to 63 letters, digits, `-`, `_` and `.`, with a letter or a digit at both ends, as Kubernetes does.";
+const NAME_FORM: &str = "Use 1 to 63 letters, digits, `-`, `_` and `.`, with a letter or a digit at both ends, as Kubernetes does.";
 
 /// Whether a text can be a name, a label key or a label value: such names need no quoting in logs, metrics and shells.
 fn is_name(text: &str) -> bool {
@@ -21,7 +20,9 @@ fn is_name(text: &str) -> bool {
     bytes.len() <= MAX_NAME_BYTES
         && ends(bytes.first())
         && ends(bytes.last())
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
 /// A name.
@@ -29,7 +30,12 @@ pub(super) fn name(reporter: &mut Reporter<'_>, text: &Text) -> Option<String> {
     if is_name(&text.value) {
         return Some(text.value.clone());
     }
-    reporter.error(Code::InvalidName, text, format!("{} cannot be a name", quoted(&text.value)), NAME_FORM);
+    reporter.error(
+        Code::InvalidName,
+        text,
+        format!("{} cannot be a name", quoted(&text.value)),
+        NAME_FORM,
+    );
     None
 }
 
@@ -51,10 +57,19 @@ pub(super) fn labels(reporter: &mut Reporter<'_>, texts: &LabelTexts) -> Labels 
 }
 
 /// A whole number within a range, without a unit.
-pub(super) fn number(reporter: &mut Reporter<'_>, text: &Text, range: RangeInclusive<i64>, what: &str) -> Option<i64> {
+pub(super) fn number(
+    reporter: &mut Reporter<'_>,
+    text: &Text,
+    range: RangeInclusive<i64>,
+    what: &str,
+) -> Option<i64> {
     let digits = text.value.strip_prefix('-').unwrap_or(&text.value);
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let value = text.value.parse::<i64>().ok().filter(|value| plain && range.contains(value));
+    let value = text
+        .value
+        .parse::<i64>()
+        .ok()
+        .filter(|value| plain && range.contains(value));
     if value.is_none() {
         let message = format!("{} is no {what}", quoted(&text.value));
         let help = format!("It is a whole number from {} to {}.", range.start(), range.end());
@@ -91,11 +106,17 @@ pub(super) fn duration_ns(
             return None;
         }
     };
-    let value_ns = u64::try_from(duration.as_nanos()).ok().filter(|value_ns| range_ns.contains(value_ns));
+    let value_ns = u64::try_from(duration.as_nanos())
+        .ok()
+        .filter(|value_ns| range_ns.contains(value_ns));
     if value_ns.is_none() {
         let shown = |bound_ns: &u64| humantime::format_duration(std::time::Duration::from_nanos(*bound_ns));
         let message = format!("{} is out of range", quoted(&text.value));
-        let help = format!("A {what} lasts from {} to {}.", shown(range_ns.start()), shown(range_ns.end()));
+        let help = format!(
+            "A {what} lasts from {} to {}.",
+            shown(range_ns.start()),
+            shown(range_ns.end())
+        );
         reporter.error(Code::InvalidValue, text, message, help);
     }
     value_ns
@@ -108,7 +129,10 @@ pub(super) fn choice<T: Copy>(
     choices: &[(&str, T)],
     what: &str,
 ) -> Option<T> {
-    let chosen = choices.iter().find(|(word, _)| *word == text.value).map(|(_, value)| *value);
+    let chosen = choices
+        .iter()
+        .find(|(word, _)| *word == text.value)
+        .map(|(_, value)| *value);
     if chosen.is_none() {
         let words = words(choices);
         let help = match nearest(&text.value, words.iter().copied()) {
@@ -128,7 +152,9 @@ pub(super) fn words<'a, T>(choices: &[(&'a str, T)]) -> Vec<&'a str> {
 
 /// An `http` URL of an address or name, to be asked for metrics.
 pub(super) fn http_url(reporter: &mut Reporter<'_>, text: &Text) -> Option<String> {
-    let uri = Some(&text.value).filter(|url| url.len() <= MAX_URL_BYTES).and_then(|url| url.parse::<http::Uri>().ok());
+    let uri = Some(&text.value)
+        .filter(|url| url.len() <= MAX_URL_BYTES)
+        .and_then(|url| url.parse::<http::Uri>().ok());
     let usable = uri.is_some_and(|uri| {
         let authority = uri.authority().map(http::uri::Authority::as_str);
         // User and password would end up in logs and in `policy show`.
@@ -148,10 +174,17 @@ pub(super) fn http_path(reporter: &mut Reporter<'_>, text: &Text) -> Option<Stri
     let path = &text.value;
     let usable = path.starts_with('/')
         && path.len() <= MAX_URL_BYTES
-        && path.parse::<http::uri::PathAndQuery>().is_ok_and(|parsed| parsed.as_str() == path);
+        && path
+            .parse::<http::uri::PathAndQuery>()
+            .is_ok_and(|parsed| parsed.as_str() == path);
     if !usable {
         let message = format!("{} is no path", quoted(path));
-        reporter.error(Code::InvalidValue, text, message, "A path starts with `/`, such as `/health`.");
+        reporter.error(
+            Code::InvalidValue,
+            text,
+            message,
+            "A path starts with `/`, such as `/health`.",
+        );
         return None;
     }
     Some(path.clone())

@@ -11,7 +11,11 @@ use super::scalar::words;
 use super::{Placed, network, scalar, sort_by_name};
 
 const PROTOCOLS: &[(&str, Protocol)] = &[("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)];
-const FORWARDS: &[(&str, Forward)] = &[("Nat", Forward::Nat), ("Dnat", Forward::Dnat), ("L2Dsr", Forward::L2Dsr)];
+const FORWARDS: &[(&str, Forward)] = &[
+    ("Nat", Forward::Nat),
+    ("Dnat", Forward::Dnat),
+    ("L2Dsr", Forward::L2Dsr),
+];
 /// Modes of the policy language that this version does not have.
 const LATER_FORWARDS: [&str; 3] = ["Ipip", "Gue", "Local"];
 
@@ -27,11 +31,24 @@ pub(super) fn resolve(
     let mut claims = BTreeMap::new();
     let mut resolved = Vec::new();
     for service in services {
-        let model::Service { name, addresses, port, protocol, labels, pools: pool_names, forward } = service;
+        let model::Service {
+            name,
+            addresses,
+            port,
+            protocol,
+            labels,
+            pools: pool_names,
+            forward,
+        } = service;
         let _ = scalar::name(reporter, name);
         if addresses.is_empty() {
             let message = format!("service {} has no address", quoted(&name.value));
-            reporter.error(Code::MissingField, name, message, "List at least one under `addresses`.");
+            reporter.error(
+                Code::MissingField,
+                name,
+                message,
+                "List at least one under `addresses`.",
+            );
         }
         let addresses = resolve_addresses(reporter, addresses);
         let labels = scalar::labels(reporter, labels);
@@ -50,8 +67,19 @@ pub(super) fn resolve(
         let mut addresses: Vec<IpAddr> = addresses.into_iter().map(|(address, _)| address).collect();
         addresses.sort_unstable();
         let forward = forward.unwrap_or(Forward::Nat);
-        let value = Service { name: name.value.clone(), addresses, port, protocol, labels, pools, forward };
-        resolved.push(Placed { value, place: name.into() });
+        let value = Service {
+            name: name.value.clone(),
+            addresses,
+            port,
+            protocol,
+            labels,
+            pools,
+            forward,
+        };
+        resolved.push(Placed {
+            value,
+            place: name.into(),
+        });
     }
     sort_by_name(reporter, &mut resolved);
     resolved
@@ -70,7 +98,9 @@ fn resolve_forward(reporter: &mut Reporter<'_>, text: &Text) -> Option<Forward> 
 fn resolve_addresses(reporter: &mut Reporter<'_>, texts: &[Text]) -> Vec<(IpAddr, Place)> {
     let mut addresses: Vec<(IpAddr, Place)> = Vec::with_capacity(texts.len());
     for text in texts {
-        let Some(address) = network::host_address(reporter, text) else { continue };
+        let Some(address) = network::host_address(reporter, text) else {
+            continue;
+        };
         if addresses.iter().any(|(other, _)| *other == address) {
             let message = format!("`{address}` is listed twice");
             reporter.warning(Code::Duplicate, text, message, "Remove it here.");
@@ -91,7 +121,10 @@ fn claim<'a>(
     for (address, place) in addresses {
         let owner = *claims.entry((*address, port, protocol)).or_insert(name);
         if !std::ptr::eq(owner, name) {
-            let message = format!("this address, port and protocol already belong to service {}", quoted(&owner.value));
+            let message = format!(
+                "this address, port and protocol already belong to service {}",
+                quoted(&owner.value)
+            );
             let help = format!(
                 "Choose another port or address; {} stands at {}.",
                 quoted(&owner.value),
@@ -103,10 +136,20 @@ fn claim<'a>(
 }
 
 /// Indices of pools in order of preference, without repetition.
-fn resolve_pools(reporter: &mut Reporter<'_>, service: &Text, names: &[Text], pools: &[Placed<Pool>]) -> Vec<usize> {
+fn resolve_pools(
+    reporter: &mut Reporter<'_>,
+    service: &Text,
+    names: &[Text],
+    pools: &[Placed<Pool>],
+) -> Vec<usize> {
     if names.is_empty() {
         let message = format!("service {} has no pool", quoted(&service.value));
-        reporter.error(Code::MissingField, service, message, "List at least one under `pools`, the preferred one first.");
+        reporter.error(
+            Code::MissingField,
+            service,
+            message,
+            "List at least one under `pools`, the preferred one first.",
+        );
     }
     let mut indices = Vec::with_capacity(names.len());
     for name in names {
@@ -117,7 +160,12 @@ fn resolve_pools(reporter: &mut Reporter<'_>, service: &Text, names: &[Text], po
         };
         if indices.contains(&index) {
             let message = format!("pool {} is listed twice", quoted(&name.value));
-            reporter.warning(Code::Duplicate, name, message, "Remove it here: only its first place counts.");
+            reporter.warning(
+                Code::Duplicate,
+                name,
+                message,
+                "Remove it here: only its first place counts.",
+            );
         } else {
             indices.push(index);
         }
@@ -126,15 +174,15 @@ fn resolve_pools(reporter: &mut Reporter<'_>, service: &Text, names: &[Text], po
 }
 
 /// Reports a name that is not defined.
-pub(super) fn unknown_name(
-    reporter: &mut Reporter<'_>,
-    name: &Text,
-    kind: &str,
-    names: &[&str],
-) {
+pub(super) fn unknown_name(reporter: &mut Reporter<'_>, name: &Text, kind: &str, names: &[&str]) {
     let help = match nearest(&name.value, names.iter().copied()) {
         Some(near) => format!("Did you mean `{near}`?"),
         None => format!("Define it under `{kind}s`, or take it out here."),
     };
-    reporter.error(Code::UnknownName, name, format!("there is no {kind} named {}", quoted(&name.value)), help);
+    reporter.error(
+        Code::UnknownName,
+        name,
+        format!("there is no {kind} named {}", quoted(&name.value)),
+        help,
+    );
 }

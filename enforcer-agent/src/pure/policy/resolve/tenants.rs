@@ -17,15 +17,17 @@ const DEFAULT_BURST_NS: u64 = 1_000_000_000;
 /// The shortest burst: less than this is below what timers and interrupts jitter.
 const MIN_BURST_NS: u64 = 1_000_000;
 
-pub(super) fn resolve(
-    reporter: &mut Reporter<'_>,
-    tenants: &[&model::Tenant],
-) -> Vec<Placed<Tenant>> {
+pub(super) fn resolve(reporter: &mut Reporter<'_>, tenants: &[&model::Tenant]) -> Vec<Placed<Tenant>> {
     let mut claims = BTreeMap::new();
     let mut resolved: Vec<_> = tenants
         .iter()
         .map(|tenant| {
-            let model::Tenant { name, sources, labels, limits } = tenant;
+            let model::Tenant {
+                name,
+                sources,
+                labels,
+                limits,
+            } = tenant;
             let _ = scalar::name(reporter, name);
             let value = Tenant {
                 name: name.value.clone(),
@@ -33,7 +35,10 @@ pub(super) fn resolve(
                 labels: scalar::labels(reporter, labels),
                 limits: resolve_limits(reporter, limits.as_ref()),
             };
-            Placed { value, place: name.into() }
+            Placed {
+                value,
+                place: name.into(),
+            }
         })
         .collect();
     sort_by_name(reporter, &mut resolved);
@@ -49,12 +54,22 @@ fn claim<'a>(
     claims: &mut BTreeMap<IpNet, (&'a Text, Place)>,
 ) -> Vec<IpNet> {
     if sources.is_empty() {
-        let message = format!("tenant {} has no sources, so that no packet is ever its own", quoted(&name.value));
-        reporter.warning(Code::NoEffect, name, message, "List its prefixes under `sources`.");
+        let message = format!(
+            "tenant {} has no sources, so that no packet is ever its own",
+            quoted(&name.value)
+        );
+        reporter.warning(
+            Code::NoEffect,
+            name,
+            message,
+            "List its prefixes under `sources`.",
+        );
     }
     let mut prefixes = Vec::with_capacity(sources.len());
     for source in sources {
-        let Some(net) = network::prefix(reporter, source) else { continue };
+        let Some(net) = network::prefix(reporter, source) else {
+            continue;
+        };
         match claims.get(&net) {
             None => {
                 claims.insert(net, (name, source.into()));
@@ -99,12 +114,15 @@ fn resolve_limits(reporter: &mut Reporter<'_>, limits: Option<&model::Limits>) -
         concurrent_connections,
         burst,
     } = limits;
-    let mut rate = |text: &Option<Text>, unit| text.as_ref().and_then(|text| resolve_rate(reporter, text, unit));
+    let mut rate =
+        |text: &Option<Text>, unit| text.as_ref().and_then(|text| resolve_rate(reporter, text, unit));
     let new_connections_per_second = rate(new_connections_per_second, Unit::Events);
     let packets_per_second = rate(packets_per_second, Unit::Events);
     let bytes_per_second = rate(bytes_per_second, Unit::Bytes);
     let response_bytes_per_second = rate(response_bytes_per_second, Unit::Bytes);
-    let concurrent_connections = concurrent_connections.as_ref().and_then(|text| resolve_concurrency(reporter, text));
+    let concurrent_connections = concurrent_connections
+        .as_ref()
+        .and_then(|text| resolve_concurrency(reporter, text));
     let burst_ns = burst
         .as_ref()
         .and_then(|text| scalar::duration_ns(reporter, text, MIN_BURST_NS..=MAX_BURST_NS, "burst"))
@@ -127,7 +145,12 @@ fn count(reporter: &mut Reporter<'_>, text: &Text) -> Option<u64> {
     quantity::count(&text.value)
         .inspect_err(|error| {
             let message = format!("{} is no limit: {error}", quoted(&text.value));
-            reporter.error(Code::InvalidValue, text, message, format!("It is {}.", quantity::COUNT_FORM));
+            reporter.error(
+                Code::InvalidValue,
+                text,
+                message,
+                format!("It is {}.", quantity::COUNT_FORM),
+            );
         })
         .ok()
 }
@@ -137,7 +160,11 @@ fn resolve_rate(reporter: &mut Reporter<'_>, text: &Text, unit: Unit) -> Option<
     let step = match step_fp(rate, unit) {
         Ok(step) => step,
         Err(error) => {
-            let help = if rate == 0 { ZERO_HELP } else { "Choose a rate within that bound, or leave the field out." };
+            let help = if rate == 0 {
+                ZERO_HELP
+            } else {
+                "Choose a rate within that bound, or leave the field out."
+            };
             reporter.error(Code::LimitOutOfRange, text, error.to_string(), help);
             return None;
         }
@@ -145,7 +172,8 @@ fn resolve_rate(reporter: &mut Reporter<'_>, text: &Text, unit: Unit) -> Option<
     let kept = kept_events_per_second(step);
     if unit == Unit::Events && kept.abs_diff(rate) * 100 > rate {
         let message = format!("{rate} per second is kept as {kept} per second");
-        let help = "One event costs a whole number of nanoseconds; rates under 10M are kept to within one percent.";
+        let help =
+            "One event costs a whole number of nanoseconds; rates under 10M are kept to within one percent.";
         reporter.warning(Code::LimitOutOfRange, text, message, help);
     }
     Some(rate)
@@ -154,13 +182,23 @@ fn resolve_rate(reporter: &mut Reporter<'_>, text: &Text, unit: Unit) -> Option<
 fn resolve_concurrency(reporter: &mut Reporter<'_>, text: &Text) -> Option<u32> {
     let value = count(reporter, text)?;
     if value == 0 {
-        reporter.error(Code::LimitOutOfRange, text, "a limit of 0 is a refusal, not a limit", ZERO_HELP);
+        reporter.error(
+            Code::LimitOutOfRange,
+            text,
+            "a limit of 0 is a refusal, not a limit",
+            ZERO_HELP,
+        );
         return None;
     }
     let limit = u32::try_from(value).ok();
     if limit.is_none() {
         let message = format!("{value} connections are more than a host can hold");
-        reporter.error(Code::LimitOutOfRange, text, message, "Choose less, or leave the field out for no limit.");
+        reporter.error(
+            Code::LimitOutOfRange,
+            text,
+            message,
+            "Choose less, or leave the field out for no limit.",
+        );
     }
     limit
 }
