@@ -84,14 +84,14 @@ impl HttpTarget {
         }
         let uri: Uri = url
             .parse()
-            .map_err(|error: hyper::http::uri::InvalidUri| TargetError::Invalid {
+            .map_err(|error: http::uri::InvalidUri| TargetError::Invalid {
                 url: url.to_owned(),
                 reason: error.to_string(),
             })?;
         if uri.scheme_str() != Some("http") {
             return Err(TargetError::NotHttp { url: url.to_owned() });
         }
-        let authority = uri.authority().map_or("", hyper::http::uri::Authority::as_str);
+        let authority = uri.authority().map_or("", http::uri::Authority::as_str);
         if authority.contains('@') {
             return Err(TargetError::Credentials { url: url.to_owned() });
         }
