@@ -153,11 +153,10 @@ const fn mix(seed: u64) -> u64 {
 
 /// Trial division: sizes are small, and no larger than leaves room for sums.
 fn is_prime(number: u32) -> bool {
-    number >= 2
-        && number < 1 << 24
+    (2..1 << 24).contains(&number)
         && (2..)
             .take_while(|divisor| divisor * divisor <= number)
-            .all(|divisor| number % divisor != 0)
+            .all(|divisor| !number.is_multiple_of(divisor))
 }
 
 #[cfg(test)]

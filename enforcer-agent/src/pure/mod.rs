@@ -2,6 +2,7 @@
 //! aya. Time and seeds are arguments.
 #![forbid(unsafe_code)]
 
+pub mod compile;
 pub mod health;
 pub mod maglev;
 pub mod plan;

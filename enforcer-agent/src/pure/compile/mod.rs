@@ -1,0 +1,497 @@
+//! A resolved policy and the state of the world to the tables of one configuration bank.
+//!
+//! A pure function: the same policy, slots, host facts and back-end states give the same tables, byte for byte, on every
+//! host. Constraints are applied here, before a Maglev table is filled, so that the data path has no table in which
+//! a forbidden back end stands.
+//!
+//! | Part | Module |
+//! | --- | --- |
+//! | names to small integers that stay the same from one compile to the next | [`slots`] |
+//! | addresses to tenants and services | [`trie`] |
+//! | (tenant, service) to decision, eligible set and Maglev table | [`pairs`] |
+//! | slots and rules back to names | [`directory`] |
+
+pub mod directory;
+pub mod pairs;
+pub mod slots;
+pub mod trie;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use enforcer_common::abi::address::{self, Address};
+use enforcer_common::abi::config::{
+    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT, HostRecord,
+    LimitRecord, MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED,
+    TenantRecord,
+};
+use enforcer_common::schema::{MAX_ROWS, MAX_SETS, MAX_TRIE_NODES};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::policy::limits::{Unit, step_fp};
+use super::policy::resolved::{Backend, Forward, Limits, Pool, ResolvedPolicy, Service};
+use super::tables::Tables;
+pub use directory::Directory;
+pub use slots::Slots;
+
+/// Everything that the tables depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// What is to be enforced.
+    pub policy: &'a ResolvedPolicy,
+    /// The slots of the previous compile; empty at the first.
+    pub slots: &'a Slots,
+    /// What is particular to this host.
+    pub host: &'a HostFacts,
+    /// By name. A back end that is not in it counts as [`BackendStatus::unknown`].
+    pub backends: &'a BTreeMap<String, BackendStatus>,
+    /// Names of pools that count as failed: they take new flows only if no other pool can.
+    pub failed_pools: &'a BTreeSet<String>,
+    /// Names of tenants that an operator has suspended.
+    pub suspended: &'a BTreeSet<String>,
+}
+
+/// What is particular to this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// What `Nat` puts in place of IPv4 clients.
+    pub nat_v4: Option<Ipv4Addr>,
+    /// What `Nat` puts in place of IPv6 clients.
+    pub nat_v6: Option<Ipv6Addr>,
+    /// First port that `Nat` may use.
+    pub nat_port_first: u16,
+    /// Number of ports that `Nat` may use.
+    pub nat_port_count: u16,
+    /// The host's own addresses: packets to them are none of our business.
+    pub local_addresses: Vec<IpAddr>,
+    /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
+    pub events_per_window: u64,
+}
+
+/// What is known of a back end at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendStatus {
+    /// Its health checks succeed.
+    pub healthy: bool,
+    /// It keeps its flows and takes no new ones.
+    pub draining: bool,
+    /// Its share of new flows, in thousandths of a unit of capacity; 0 takes no new flows.
+    pub weight: u32,
+    /// How to reach it, once that is known.
+    pub next_hop: Option<NextHop>,
+}
+
+/// The way to a back end, on the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NextHop {
+    /// The interface that leads to it.
+    pub ifindex: u32,
+    /// Link-layer address of that interface.
+    pub own_mac: [u8; 6],
+    /// Link-layer address of the back end, or of the router in front of it.
+    pub next_hop_mac: [u8; 6],
+}
+
+/// A compiled policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compiled {
+    /// What one bank has to hold.
+    pub tables: Tables,
+    /// For the next compile.
+    pub slots: Slots,
+    /// What the numbers in records, events and counters mean.
+    pub directory: Directory,
+}
+
+/// Why a policy cannot be enforced on this host. Nothing is changed then.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CompileError {
+    /// A service is forwarded by `Nat`, and this host has no address for that.
+    #[error(
+        "service `{service}` is forwarded by Nat over {family}, but the agent's configuration has no {family} address \
+         under `nat`: add one that back ends can route to"
+    )]
+    NoNatAddress {
+        /// The service's name.
+        service: String,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
+    /// A table of the data path is too small.
+    #[error("the policy needs more {what} than the data path has ({capacity}): {advice}")]
+    Capacity {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much there can be.
+        capacity: u32,
+        /// What to do.
+        advice: &'static str,
+    },
+}
+
+// === impl BackendStatus ===
+
+impl BackendStatus {
+    /// What is assumed of a back end before anything is known: healthy, with its whole capacity as weight, since an
+    /// agent that starts would otherwise refuse all traffic until the first probes are back.
+    #[must_use]
+    pub const fn unknown(backend: &Backend) -> Self {
+        // The capacity is at most 10^6: `resolve` sees to it.
+        Self {
+            healthy: true,
+            draining: false,
+            weight: backend.capacity.saturating_mul(1000),
+            next_hop: None,
+        }
+    }
+
+    /// Whether it takes new flows.
+    #[must_use]
+    pub const fn takes_new_flows(&self) -> bool {
+        self.healthy && !self.draining && self.weight > 0
+    }
+}
+
+// === impl HostFacts ===
+
+impl HostFacts {
+    /// The record for the map `HOST`.
+    #[must_use]
+    pub fn record(&self) -> HostRecord {
+        HostRecord {
+            nat_v4: self.nat_v4.map_or(0, |address| u32::from(address).to_be()),
+            nat_port_first: self.nat_port_first,
+            nat_port_count: self.nat_port_count,
+            nat_v6: self
+                .nat_v6
+                .map_or([0; 4], |address| address_of(IpAddr::V6(address))),
+            events_per_window: self.events_per_window,
+            ..HostRecord::ZERO
+        }
+    }
+
+    const fn has_nat_address(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.nat_v4.is_some(),
+            Family::V6 => self.nat_v6.is_some(),
+        }
+    }
+}
+
+/// IPv4 or IPv6. A service with addresses of both is two services to the data path, each with the back ends of its
+/// family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Family {
+    /// IPv4.
+    #[serde(rename = "IPv4")]
+    V4,
+    /// IPv6.
+    #[serde(rename = "IPv6")]
+    V6,
+}
+
+// === impl Family ===
+
+impl Family {
+    /// The family of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// `IPv4` or `IPv6`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+/// A service as the data path knows it: one family of one service of the policy.
+#[derive(Debug, Clone, Copy)]
+struct SlottedService<'a> {
+    slot: u32,
+    /// Index in the policy.
+    index: usize,
+    service: &'a Service,
+    family: Family,
+}
+
+/// A back end and its pool.
+#[derive(Debug, Clone, Copy)]
+struct SlottedBackend<'a> {
+    slot: u32,
+    pool: &'a Pool,
+    backend: &'a Backend,
+    status: BackendStatus,
+}
+
+/// Names and slots of everything in the policy: what the other modules work on.
+struct Layout<'a> {
+    inputs: Inputs<'a>,
+    /// By index in the policy.
+    tenant_slots: Vec<u32>,
+    /// By slot.
+    services: Vec<SlottedService<'a>>,
+    /// By pool index, then by index in the pool.
+    backends: Vec<Vec<SlottedBackend<'a>>>,
+}
+
+/// Compiles a policy.
+///
+/// # Errors
+/// When this host cannot enforce it: no address for `Nat`, or a table that is too small.
+pub fn compile(inputs: &Inputs<'_>) -> Result<Compiled, CompileError> {
+    let (slots, layout) = lay_out(inputs)?;
+    for service in &layout.services {
+        if service.service.forward == Forward::Nat && !inputs.host.has_nat_address(service.family) {
+            let service_name = service.service.name.clone();
+            return Err(CompileError::NoNatAddress {
+                service: service_name,
+                family: service.family.name(),
+            });
+        }
+    }
+    let trie = trie::build(&layout).map_err(|trie::Full| CompileError::Capacity {
+        what: "trie nodes",
+        capacity: MAX_TRIE_NODES,
+        advice: "join tenants' sources into fewer or shorter prefixes, preferably of 8, 16, 24 or 32 bits",
+    })?;
+    let decisions = pairs::decide(&layout)?;
+    let tables = Tables {
+        trie,
+        tenants: tenant_records(&layout, &decisions.row_of_tenant),
+        services: service_records(&layout),
+        rows: decisions.rows,
+        sets: decisions.sets,
+        maglev: decisions.maglev,
+        backends: backend_records(&layout),
+    };
+    let directory = Directory::of(&layout);
+    Ok(Compiled {
+        tables,
+        slots,
+        directory,
+    })
+}
+
+fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError> {
+    let policy = inputs.policy;
+    let families = |service: &Service| {
+        let has = |family| {
+            service
+                .addresses
+                .iter()
+                .any(|address| Family::of(*address) == family)
+        };
+        [Family::V4, Family::V6]
+            .into_iter()
+            .filter(move |family| has(*family))
+            .collect::<Vec<_>>()
+    };
+    let halves: Vec<(usize, &Service, Family)> = policy
+        .services
+        .iter()
+        .enumerate()
+        .flat_map(|(index, service)| {
+            families(service)
+                .into_iter()
+                .map(move |family| (index, service, family))
+        })
+        .collect();
+    let slots = inputs.slots.next(
+        policy.tenants.iter().map(|tenant| tenant.name.clone()),
+        halves
+            .iter()
+            .map(|(_, service, family)| slots::service_key(&service.name, *family)),
+        policy
+            .pools
+            .iter()
+            .flat_map(|pool| pool.backends.iter().map(|backend| backend.name.clone())),
+    )?;
+    let mut services: Vec<SlottedService<'a>> = halves
+        .into_iter()
+        .map(|(index, service, family)| {
+            let slot = slots.services.slot(&slots::service_key(&service.name, family));
+            SlottedService {
+                slot,
+                index,
+                service,
+                family,
+            }
+        })
+        .collect();
+    services.sort_by_key(|service| service.slot);
+    let slotted = |pool: &'a Pool, backend: &'a Backend| SlottedBackend {
+        slot: slots.backends.slot(&backend.name),
+        pool,
+        backend,
+        status: inputs
+            .backends
+            .get(&backend.name)
+            .copied()
+            .unwrap_or(BackendStatus::unknown(backend)),
+    };
+    let layout = Layout {
+        inputs: *inputs,
+        tenant_slots: policy
+            .tenants
+            .iter()
+            .map(|tenant| slots.tenants.slot(&tenant.name))
+            .collect(),
+        services,
+        backends: policy
+            .pools
+            .iter()
+            .map(|pool| {
+                pool.backends
+                    .iter()
+                    .map(|backend| slotted(pool, backend))
+                    .collect()
+            })
+            .collect(),
+    };
+    Ok((slots, layout))
+}
+
+/// Puts a record at an index, with zeroes up to it.
+fn put<T: Copy>(records: &mut Vec<T>, slot: u32, zero: T, record: T) {
+    let index = slot as usize;
+    if records.len() <= index {
+        records.resize(index + 1, zero);
+    }
+    records[index] = record;
+}
+
+fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<TenantRecord> {
+    // Slot 0 is nobody, also in a policy without tenants.
+    let mut records = vec![TenantRecord::ZERO];
+    for (index, tenant) in layout.inputs.policy.tenants.iter().enumerate() {
+        let suspended = layout.inputs.suspended.contains(&tenant.name);
+        let Limits {
+            new_connections_per_second,
+            packets_per_second,
+            bytes_per_second,
+            response_bytes_per_second,
+            concurrent_connections,
+            burst_ns,
+        } = tenant.limits;
+        let record = TenantRecord {
+            row: row_of_tenant[index],
+            flags: TENANT_PRESENT | if suspended { TENANT_SUSPENDED } else { 0 },
+            connections: limit_record(new_connections_per_second, burst_ns, Unit::Events),
+            packets: limit_record(packets_per_second, burst_ns, Unit::Events),
+            bytes: limit_record(bytes_per_second, burst_ns, Unit::Bytes),
+            response_bytes: limit_record(response_bytes_per_second, burst_ns, Unit::Bytes),
+            concurrent_limit: concurrent_connections.map_or(0, u64::from),
+        };
+        put(
+            &mut records,
+            layout.tenant_slots[index],
+            TenantRecord::ZERO,
+            record,
+        );
+    }
+    records
+}
+
+/// The burst is at least what the largest packet, or one connection, costs: otherwise it could never pass.
+fn limit_record(rate_per_second: Option<u64>, burst_ns: u64, unit: Unit) -> LimitRecord {
+    let Some(rate_per_second) = rate_per_second else {
+        return LimitRecord::ZERO;
+    };
+    let step_fp = step_fp(rate_per_second, unit).expect("`resolve` refuses rates that cannot be kept");
+    let largest = match unit {
+        Unit::Events => 1,
+        Unit::Bytes => MAX_UNITS,
+    };
+    // No overflow: that is what bounds the lowest rate.
+    LimitRecord {
+        step_fp,
+        burst_ns: burst_ns.max((largest * step_fp) >> STEP_SHIFT),
+    }
+}
+
+fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
+    let mut records = Vec::new();
+    for service in &layout.services {
+        let forward = match service.service.forward {
+            Forward::Nat => FORWARD_NAT,
+            Forward::Dnat => FORWARD_DNAT,
+            Forward::L2Dsr => FORWARD_L2DSR,
+        };
+        put(
+            &mut records,
+            service.slot,
+            ServiceRecord::ZERO,
+            ServiceRecord {
+                forward,
+                flags: SERVICE_PRESENT,
+            },
+        );
+    }
+    records
+}
+
+fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
+    let mut records = Vec::new();
+    for SlottedBackend {
+        slot,
+        backend,
+        status,
+        ..
+    } in layout.backends.iter().flatten()
+    {
+        let mut record = BackendRecord {
+            address: address_of(backend.address),
+            port_be: backend.port.to_be(),
+            flags: BACKEND_PRESENT,
+            ..BackendRecord::ZERO
+        };
+        if let Some(NextHop {
+            ifindex,
+            own_mac,
+            next_hop_mac,
+        }) = status.next_hop
+        {
+            record.flags |= BACKEND_REACHABLE;
+            record = BackendRecord {
+                ifindex,
+                own_mac,
+                next_hop_mac,
+                ..record
+            };
+        }
+        put(&mut records, *slot, BackendRecord::ZERO, record);
+    }
+    records
+}
+
+/// An address as the records hold it.
+#[must_use]
+pub fn address_of(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(v4) => address::from_v4(u32::from(v4).to_be()),
+        IpAddr::V6(v6) => address::from_octets(v6.octets()),
+    }
+}
+
+const TOO_MANY_ROWS: CompileError = CompileError::Capacity {
+    what: "kinds of tenants that the rules tell apart",
+    capacity: MAX_ROWS,
+    advice: "give tenants that may use the same services the same labels, and choose by label",
+};
+
+const TOO_MANY_SETS: CompileError = CompileError::Capacity {
+    what: "distinct sets of eligible back ends",
+    capacity: MAX_SETS,
+    advice: "let services share pools, or constraints the labels that they require",
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+//! Names to small integers.
+//!
+//! The data path keeps limiter state, counters and flows by slot, and none of that is reset by a change of policy: so a
+//! name keeps its slot for as long as it exists. A slot that becomes free is not given out by the compile that freed it,
+//! since flows that were made a moment ago still bear it; after that the lowest free one goes first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES, MAX_TENANTS};
+use serde::{Deserialize, Serialize};
+
+use super::{CompileError, Family};
+
+/// Slots by name, for all that has slots. Serialisable, since it has to outlive the agent as long as the maps do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Slots {
+    /// From 1: slot 0 is nobody.
+    pub tenants: SlotMap,
+    /// By [`service_key`].
+    pub services: SlotMap,
+    /// By name.
+    pub backends: SlotMap,
+}
+
+/// Slots by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SlotMap(BTreeMap<String, u32>);
+
+/// What a service's slot goes by: its name, and the family, since each family of a service has a slot.
+#[must_use]
+pub fn service_key(name: &str, family: Family) -> String {
+    format!("{name}/{}", family.name())
+}
+
+// === impl Slots ===
+
+impl Slots {
+    /// The slots of the next compile.
+    pub(super) fn next(
+        &self,
+        tenants: impl Iterator<Item = String>,
+        services: impl Iterator<Item = String>,
+        backends: impl Iterator<Item = String>,
+    ) -> Result<Self, CompileError> {
+        let full = |what, capacity| CompileError::Capacity {
+            what,
+            capacity,
+            advice: SLOTS_ADVICE,
+        };
+        Ok(Self {
+            tenants: self
+                .tenants
+                .next(tenants, 1..MAX_TENANTS)
+                .ok_or(full("tenants", MAX_TENANTS - 1))?,
+            services: self
+                .services
+                .next(services, 0..MAX_SERVICES)
+                .ok_or(full("services", MAX_SERVICES))?,
+            backends: self
+                .backends
+                .next(backends, 0..MAX_BACKENDS)
+                .ok_or(full("back ends", MAX_BACKENDS))?,
+        })
+    }
+}
+
+const SLOTS_ADVICE: &str = "names that were removed count until the next change; \
+                            remove the old ones first, and add the new ones in a second change";
+
+// === impl SlotMap ===
+
+impl SlotMap {
+    /// The slot of a name that was given one.
+    ///
+    /// # Panics
+    /// If the name has no slot.
+    pub(super) fn slot(&self, name: &str) -> u32 {
+        self.0[name]
+    }
+
+    /// The slot of a name, if it has one.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<u32> {
+        self.0.get(name).copied()
+    }
+
+    /// Names and slots, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.0.iter().map(|(name, slot)| (name.as_str(), *slot))
+    }
+
+    fn next(&self, names: impl Iterator<Item = String>, range: std::ops::Range<u32>) -> Option<Self> {
+        // In the order of names, so that it does not depend on where in the policy a name stands.
+        let names: BTreeSet<String> = names.collect();
+        let taken: BTreeSet<u32> = self.0.values().copied().collect();
+        let mut free = range.clone().filter(|slot| !taken.contains(slot));
+        let mut next = BTreeMap::new();
+        for name in names {
+            // A slot out of range can only come from a damaged state file.
+            let kept = self.0.get(&name).copied().filter(|slot| range.contains(slot));
+            let slot = match kept {
+                Some(slot) => slot,
+                None => free.next()?,
+            };
+            next.insert(name, slot);
+        }
+        // Two names with one slot can only come from there as well; both would share limits and counters.
+        let distinct: BTreeSet<&u32> = next.values().collect();
+        if distinct.len() < next.len() {
+            return Self::default().next(next.into_keys(), range);
+        }
+        Some(Self(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> impl Iterator<Item = String> {
+        names
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+
+    fn map(entries: &[(&str, u32)]) -> SlotMap {
+        SlotMap(
+            entries
+                .iter()
+                .map(|(name, slot)| ((*name).to_owned(), *slot))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn names_keep_their_slots_and_freed_ones_wait_one_compile() {
+        let first = SlotMap::default().next(names(&["b", "a", "c"]), 1..6).unwrap();
+        assert_eq!(first, map(&[("a", 1), ("b", 2), ("c", 3)]));
+        let second = first.next(names(&["d", "c", "b"]), 1..6).unwrap();
+        assert_eq!(
+            second,
+            map(&[("b", 2), ("c", 3), ("d", 4)]),
+            "1 was freed just now"
+        );
+        let third = second.next(names(&["b", "c", "d", "e"]), 1..6).unwrap();
+        assert_eq!(third, map(&[("b", 2), ("c", 3), ("d", 4), ("e", 1)]));
+    }
+
+    #[test]
+    fn a_full_range_is_an_error_and_not_a_slot_given_twice() {
+        let first = SlotMap::default().next(names(&["a", "b"]), 0..2).unwrap();
+        assert_eq!(first.next(names(&["b", "c"]), 0..2), None);
+        let second = first.next(names(&["b"]), 0..2).unwrap();
+        assert_eq!(
+            second.next(names(&["b", "c"]), 0..2),
+            Some(map(&[("b", 1), ("c", 0)]))
+        );
+    }
+
+    #[test]
+    fn a_damaged_state_file_does_no_harm() {
+        let damaged = map(&[("a", 7), ("b", 7), ("c", 900)]);
+        let next = damaged.next(names(&["a", "b", "c"]), 0..8).unwrap();
+        let slots: BTreeSet<u32> = next.iter().map(|(_, slot)| slot).collect();
+        assert_eq!(slots.len(), 3);
+        assert!(slots.iter().all(|slot| *slot < 8));
+    }
+}
