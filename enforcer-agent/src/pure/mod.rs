@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod compile;
+pub mod fleet;
 pub mod health;
 pub mod maglev;
 pub mod plan;

@@ -1,0 +1,321 @@
+//! Everything that is known of the back ends: health, telemetry, weight, next hop, and which pools have failed.
+//!
+//! It owns how probe results and samples become the [`BackendStatus`] that the compiler works on. It never decides
+//! who may use a back end; the policy's rules and constraints do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::compile::{BackendStatus, NextHop};
+use super::health::{
+    FailoverThresholds, Health, HealthChange, HealthStatus, HealthThresholds, PoolChange, PoolHealth,
+};
+use super::policy::resolved::ResolvedPolicy;
+use super::telemetry::{EngineSample, GpuSample};
+use super::weights::{
+    BackendState, PoolMember, Reading, Signals, Tuning, WeightCause, fold, limit_drains, weight_of,
+};
+
+/// How long a pool must have been fit again before traffic returns to it.
+const RECOVERY_HOLD_NS: u64 = 5_000_000_000;
+
+/// All back ends and pools of the policy in force.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    members: BTreeMap<String, Member>,
+    pools: BTreeMap<String, PoolHealth>,
+    tuning: Tuning,
+}
+
+/// One back end.
+#[derive(Debug)]
+pub struct Member {
+    /// Its pool.
+    pub pool: String,
+    /// Its capacity.
+    pub capacity: u32,
+    /// Its health.
+    pub health: Health,
+    /// What telemetry has made of it so far.
+    pub state: BackendState,
+    /// Its weight, after what its pool allows.
+    pub weight: u32,
+    /// Why the weight is what it is: the causes of its last change.
+    pub causes: Vec<WeightCause>,
+    /// The way to it.
+    pub next_hop: Option<NextHop>,
+    /// Whether an operator drains it.
+    pub draining: bool,
+    thresholds: HealthThresholds,
+    engine: Reading<EngineSample>,
+    gpu: Reading<GpuSample>,
+}
+
+/// A weight that changed, for the audit log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightChange {
+    /// The back end.
+    pub backend: String,
+    /// Before.
+    pub from: u32,
+    /// Now.
+    pub to: u32,
+    /// Which signals caused it.
+    pub causes: Vec<WeightCause>,
+    /// Whether the pool refused to have it drained, since half of the pool is out already.
+    pub drain_refused: bool,
+}
+
+impl Fleet {
+    /// Takes over the back ends of a policy. One that stays keeps what is known of it; one whose address changed is
+    /// another back end.
+    pub fn follow(
+        &mut self,
+        old: Option<&ResolvedPolicy>,
+        policy: &ResolvedPolicy,
+        draining: &BTreeSet<String>,
+    ) {
+        let mut known = std::mem::take(&mut self.members);
+        for pool in &policy.pools {
+            let check = &pool.health_check;
+            // `resolve` has refused thresholds of zero.
+            let thresholds =
+                HealthThresholds::new(check.unhealthy_after, check.healthy_after).unwrap_or_default();
+            for backend in &pool.backends {
+                let same = old.is_some_and(|old| {
+                    let before = old.pools.iter().flat_map(|pool| &pool.backends);
+                    before.into_iter().any(|other| {
+                        (&other.name, other.address, other.port)
+                            == (&backend.name, backend.address, backend.port)
+                    })
+                });
+                let mut member = known
+                    .remove(&backend.name)
+                    .filter(|_| same)
+                    .unwrap_or_else(|| Member {
+                        pool: pool.name.clone(),
+                        capacity: backend.capacity,
+                        health: Health::default(),
+                        state: BackendState::default(),
+                        weight: BackendStatus::unknown(backend).weight,
+                        causes: Vec::new(),
+                        next_hop: None,
+                        draining: false,
+                        thresholds,
+                        engine: Reading::NotConfigured,
+                        gpu: Reading::NotConfigured,
+                    });
+                if member.capacity != backend.capacity {
+                    member.capacity = backend.capacity;
+                    member.weight = weight_of(backend.capacity, member.state.share_per_mille());
+                }
+                member.pool.clone_from(&pool.name);
+                member.thresholds = thresholds;
+                member.draining = draining.contains(&backend.name);
+                member.engine = configured(member.engine, backend.engine_url.is_some());
+                member.gpu = configured(member.gpu, backend.dcgm_url.is_some());
+                self.members.insert(backend.name.clone(), member);
+            }
+        }
+        self.pools
+            .retain(|name, _| policy.pools.iter().any(|pool| pool.name == *name));
+        for pool in &policy.pools {
+            self.pools.entry(pool.name.clone()).or_default();
+        }
+    }
+
+    /// A back end.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<&Member> {
+        self.members.get(name)
+    }
+
+    /// The constants of the fold.
+    #[must_use]
+    pub fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// Drains or undrains a back end; `false` if there is none of that name.
+    pub fn drain(&mut self, name: &str, draining: bool) -> bool {
+        let Some(member) = self.members.get_mut(name) else {
+            return false;
+        };
+        if !draining {
+            member.state.acknowledge_fault();
+        }
+        member.draining = draining;
+        true
+    }
+
+    /// Takes the result of a probe; the change of the verdict, if there is one.
+    pub fn probed(&mut self, name: &str, passed: bool) -> Option<HealthChange> {
+        let member = self.members.get_mut(name)?;
+        let thresholds = member.thresholds;
+        member.health.observe(passed, &thresholds)
+    }
+
+    /// Takes what an engine said.
+    pub fn engine_said(&mut self, name: &str, reading: Reading<EngineSample>) {
+        if let Some(member) = self.members.get_mut(name) {
+            member.engine = reading;
+        }
+    }
+
+    /// Takes what a GPU exporter said.
+    pub fn gpu_said(&mut self, name: &str, reading: Reading<GpuSample>) {
+        if let Some(member) = self.members.get_mut(name) {
+            member.gpu = reading;
+        }
+    }
+
+    /// Takes the way to a back end; whether it changed. A way that is lost for a moment is kept: a neighbour entry that
+    /// expires does not mean that frames no longer arrive.
+    pub fn routed(&mut self, name: &str, next_hop: Option<NextHop>) -> bool {
+        let Some(member) = self.members.get_mut(name) else {
+            return false;
+        };
+        if next_hop.is_none() || member.next_hop == next_hop {
+            return false;
+        }
+        member.next_hop = next_hop;
+        true
+    }
+
+    /// Folds what came in since the last call into weights. `connections` counts those in flight, by name.
+    pub fn fold(&mut self, now_ns: u64, connections: &BTreeMap<String, u64>) -> Vec<WeightChange> {
+        let mut weights = BTreeMap::new();
+        for (name, member) in &mut self.members {
+            let signals = Signals {
+                engine: std::mem::replace(&mut member.engine, quiet(&member.engine)),
+                gpu: std::mem::replace(&mut member.gpu, quiet(&member.gpu)),
+                connections_in_flight: connections.get(name).copied(),
+                serving: member.health.status().takes_traffic() && !member.draining,
+            };
+            let folded = fold(&member.state, &signals, member.capacity, now_ns, &self.tuning);
+            member.state = folded.state;
+            weights.insert(name.clone(), (folded.weight, folded.causes, false));
+        }
+        self.spare_half_of_each_pool(&mut weights);
+        let mut changes = Vec::new();
+        for (name, (to, causes, drain_refused)) in weights {
+            let Some(member) = self.members.get_mut(&name) else {
+                continue;
+            };
+            let from = std::mem::replace(&mut member.weight, to);
+            if !causes.is_empty() {
+                member.causes.clone_from(&causes);
+            }
+            if from != to || !causes.is_empty() {
+                changes.push(WeightChange {
+                    backend: name,
+                    from,
+                    to,
+                    causes,
+                    drain_refused,
+                });
+            }
+        }
+        changes
+    }
+
+    fn spare_half_of_each_pool(&self, weights: &mut BTreeMap<String, (u32, Vec<WeightCause>, bool)>) {
+        for pool in self.pools.keys() {
+            let names: Vec<&String> = self
+                .members
+                .iter()
+                .filter(|(_, member)| member.pool == *pool)
+                .map(|(name, _)| name)
+                .collect();
+            let mut members: Vec<PoolMember> = names
+                .iter()
+                .filter_map(|name| {
+                    let member = self.members.get(*name)?;
+                    Some(PoolMember {
+                        capacity: member.capacity,
+                        weight: weights.get(*name)?.0,
+                        serving: member.health.status().takes_traffic() && !member.draining,
+                        fault_since_ns: member.state.fault_since_ns(),
+                    })
+                })
+                .collect();
+            let refused = limit_drains(&mut members, &self.tuning);
+            for (position, (name, member)) in names.iter().zip(&members).enumerate() {
+                if let Some(entry) = weights.get_mut(*name) {
+                    entry.0 = member.weight;
+                    entry.2 = refused.contains(&position);
+                }
+            }
+        }
+    }
+
+    /// Judges the pools; those that failed or returned.
+    pub fn judge_pools(&mut self, policy: &ResolvedPolicy, now_ns: u64) -> Vec<(String, PoolChange)> {
+        let mut changes = Vec::new();
+        for pool in &policy.pools {
+            // `resolve` has refused shares above 100.
+            let thresholds =
+                FailoverThresholds::new(pool.healthy_below_percent, RECOVERY_HOLD_NS).unwrap_or_default();
+            let healthy = pool
+                .backends
+                .iter()
+                .filter_map(|backend| self.members.get(&backend.name))
+                .filter(|member| member.health.status().takes_traffic())
+                .count();
+            let health = self.pools.entry(pool.name.clone()).or_default();
+            let total = u32::try_from(pool.backends.len()).unwrap_or(u32::MAX);
+            let healthy = u32::try_from(healthy).unwrap_or(u32::MAX);
+            changes.extend(
+                health
+                    .observe(healthy, total, now_ns, &thresholds)
+                    .map(|change| (pool.name.clone(), change)),
+            );
+        }
+        changes
+    }
+
+    /// Pools that count as failed.
+    #[must_use]
+    pub fn failed_pools(&self) -> BTreeSet<String> {
+        self.pools
+            .iter()
+            .filter(|(_, health)| health.has_failed())
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// What the compiler needs to know.
+    #[must_use]
+    pub fn statuses(&self) -> BTreeMap<String, BackendStatus> {
+        let status = |member: &Member| BackendStatus {
+            healthy: member.health.status() != HealthStatus::Unhealthy,
+            draining: member.draining,
+            weight: member.weight,
+            next_hop: member.next_hop,
+        };
+        self.members
+            .iter()
+            .map(|(name, member)| (name.clone(), status(member)))
+            .collect()
+    }
+
+    /// Whether some back end's next hop is not known yet.
+    #[must_use]
+    pub fn has_unrouted(&self) -> bool {
+        self.members.values().any(|member| member.next_hop.is_none())
+    }
+}
+
+const fn configured<T: Copy>(reading: Reading<T>, is_configured: bool) -> Reading<T> {
+    match reading {
+        _ if !is_configured => Reading::NotConfigured,
+        Reading::NotConfigured => Reading::Unchanged,
+        reading => reading,
+    }
+}
+
+const fn quiet<T>(reading: &Reading<T>) -> Reading<T> {
+    match reading {
+        Reading::NotConfigured => Reading::NotConfigured,
+        Reading::Unchanged | Reading::Missed | Reading::Fresh(_) => Reading::Unchanged,
+    }
+}
