@@ -185,9 +185,11 @@ impl Fleet {
     pub fn fold(&mut self, now_ns: u64, connections: &BTreeMap<String, u64>) -> Vec<WeightChange> {
         let mut weights = BTreeMap::new();
         for (name, member) in &mut self.members {
+            let (engine, gpu) = (member.engine, member.gpu);
+            (member.engine, member.gpu) = (quiet(&engine), quiet(&gpu));
             let signals = Signals {
-                engine: std::mem::replace(&mut member.engine, quiet(&member.engine)),
-                gpu: std::mem::replace(&mut member.gpu, quiet(&member.gpu)),
+                engine,
+                gpu,
                 connections_in_flight: connections.get(name).copied(),
                 serving: member.health.status().takes_traffic() && !member.draining,
             };
