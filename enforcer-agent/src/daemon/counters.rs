@@ -1,0 +1,116 @@
+//! Counters of the programs, by name: for replies, metrics and the records of what was only counted.
+
+use std::collections::BTreeMap;
+
+use enforcer_common::Reason;
+use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
+
+use crate::adapters::dataplane::{DataplaneError, Maps, Tally};
+use crate::api::reply::ReasonCount;
+use crate::pure::audit::Direction;
+use crate::pure::compile::Directory;
+
+/// Tenants that are looked through for aggregated and lost decisions in one second: with more, each gets its turn.
+const TENANTS_PER_LOOK: usize = 64;
+
+/// A tally and what it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) direction: Direction,
+    pub(super) tenant: u32,
+    pub(super) reason: Reason,
+    pub(super) tally: Tally,
+}
+
+const DIRECTIONS: [(u32, Direction); 2] =
+    [(DIRECTION_INGRESS, Direction::Ingress), (DIRECTION_EGRESS, Direction::Egress)];
+
+/// Every tally of a tenant slot that is not zero.
+pub(super) fn of_tenant(maps: &Maps, tenant: u32) -> Result<Vec<Counted>, DataplaneError> {
+    let mut counted = Vec::new();
+    for (code, direction) in DIRECTIONS {
+        for reason in Reason::ALL {
+            let tally = maps.tally(code, tenant, *reason as u32)?;
+            if tally != Tally::default() {
+                counted.push(Counted { direction, tenant, reason: *reason, tally });
+            }
+        }
+    }
+    Ok(counted)
+}
+
+/// Every tally that is not zero: of nobody and of every tenant that has a slot.
+pub(super) fn all(maps: &Maps, directory: &Directory) -> Result<Vec<Counted>, DataplaneError> {
+    let mut counted = of_tenant(maps, 0)?;
+    for tenant in directory.tenants.keys() {
+        counted.extend(of_tenant(maps, *tenant)?);
+    }
+    Ok(counted)
+}
+
+/// Sums over tenants.
+pub(super) fn by_reason(counted: &[Counted]) -> Vec<ReasonCount> {
+    let mut sums: BTreeMap<(Direction, Reason), (u64, u64)> = BTreeMap::new();
+    for each in counted {
+        let sum = sums.entry((each.direction, each.reason)).or_default();
+        sum.0 += each.tally.packets;
+        sum.1 += each.tally.bytes;
+    }
+    let row = |((direction, reason), (packets, bytes)): ((Direction, Reason), _)| ReasonCount {
+        direction,
+        reason: reason.name().to_owned(),
+        packets,
+        bytes,
+    };
+    sums.into_iter().map(row).collect()
+}
+
+/// Decisions that were only counted or lost since the last look.
+#[derive(Debug, Default)]
+pub(super) struct Unrecorded {
+    seen: BTreeMap<(Direction, u32, Reason), (u64, u64)>,
+    next: usize,
+}
+
+/// What is new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    pub(super) direction: Direction,
+    pub(super) tenant: u32,
+    pub(super) reason: Reason,
+    pub(super) aggregated: u64,
+    pub(super) lost: u64,
+}
+
+impl Unrecorded {
+    /// Takes what the counters hold as known: an agent that starts over a running data plane has not missed it.
+    pub(super) fn begin(&mut self, counted: &[Counted]) {
+        for each in counted {
+            let key = (each.direction, each.tenant, each.reason);
+            self.seen.insert(key, (each.tally.aggregated, each.tally.lost));
+        }
+    }
+
+    /// Looks through some of the tenants, and nobody's counters.
+    pub(super) fn look(&mut self, maps: &Maps, directory: &Directory) -> Result<Vec<News>, DataplaneError> {
+        let tenants: Vec<u32> = directory.tenants.keys().copied().collect();
+        let first = if self.next < tenants.len() { self.next } else { 0 };
+        let turn = tenants.iter().skip(first).take(TENANTS_PER_LOOK);
+        self.next = first + TENANTS_PER_LOOK;
+        let mut news = Vec::new();
+        for tenant in std::iter::once(&0).chain(turn) {
+            for each in of_tenant(maps, *tenant)? {
+                news.extend(self.compare(&each));
+            }
+        }
+        Ok(news)
+    }
+
+    fn compare(&mut self, counted: &Counted) -> Option<News> {
+        let Counted { direction, tenant, reason, tally } = *counted;
+        let seen = self.seen.entry((direction, tenant, reason)).or_default();
+        let (aggregated, lost) = (tally.aggregated.saturating_sub(seen.0), tally.lost.saturating_sub(seen.1));
+        *seen = (tally.aggregated, tally.lost);
+        (aggregated + lost > 0).then_some(News { direction, tenant, reason, aggregated, lost })
+    }
+}
