@@ -6,5 +6,6 @@
 //! - `adapters`: the only I/O; no decisions.
 
 pub mod adapters;
+pub mod config;
 pub mod install;
 pub mod pure;
