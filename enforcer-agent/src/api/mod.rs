@@ -11,11 +11,11 @@ pub mod reply;
 pub mod server;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::pure::audit::{Actor, Direction};
 pub use crate::pure::policy::resolved::Protocol;
 pub use reply::Reply;
 
@@ -30,7 +30,12 @@ pub const MAX_ROWS: u32 = 10_000;
 
 /// What a peer asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+#[serde(
+    tag = "do",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields
+)]
 pub enum Request {
     /// How the daemon and the data plane are.
     Status,
@@ -130,16 +135,6 @@ pub enum Role {
     Read,
     /// Everything.
     Write,
-}
-
-/// Who asked: the peer of the socket as the kernel vouches for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Actor {
-    /// Effective user at the time of `connect`.
-    pub uid: u32,
-    /// Process at the time of `connect`; `None` if it lies outside the daemon's pid namespace.
-    pub pid: Option<i32>,
 }
 
 /// Why a request was not carried out.
@@ -267,7 +262,11 @@ impl ApiError {
     /// An error without details.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), details: BTreeMap::new() }
+        Self {
+            code,
+            message: message.into(),
+            details: BTreeMap::new(),
+        }
     }
 
     /// The same error with one more detail. What cannot be put into JSON is left out.
@@ -277,16 +276,5 @@ impl ApiError {
             self.details.insert(name.to_owned(), value);
         }
         self
-    }
-}
-
-// === impl Actor ===
-
-impl fmt::Display for Actor {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.pid {
-            Some(pid) => write!(formatter, "uid {} (pid {pid})", self.uid),
-            None => write!(formatter, "uid {}", self.uid),
-        }
     }
 }

@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Actor, Protocol};
+use super::{Actor, Direction, Protocol};
 use crate::pure::audit::AuditRecord;
-use crate::pure::policy::resolved::{Forward, Limits};
 use crate::pure::policy::Diagnostic;
+use crate::pure::policy::resolved::{Forward, Limits};
 
 /// The answer to a [`super::Request`], under the same name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -134,16 +134,6 @@ pub enum XdpMode {
     Native,
     /// Behind the driver, in the generic hook.
     Generic,
-}
-
-/// Which way packets go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Direction {
-    /// Judged by XDP.
-    Ingress,
-    /// Judged by the TC egress program.
-    Egress,
 }
 
 /// Packets with one reason.
