@@ -6,5 +6,7 @@
 //! - `adapters`: the only I/O; no decisions.
 
 pub mod adapters;
+pub mod api;
+pub mod config;
 pub mod install;
 pub mod pure;

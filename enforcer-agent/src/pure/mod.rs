@@ -2,6 +2,7 @@
 //! aya. Time and seeds are arguments.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod compile;
 pub mod fleet;
 pub mod health;
