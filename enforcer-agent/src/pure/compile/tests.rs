@@ -41,6 +41,7 @@ spec:
   - {name: residency, tenants: {matchLabels: {data: eu}}, requireBackend: {matchLabels: {region: eu}}}
 "#;
 
+mod full;
 mod random;
 mod stability;
 

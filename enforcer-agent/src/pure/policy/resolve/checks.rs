@@ -342,17 +342,21 @@ fn pairs_without_backend(
     }
 }
 
-/// One address for each family of the service that has back ends, but no compliant one.
+/// One address for each family of the service that has back ends, but no compliant one. (A family without any is an error
+/// of its own.)
 fn families_without_backend(
     policy: &ResolvedPolicy,
     service: &Service,
     constraints: ConstraintSet,
 ) -> Vec<IpAddr> {
-    let compliant = |address: IpAddr| {
+    let has_any = |address: &IpAddr| {
+        backends_of(policy, service).any(|(_, backend)| same_family(*address, backend.address))
+    };
+    let has_compliant = |address: &IpAddr| {
         compliant_backends(policy, service, constraints)
-            .any(|(pool, backend)| same_family(address, policy.pools[pool].backends[backend].address))
+            .any(|(pool, backend)| same_family(*address, policy.pools[pool].backends[backend].address))
     };
     family_representatives(service)
-        .filter(|address| !compliant(*address))
+        .filter(|address| has_any(address) && !has_compliant(address))
         .collect()
 }

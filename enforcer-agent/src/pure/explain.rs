@@ -1,0 +1,576 @@
+//! What a packet would get, and why.
+//!
+//! The verdict is that of [`enforcer_common::decide::judge`], the function that the kernel programs run, asked over a
+//! snapshot of their state. The steps around it put into words what the tables hold in numbers; they take from the
+//! policy what the tables have lost (names, prefixes, labels), and never decide anything.
+
+use std::net::{IpAddr, SocketAddr};
+
+use enforcer_common::Reason;
+use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::config::{LimitRecord, TenantRecord};
+use enforcer_common::decide::limiter::Limiter;
+use enforcer_common::decide::trie::{self, Destination};
+use enforcer_common::decide::{Decision, Flow, Packet, Shape, TCP, TCP_ACK, TCP_SYN, UDP, judge};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::compile::directory::{Directory, RuleEntry, ServiceEntry};
+use super::compile::{BackendStatus, Family, Inputs, address_of};
+use super::policy::judgement::{Bindings, is_compliant};
+use super::policy::resolved::{Backend, Constraint, Pool, Protocol, ResolvedPolicy};
+use super::snapshot::Snapshot;
+
+/// The smallest TCP segment with the usual options of a SYN: what a packet is taken to weigh.
+const PACKET_BYTES: u32 = 60;
+const HOP_LIMIT: u8 = 64;
+
+/// What the enforcer knows.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// What the tables were compiled from.
+    pub inputs: &'a Inputs<'a>,
+    /// The names of the generation in the snapshot.
+    pub directory: &'a Directory,
+    /// Tables, flows and limiters.
+    pub snapshot: &'a Snapshot,
+}
+
+/// The packet that is asked about: of an open flow if there is one, else one that opens a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// Source; port 0 stands for any.
+    pub from: SocketAddr,
+    /// Destination.
+    pub to: SocketAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// The generation that decided.
+    pub generation: u64,
+    /// Kernel monotonic time that limiters were asked for, in nanoseconds.
+    pub now_ns: u64,
+    /// Number of the reason: [`Reason::from_code`].
+    pub reason_code: u32,
+    /// Whose packet it is.
+    pub tenant: Option<String>,
+    /// Where it goes.
+    pub service: Option<String>,
+    /// The rule that decided.
+    pub rule: Option<RuleEntry>,
+    /// The back end that it is sent to; none if the source port is not given, since the port chooses.
+    pub backend: Option<String>,
+    /// The shadow rule that would have decided otherwise, and the number of the reason that it would have given.
+    pub shadow: Option<(RuleEntry, u32)>,
+    /// What was found on the way, in the order of judgement.
+    pub steps: Vec<Step>,
+}
+
+/// What was found at one step of the judgement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// What was looked at.
+    pub subject: Subject,
+    /// What was found: one sentence.
+    pub finding: String,
+}
+
+/// What a step looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// Where the packet goes.
+    Destination,
+    /// Whether it belongs to an open flow.
+    Flow,
+    /// Who sent it.
+    Tenant,
+    /// What the rules say.
+    Rule,
+    /// What the constraints require.
+    Constraint,
+    /// Which back ends are eligible, and why the others are not.
+    BackEnd,
+    /// What the limiters say.
+    Limit,
+}
+
+// === impl Subject ===
+
+impl Subject {
+    /// For people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Destination => "destination",
+            Self::Flow => "flow",
+            Self::Tenant => "tenant",
+            Self::Rule => "rule",
+            Self::Constraint => "constraint",
+            Self::BackEnd => "back end",
+            Self::Limit => "limit",
+        }
+    }
+}
+
+/// Explains what a packet would get at a time.
+#[must_use]
+pub fn explain(known: &Known<'_>, question: &Question, now_ns: u64) -> Explanation {
+    let key = FlowKey {
+        source: address_of(question.from.ip()),
+        destination: address_of(question.to.ip()),
+        source_port_be: question.from.port().to_be(),
+        destination_port_be: question.to.port().to_be(),
+        protocol: match question.protocol {
+            Protocol::Tcp => TCP,
+            Protocol::Udp => UDP,
+        },
+    };
+    let flow = known.snapshot.flows.get(&key);
+    let tcp_flags = match (question.protocol, flow) {
+        (Protocol::Udp, _) => 0,
+        (Protocol::Tcp, Some(_)) => TCP_ACK,
+        (Protocol::Tcp, None) => TCP_SYN,
+    };
+    let packet = Packet {
+        key,
+        shape: Shape::Transport,
+        tcp_flags,
+        hop_limit: HOP_LIMIT,
+        bytes: PACKET_BYTES,
+    };
+    let decision = judge(known.snapshot, &packet, now_ns);
+    let mut tale = Tale {
+        known,
+        question,
+        packet,
+        decision,
+        now_ns,
+        steps: Vec::new(),
+    };
+    tale.tell(flow);
+    let Tale { steps, .. } = tale;
+    let directory = known.directory;
+    let backend = directory
+        .backend(decision.backend)
+        .filter(|_| question.from.port() != 0);
+    Explanation {
+        generation: decision.generation,
+        now_ns,
+        reason_code: decision.reason as u32,
+        tenant: directory.tenant(decision.tenant).map(str::to_owned),
+        service: directory
+            .service(decision.service)
+            .map(|service| service.name.clone()),
+        rule: directory.rule(decision.rule).cloned(),
+        backend: backend.map(|backend| backend.name.clone()),
+        shadow: directory
+            .rule(decision.shadow_rule)
+            .map(|rule| (rule.clone(), decision.shadow_reason)),
+        steps,
+    }
+}
+
+// === impl Explanation ===
+
+impl Explanation {
+    /// The reason; `None` only if the explanation was made by another version.
+    #[must_use]
+    pub const fn reason(&self) -> Option<Reason> {
+        Reason::from_code(self.reason_code)
+    }
+}
+
+/// The steps so far.
+struct Tale<'a> {
+    known: &'a Known<'a>,
+    question: &'a Question,
+    packet: Packet,
+    decision: Decision,
+    now_ns: u64,
+    steps: Vec<Step>,
+}
+
+// === impl Tale ===
+
+impl Tale<'_> {
+    fn say(&mut self, subject: Subject, finding: impl Into<String>) {
+        self.steps.push(Step {
+            subject,
+            finding: finding.into(),
+        });
+    }
+
+    /// Goes as far as the judgement went.
+    fn tell(&mut self, flow: Option<&Flow>) {
+        let bank = 0; // A snapshot holds the live bank only.
+        let destination = trie::destination(self.known.snapshot, bank, &self.packet);
+        self.destination(destination);
+        if !matches!(destination, Destination::Service(_)) {
+            return;
+        }
+        self.flow(flow);
+        let Some((index, record)) = self.tenant() else {
+            return;
+        };
+        if self.decision.reason == Reason::Suspended {
+            let finding = "It is suspended: everything of it is refused until `tenant resume`.";
+            return self.say(Subject::Tenant, finding);
+        }
+        let Some(service) = self.known.directory.service(self.decision.service) else {
+            return;
+        };
+        self.rule();
+        if matches!(self.decision.reason, Reason::NoRule | Reason::RuleDeny) {
+            return;
+        }
+        self.back_ends(index, service);
+        let refused_for_back_end = matches!(
+            self.decision.reason,
+            Reason::NoCompliantBackend | Reason::NoHealthyBackend | Reason::NoNextHop
+        );
+        if !refused_for_back_end {
+            self.limits(index, &record);
+        }
+    }
+
+    fn destination(&mut self, destination: Destination) {
+        let to = self.question.to;
+        let policy = self.known.inputs.policy;
+        let finding = match destination {
+            Destination::Service(slot) => match self.known.directory.service(slot + 1) {
+                Some(service) => format!("{to} is service `{}`.", service.name),
+                None => format!(
+                    "{to} is a service in slot {slot}, which has no name: the tables contradict each other."
+                ),
+            },
+            Destination::Protected => match longest(&policy.protected_networks, to.ip()) {
+                Some(net) => format!("{to} is no service and lies in the protected network {net}."),
+                None => format!("{to} is no service and lies in a protected network."),
+            },
+            Destination::Local => format!("{to} is an address of this host and no service."),
+            Destination::Nat => {
+                format!("{to} is the address of `Nat` of this host: only replies of back ends belong there.")
+            }
+            Destination::Outside | Destination::VipWithoutPort => {
+                format!("{to} is no service, no address of this host and in no protected network.")
+            }
+        };
+        self.say(Subject::Destination, finding);
+        let bank = 0;
+        if !matches!(destination, Destination::Service(_))
+            && trie::source(self.known.snapshot, bank, &self.packet).is_backend()
+        {
+            let reply = self.known.snapshot.replies.contains_key(&self.packet.key);
+            let finding = if reply {
+                "It is a reply on an open flow."
+            } else {
+                "It is no reply on an open flow."
+            };
+            self.say(
+                Subject::Flow,
+                format!("{} is a back end. {finding}", self.question.from.ip()),
+            );
+        }
+    }
+
+    fn flow(&mut self, flow: Option<&Flow>) {
+        let finding = match flow {
+            None => "There is no open flow; it would open one.".to_owned(),
+            Some(flow) => {
+                let backend = self.known.directory.backend(flow.backend + 1);
+                let backend = backend.map_or_else(
+                    || "a back end that is gone".into(),
+                    |entry| format!("`{}`", entry.name),
+                );
+                format!(
+                    "It belongs to an open flow to {backend}, last judged under generation {}.",
+                    flow.generation
+                )
+            }
+        };
+        self.say(Subject::Flow, finding);
+    }
+
+    /// Index in the policy and record of the tenant.
+    fn tenant(&mut self) -> Option<(usize, TenantRecord)> {
+        let from = self.question.from.ip();
+        let Some(name) = self.known.directory.tenant(self.decision.tenant) else {
+            self.say(Subject::Tenant, format!("No tenant claims {from}."));
+            return None;
+        };
+        let policy = self.known.inputs.policy;
+        let index = policy
+            .tenants
+            .binary_search_by(|tenant| tenant.name.as_str().cmp(name))
+            .ok()?;
+        let finding = match longest(&policy.tenants[index].sources, from) {
+            Some(net) => format!("{from} belongs to tenant `{name}`: its longest prefix is {net}."),
+            None => format!("The flow belongs to tenant `{name}`."),
+        };
+        self.say(Subject::Tenant, finding);
+        let record = *self
+            .known
+            .snapshot
+            .tables
+            .tenants
+            .get(self.decision.tenant as usize)?;
+        Some((index, record))
+    }
+
+    fn rule(&mut self) {
+        let finding = match self.known.directory.rule(self.decision.rule) {
+            None => "No rule speaks of this tenant and this service, so that it is refused.".to_owned(),
+            Some(rule) => format!("Rule {} decides: {:?}.", place(rule), rule.action),
+        };
+        self.say(Subject::Rule, finding);
+        if let Some(rule) = self.known.directory.rule(self.decision.shadow_rule) {
+            let reason = Reason::from_code(self.decision.shadow_reason).map_or("unknown", Reason::name);
+            self.say(
+                Subject::Rule,
+                format!("Shadow rule {} would have answered {reason}.", place(rule)),
+            );
+        }
+    }
+
+    fn back_ends(&mut self, tenant: usize, entry: &ServiceEntry) {
+        let policy = self.known.inputs.policy;
+        let Ok(index) = policy
+            .services
+            .binary_search_by(|service| service.name.cmp(&entry.name))
+        else {
+            return;
+        };
+        let binding: Vec<&Constraint> = Bindings::of(policy)
+            .get(tenant, index)
+            .iter()
+            .map(|number| &policy.constraints[number])
+            .collect();
+        for constraint in &binding {
+            let labels: Vec<String> = constraint
+                .require_labels
+                .iter()
+                .map(|(key, value)| format!("{key}: {value}"))
+                .collect();
+            let finding = format!(
+                "Constraint `{}` allows only back ends with {}.",
+                constraint.name,
+                labels.join(", ")
+            );
+            self.say(Subject::Constraint, finding);
+        }
+        let shares = self.shares();
+        for pool in policy.services[index]
+            .pools
+            .iter()
+            .map(|pool| &policy.pools[*pool])
+        {
+            let failed = self.known.inputs.failed_pools.contains(&pool.name);
+            let state = if failed { "has failed" } else { "is in order" };
+            let backends: Vec<String> = pool
+                .backends
+                .iter()
+                .map(|backend| {
+                    let state = self.back_end(pool, backend, &binding, entry.family, &shares);
+                    format!("`{}` {state}", backend.name)
+                })
+                .collect();
+            self.say(
+                Subject::BackEnd,
+                format!("Pool `{}` {state}: {}.", pool.name, backends.join("; ")),
+            );
+        }
+        let chosen = self
+            .known
+            .directory
+            .backend(self.decision.backend)
+            .map(|backend| backend.name.clone());
+        if let Some(name) = chosen {
+            let finding = if self.question.from.port() == 0 {
+                "Which one is chosen depends on the source port; ask with one.".to_owned()
+            } else {
+                format!("`{name}` gets the packet.")
+            };
+            self.say(Subject::BackEnd, finding);
+        }
+    }
+
+    /// Slots of the Maglev table that decides, by back-end slot.
+    fn shares(&self) -> std::collections::BTreeMap<u32, usize> {
+        let tables = &self.known.snapshot.tables;
+        let pair = tables
+            .tenants
+            .get(self.decision.tenant as usize)
+            .and_then(|tenant| tables.rows.get(tenant.row as usize))
+            .zip(self.decision.service.checked_sub(1))
+            .and_then(|(row, service)| row.get(service as usize))
+            .filter(|pair| pair.reason == Reason::Allowed as u32);
+        let table = pair.and_then(|pair| tables.maglev.get(pair.set as usize));
+        let mut shares = std::collections::BTreeMap::new();
+        for slot in table.into_iter().flatten() {
+            *shares.entry(u32::from(*slot)).or_insert(0) += 1;
+        }
+        shares
+    }
+
+    /// Why a back end is eligible, or is not.
+    fn back_end(
+        &self,
+        pool: &Pool,
+        backend: &Backend,
+        binding: &[&Constraint],
+        family: Family,
+        shares: &std::collections::BTreeMap<u32, usize>,
+    ) -> String {
+        if Family::of(backend.address) != family {
+            return format!("is not of {}", family.name());
+        }
+        if let Some(constraint) = binding
+            .iter()
+            .find(|constraint| !is_compliant(constraint, pool, backend))
+        {
+            let lacking = constraint.require_labels.iter().find(|(key, value)| {
+                ResolvedPolicy::backend_label(pool, backend, key) != Some(value.as_str())
+            });
+            let lacking = lacking
+                .map(|(key, value)| format!(", since it is not {key}: {value}"))
+                .unwrap_or_default();
+            return format!("is forbidden by `{}`{lacking}", constraint.name);
+        }
+        let inputs = self.known.inputs;
+        let status = inputs
+            .backends
+            .get(&backend.name)
+            .copied()
+            .unwrap_or(BackendStatus::unknown(backend));
+        let slot = self
+            .known
+            .directory
+            .backends
+            .iter()
+            .find(|(_, entry)| entry.name == backend.name);
+        let share = slot.and_then(|(slot, _)| shares.get(slot)).copied().unwrap_or(0);
+        let total: usize = shares.values().sum::<usize>().max(1);
+        match status {
+            BackendStatus { healthy: false, .. } => "is unhealthy".to_owned(),
+            BackendStatus { next_hop: None, .. } => {
+                "is healthy, but its link-layer address is not known".to_owned()
+            }
+            BackendStatus { draining: true, .. } => {
+                "is draining, and keeps only the flows that it has".to_owned()
+            }
+            BackendStatus { weight: 0, .. } => {
+                "has no weight left, and keeps only the flows that it has".to_owned()
+            }
+            _ if share == 0 => "is in reserve".to_owned(),
+            BackendStatus { weight, .. } => {
+                // Rounded to tenths of a percent.
+                let tenths = (share * 1000 + total / 2) / total;
+                format!(
+                    "takes {}.{}% of new flows (weight {weight})",
+                    tenths / 10,
+                    tenths % 10
+                )
+            }
+        }
+    }
+
+    fn limits(&mut self, tenant: usize, record: &TenantRecord) {
+        let limits = &self.known.inputs.policy.tenants[tenant].limits;
+        let rates = [
+            (
+                Limiter::Connections,
+                "new connections",
+                limits.new_connections_per_second,
+                &record.connections,
+            ),
+            (
+                Limiter::Packets,
+                "packets",
+                limits.packets_per_second,
+                &record.packets,
+            ),
+            (Limiter::Bytes, "bytes", limits.bytes_per_second, &record.bytes),
+            (
+                Limiter::ResponseBytes,
+                "response bytes",
+                limits.response_bytes_per_second,
+                &record.response_bytes,
+            ),
+        ];
+        let mut any = false;
+        for (limiter, what, rate, limit) in rates {
+            let Some(rate) = rate else { continue };
+            any = true;
+            let finding = self.limiter(limiter, what, rate, limit);
+            self.say(Subject::Limit, finding);
+        }
+        if let Some(limit) = limits.concurrent_connections {
+            any = true;
+            let open = self
+                .known
+                .snapshot
+                .open_connections
+                .get(&self.decision.tenant)
+                .copied()
+                .unwrap_or(0);
+            self.say(Subject::Limit, format!("{open} of {limit} connections are open."));
+        }
+        if !any {
+            self.say(Subject::Limit, "The tenant has no limits.");
+        }
+        let over = match self.decision.reason {
+            Reason::ConnectionRate => "new connections",
+            Reason::PacketRate => "packets",
+            Reason::ByteRate => "bytes",
+            Reason::Concurrency => "open connections",
+            _ => return,
+        };
+        self.say(Subject::Limit, format!("It is over its limit of {over}."));
+    }
+
+    fn limiter(&self, limiter: Limiter, what: &str, rate: u64, limit: &LimitRecord) -> String {
+        let paid_ns = self
+            .known
+            .snapshot
+            .limiters
+            .get(&limiter.index(self.decision.tenant))
+            .copied()
+            .unwrap_or(0);
+        let debt_ns = paid_ns.saturating_sub(self.now_ns);
+        let used = debt_ns
+            .saturating_mul(100)
+            .checked_div(limit.burst_ns)
+            .unwrap_or(0)
+            .min(100);
+        format!(
+            "{rate} {what} per second: {used}% of the burst of {} ms is used up.",
+            limit.burst_ns / 1_000_000
+        )
+    }
+}
+
+/// A rule's name and line.
+fn place(rule: &RuleEntry) -> String {
+    if rule.line == 0 {
+        format!("`{}`", rule.name)
+    } else {
+        format!("`{}` (line {})", rule.name, rule.line)
+    }
+}
+
+/// The longest of some prefixes that holds an address.
+fn longest(nets: &[IpNet], address: IpAddr) -> Option<&IpNet> {
+    nets.iter()
+        .filter(|net| net.contains(&address))
+        .max_by_key(|net| net.prefix_len())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! Explanations of packets in the world of the residency sample.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use enforcer_common::abi::flow::FLOW_ESTABLISHED;
+
+use super::super::compile::{HostFacts, NextHop, Slots, compile};
+use super::super::policy::load;
+use super::*;
+
+const POLICY: &str = include_str!("../../../../policies/residency.yaml");
+
+/// Explains a packet in the world of the residency sample; `sick` are unhealthy, `failed` pools have failed.
+fn ask(from: &str, to: &str, sick: &[&str], failed: &[&str], change: impl Fn(&mut Snapshot)) -> Explanation {
+    let policy = load("residency.yaml", POLICY)
+        .into_result()
+        .expect("the sample is right");
+    let next_hop = Some(NextHop {
+        ifindex: 2,
+        own_mac: [2; 6],
+        next_hop_mac: [4; 6],
+    });
+    let backends: BTreeMap<String, BackendStatus> = policy
+        .pools
+        .iter()
+        .flat_map(|pool| &pool.backends)
+        .map(|backend| {
+            let healthy = !sick.contains(&backend.name.as_str());
+            (
+                backend.name.clone(),
+                BackendStatus {
+                    healthy,
+                    next_hop,
+                    ..BackendStatus::unknown(backend)
+                },
+            )
+        })
+        .collect();
+    let host = HostFacts {
+        nat_v4: Some([10, 30, 0, 1].into()),
+        ..HostFacts::default()
+    };
+    let slots = Slots::default();
+    let inputs = Inputs {
+        policy: &policy,
+        slots: &slots,
+        host: &host,
+        backends: &backends,
+        failed_pools: &failed.iter().map(|name| (*name).to_owned()).collect(),
+        suspended: &BTreeSet::new(),
+    };
+    let compiled = compile(&inputs).expect("the sample compiles");
+    let mut snapshot = Snapshot {
+        generation: 4,
+        tables: compiled.tables,
+        ..Snapshot::default()
+    };
+    change(&mut snapshot);
+    let known = Known {
+        inputs: &inputs,
+        directory: &compiled.directory,
+        snapshot: &snapshot,
+    };
+    let question = Question {
+        from: from.parse().unwrap(),
+        to: to.parse().unwrap(),
+        protocol: Protocol::Tcp,
+    };
+    explain(&known, &question, 5_000_000_000)
+}
+
+fn findings(explanation: &Explanation) -> String {
+    explanation
+        .steps
+        .iter()
+        .map(|step| format!("{}: {}\n", step.subject.name(), step.finding))
+        .collect()
+}
+
+#[test]
+fn an_admitted_packet() {
+    let explanation = ask("10.20.0.7:4000", "192.0.2.20:443", &["dub-2"], &[], |_| {});
+    assert_eq!(explanation.reason(), Some(Reason::Allowed));
+    let (chosen, found) = (explanation.backend.clone().unwrap(), findings(&explanation));
+    assert!(["fra-1", "fra-2"].contains(&chosen.as_str()));
+    assert_eq!(
+        found,
+        format!(
+            "destination: 192.0.2.20:443 is service `assistant`.\n\
+             flow: There is no open flow; it would open one.\n\
+             tenant: 10.20.0.7 belongs to tenant `bank`: its longest prefix is 10.20.0.0/16.\n\
+             rule: Rule `everyone` (line 38) decides: Allow.\n\
+             constraint: Constraint `audited` allows only back ends with certified: soc2.\n\
+             constraint: Constraint `eu-only` allows only back ends with region: eu.\n\
+             back end: Pool `frankfurt` is in order: `fra-1` takes 50.0% of new flows (weight 100000); \
+             `fra-2` takes 50.0% of new flows (weight 100000).\n\
+             back end: Pool `dublin` is in order: `dub-1` is in reserve; \
+             `dub-2` is forbidden by `audited`, since it is not certified: soc2.\n\
+             back end: Pool `oregon` is in order: \
+             `pdx-1` is forbidden by `eu-only`, since it is not region: eu.\n\
+             back end: `{chosen}` gets the packet.\n\
+             limit: The tenant has no limits.\n"
+        )
+    );
+}
+
+#[test]
+fn a_tenant_without_a_back_end() {
+    let sick = ["fra-1", "fra-2", "dub-1"];
+    let explanation = ask("10.20.0.7:4000", "192.0.2.20:443", &sick, &["frankfurt"], |_| {});
+    assert_eq!(explanation.reason(), Some(Reason::NoHealthyBackend));
+    let found = findings(&explanation);
+    assert!(
+        found.contains("Pool `frankfurt` has failed: `fra-1` is unhealthy; `fra-2` is unhealthy."),
+        "{found}"
+    );
+    assert!(
+        explanation.backend.is_none() && !found.contains("limit:"),
+        "{found}"
+    );
+}
+
+#[test]
+fn packets_of_nobody_and_to_nowhere() {
+    let reason = |from, to| {
+        let explanation = ask(from, to, &[], &[], |_| {});
+        (
+            explanation.reason().unwrap(),
+            explanation.steps.last().unwrap().finding.clone(),
+        )
+    };
+    assert_eq!(
+        reason("10.99.0.1:1", "192.0.2.20:443"),
+        (Reason::UnknownTenant, "No tenant claims 10.99.0.1.".to_owned())
+    );
+    assert_eq!(
+        reason("10.20.0.1:1", "10.30.1.1:8443"),
+        (
+            Reason::Bypass,
+            "10.30.1.1:8443 is no service and lies in the protected network 10.30.0.0/16.".to_owned()
+        )
+    );
+    assert_eq!(reason("10.20.0.1:1", "8.8.8.8:53").0, Reason::NotService);
+    assert_eq!(
+        reason("10.30.1.1:8443", "10.30.0.1:99").1,
+        "10.30.1.1 is a back end. It is no reply on an open flow."
+    );
+}
+
+#[test]
+fn a_limit_that_is_used_up() {
+    let explanation = ask("10.22.0.9:0", "192.0.2.20:443", &[], &[], |snapshot| {
+        // The tenant `studio` is in slot 3; its debt is the whole burst.
+        snapshot
+            .limiters
+            .insert(Limiter::Connections.index(3), 10_000_000_000);
+    });
+    assert_eq!(explanation.reason(), Some(Reason::ConnectionRate));
+    let found = findings(&explanation);
+    assert!(
+        found.contains("20 new connections per second: 100% of the burst of 5000 ms is used up."),
+        "{found}"
+    );
+    assert!(
+        found.ends_with("limit: It is over its limit of new connections.\n"),
+        "{found}"
+    );
+}
+
+#[test]
+fn an_open_flow_is_explained_as_such() {
+    let flow = |snapshot: &mut Snapshot| {
+        let key = FlowKey {
+            source: address_of("10.22.0.9".parse().unwrap()),
+            destination: address_of("192.0.2.20".parse().unwrap()),
+            source_port_be: 4000u16.to_be(),
+            destination_port_be: 443u16.to_be(),
+            protocol: TCP,
+        };
+        let backend = snapshot.tables.backends[0];
+        let flow = Flow {
+            generation: 3,
+            tenant: 3,
+            rule: 1,
+            backend: 0,
+            backend_address: backend.address,
+            backend_port_be: backend.port_be,
+            state: FLOW_ESTABLISHED,
+            forward: enforcer_common::abi::config::FORWARD_NAT,
+        };
+        snapshot.flows.insert(key, flow);
+    };
+    let explanation = ask("10.22.0.9:4000", "192.0.2.20:443", &[], &[], flow);
+    assert_eq!(explanation.reason(), Some(Reason::Allowed));
+    let found = findings(&explanation);
+    assert!(
+        found.contains("It belongs to an open flow to `dub-1`, last judged under generation 3."),
+        "{found}"
+    );
+    assert_eq!(
+        explanation.backend.as_deref(),
+        Some("dub-1"),
+        "it keeps its back end, though it is in reserve"
+    );
+}
