@@ -8,5 +8,6 @@
 pub mod adapters;
 pub mod api;
 pub mod config;
+pub mod daemon;
 pub mod install;
 pub mod pure;

@@ -21,3 +21,4 @@ mod pod;
 pub mod schema;
 
 pub use abi::reason::Reason;
+pub use pod::Fields;

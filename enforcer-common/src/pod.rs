@@ -52,6 +52,14 @@ macro_rules! record {
 
         impl $crate::pod::Zero for $name { const ZERO: Self = Self::ZERO; }
 
+        impl $crate::pod::Fields for $name {
+            const ZERO: Self = Self::ZERO;
+
+            fn each_field(&self, visit: &mut dyn FnMut(&'static str, &dyn core::fmt::Debug)) {
+                $(visit(stringify!($field), &self.$field);)+
+            }
+        }
+
         impl $crate::pod::FromBytes for $name {
             fn take(rest: &mut &[u8]) -> Option<Self> {
                 let (own, others) = rest.split_at_checked($size)?;
@@ -116,4 +124,12 @@ impl<T: FromBytes + Zero + Copy, const N: usize> FromBytes for [T; N] {
         }
         Some(values)
     }
+}
+
+/// A record whose fields can be looked at by name, for dumps.
+pub trait Fields: Sized {
+    /// All bits zero.
+    const ZERO: Self;
+    /// Calls with every field's name and value, in the order of the layout.
+    fn each_field(&self, visit: &mut dyn FnMut(&'static str, &dyn core::fmt::Debug));
 }

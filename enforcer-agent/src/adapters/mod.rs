@@ -1,7 +1,9 @@
 //! The only I/O of the agent. Adapters hold no decisions.
 
+pub mod audit_file;
 pub mod dataplane;
 pub mod http;
+pub mod metrics_http;
 pub mod neighbours;
 pub mod nvml;
 pub mod probe;

@@ -1,8 +1,7 @@
 //! Requests of the control socket to replies.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
 
 use enforcer_common::Reason;
 use enforcer_common::abi::address::{self, Address, FlowKey};
@@ -19,15 +18,15 @@ use super::persist::AppliedPolicy;
 use super::{counters, records};
 use crate::adapters::dataplane::{self, DataplaneError, Mode};
 use crate::api::reply::{
-    AuditStatus, AuditTailReply, BackendHealth, BackendListReply, BackendRow, ChangeReply, DetachReply, Effect,
-    ExplainStep, FlowRow, FlowState, FlowUsage, FlowsListReply, InterfaceStatus, MapRow, MapsDumpReply, MapsListReply,
-    MetricsReply, NextHopRow, NvmlStatus, PolicyApplyReply, PolicyExplainReply, PolicyShowReply, PolicyStatus,
-    PoolState, ReasonCount, RuleRef, SchemaStatus, ServiceListReply, ServicePoolRow, ServiceRow, ShadowRef, StatusReply,
-    TelemetryRow, TenantListReply, TenantRow, XdpMode,
+    AuditStatus, AuditTailReply, BackendHealth, BackendListReply, BackendRow, ChangeReply, DetachReply,
+    Effect, ExplainStep, FlowRow, FlowState, FlowUsage, FlowsListReply, InterfaceStatus, MapRow,
+    MapsDumpReply, MapsListReply, MetricsReply, NextHopRow, NvmlStatus, PolicyApplyReply, PolicyExplainReply,
+    PolicyShowReply, PolicyStatus, PoolState, RuleRef, SchemaStatus, ServiceListReply, ServicePoolRow,
+    ServiceRow, ShadowRef, StatusReply, TelemetryRow, TenantListReply, TenantRow, XdpMode,
 };
 use crate::api::{Actor, ApiError, ErrorCode, FlowFilter, MAX_ROWS, Protocol, Reply, Request};
 use crate::install::Banks as _;
-use crate::pure::audit::{self, Change, Names as _, flow_tuple};
+use crate::pure::audit::{self, Change, flow_tuple};
 use crate::pure::compile::{Directory, Inputs};
 use crate::pure::explain::{self, Known, Question};
 use crate::pure::health::HealthStatus;
@@ -49,32 +48,50 @@ impl Core {
     pub(super) async fn answer(&mut self, request: Request, actor: Actor) -> Result<Reply, ApiError> {
         match request {
             Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
-            Request::PolicyApply { file, text, dry_run: true } => self.try_policy(&file, &text).map(Reply::PolicyApply),
-            Request::PolicyApply { file, text, dry_run: false } => {
-                self.apply_policy(file, text, actor).await.map(Reply::PolicyApply)
-            }
+            Request::PolicyApply {
+                file,
+                text,
+                dry_run: true,
+            } => self.try_policy(&file, &text).map(Reply::PolicyApply),
+            Request::PolicyApply {
+                file,
+                text,
+                dry_run: false,
+            } => self.apply_policy(file, text, actor).await.map(Reply::PolicyApply),
             Request::PolicyShow => self.show_policy().map(Reply::PolicyShow),
-            Request::PolicyExplain { from, to, protocol } => {
-                self.explain(from, to, protocol).map(|reply| Reply::PolicyExplain(Box::new(reply)))
-            }
+            Request::PolicyExplain { from, to, protocol } => self
+                .explain(from, to, protocol)
+                .map(|reply| Reply::PolicyExplain(Box::new(reply))),
             Request::TenantList => self.tenants().map(Reply::TenantList),
-            Request::TenantSuspend { name } => self.suspend(name, true, actor).await.map(Reply::TenantSuspend),
+            Request::TenantSuspend { name } => {
+                self.suspend(name, true, actor).await.map(Reply::TenantSuspend)
+            }
             Request::TenantResume { name } => self.suspend(name, false, actor).await.map(Reply::TenantResume),
             Request::BackendList => self.backends().map(Reply::BackendList),
             Request::BackendDrain { name } => self.drain(name, true, actor).await.map(Reply::BackendDrain),
-            Request::BackendUndrain { name } => self.drain(name, false, actor).await.map(Reply::BackendUndrain),
+            Request::BackendUndrain { name } => {
+                self.drain(name, false, actor).await.map(Reply::BackendUndrain)
+            }
             Request::ServiceList => Ok(Reply::ServiceList(self.services())),
             Request::FlowsList { limit, filter } => self.flows(limit, &filter).map(Reply::FlowsList),
             Request::MapsList => self.map_list().map(Reply::MapsList),
             Request::MapsDump { name, limit } => self.map_dump(&name, limit).map(Reply::MapsDump),
             Request::AuditTail { from, limit } => {
-                let records = self.audit.tail(from, limit.min(MAX_ROWS) as usize).await.map_err(internal)?;
-                let next = records.last().map_or(from.unwrap_or(1), |record| record.sequence + 1);
+                let records = self
+                    .audit
+                    .tail(from, limit.min(MAX_ROWS) as usize)
+                    .await
+                    .map_err(internal)?;
+                let next = records
+                    .last()
+                    .map_or(from.unwrap_or(1), |record| record.sequence + 1);
                 Ok(Reply::AuditTail(AuditTailReply { records, next }))
             }
             Request::Metrics => {
                 self.publish_metrics().await;
-                Ok(Reply::Metrics(MetricsReply { text: self.metrics.borrow().clone() }))
+                Ok(Reply::Metrics(MetricsReply {
+                    text: self.metrics.borrow().clone(),
+                }))
             }
             Request::Detach => self.detach(actor).await.map(Reply::Detach),
         }
@@ -85,7 +102,10 @@ impl Core {
         let identity = records::identity();
         let log = self.audit.status();
         let sum = |of: fn(&dataplane::Tally) -> u64| counted.iter().map(|each| of(&each.tally)).sum::<u64>();
-        let failing = self.failing.iter().map(|(what, error)| format!("{what}: {error}"));
+        let failing = self
+            .failing
+            .iter()
+            .map(|(what, error)| format!("{what}: {error}"));
         Ok(StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -95,10 +115,16 @@ impl Core {
             uptime_seconds: self.started.elapsed().as_secs(),
             generation: self.generation(),
             policy: self.policy_status(),
-            schema: SchemaStatus { version: SCHEMA_VERSION, hash: format!("{SCHEMA_HASH:016x}") },
+            schema: SchemaStatus {
+                version: SCHEMA_VERSION,
+                hash: format!("{SCHEMA_HASH:016x}"),
+            },
             interfaces: self.attachments.iter().map(interface_row).collect(),
             packets: counters::by_reason(&counted),
-            flows: FlowUsage { open: self.open_flows, capacity: self.config.flow_table.entries.into() },
+            flows: FlowUsage {
+                open: self.open_flows,
+                capacity: self.config.flow_table.entries.into(),
+            },
             audit: AuditStatus {
                 sequence: log.sequence,
                 recorded: sum(|tally| tally.recorded),
@@ -108,8 +134,13 @@ impl Core {
                 error: log.error,
             },
             nvml: match &self.nvml {
-                Ok(gpus) => NvmlStatus::Present { driver: String::new(), gpus: *gpus },
-                Err(reason) => NvmlStatus::Absent { reason: reason.clone() },
+                Ok(gpus) => NvmlStatus::Present {
+                    driver: String::new(),
+                    gpus: *gpus,
+                },
+                Err(reason) => NvmlStatus::Absent {
+                    reason: reason.clone(),
+                },
             },
             warnings: self.warnings.iter().cloned().chain(failing).collect(),
         })
@@ -130,18 +161,26 @@ impl Core {
             let message = "no policy is in force; apply one with `enforcer-agent policy apply FILE`";
             return Err(ApiError::new(ErrorCode::NotFound, message));
         };
-        Ok(PolicyShowReply { policy, generation: self.generation(), text: active.applied.text.clone() })
+        Ok(PolicyShowReply {
+            policy,
+            generation: self.generation(),
+            text: active.applied.text.clone(),
+        })
     }
 
     fn try_policy(&self, file: &str, text: &str) -> Result<PolicyApplyReply, ApiError> {
         let outcome = policy::load(file, text);
         let diagnostics = outcome.diagnostics.clone();
         let policy = outcome.into_result().map_err(|all| {
-            ApiError::new(ErrorCode::PolicyInvalid, policy::diagnostic::render_all(&all, false))
-                .with("diagnostics", all)
+            ApiError::new(
+                ErrorCode::PolicyInvalid,
+                policy::diagnostic::render_all(&all, false),
+            )
+            .with("diagnostics", all)
         })?;
-        let compiled =
-            self.compile(&policy).map_err(|error| ApiError::new(ErrorCode::Refused, error.to_string()))?;
+        let compiled = self
+            .compile(&policy)
+            .map_err(|error| ApiError::new(ErrorCode::Refused, error.to_string()))?;
         let live = self.generation();
         let writes = crate::pure::plan::plan(self.installer.live(live), &compiled.tables).len();
         Ok(PolicyApplyReply {
@@ -154,18 +193,39 @@ impl Core {
         })
     }
 
-    async fn apply_policy(&mut self, file: String, text: String, actor: Actor) -> Result<PolicyApplyReply, ApiError> {
+    async fn apply_policy(
+        &mut self,
+        file: String,
+        text: String,
+        actor: Actor,
+    ) -> Result<PolicyApplyReply, ApiError> {
         let before = self.digest();
-        let applied = AppliedPolicy { file, text, applied_at: Timestamp::now(), applied_by: Some(actor) };
+        let applied = AppliedPolicy {
+            file,
+            text,
+            applied_at: Timestamp::now(),
+            applied_by: Some(actor),
+        };
         let outcome = self.apply(applied);
         let (to, causes) = match &outcome {
             Ok(_) => (self.digest(), Vec::new()),
-            Err(error) => (None, vec![error.message.lines().next().unwrap_or_default().to_owned()]),
+            Err(error) => (
+                None,
+                vec![error.message.lines().next().unwrap_or_default().to_owned()],
+            ),
         };
-        let change = Change { what: "policyApply".to_owned(), from: before, to, causes };
+        let change = Change {
+            what: "policyApply".to_owned(),
+            from: before,
+            to,
+            causes,
+        };
         self.record_control(actor, change).await?;
         let installed = outcome?;
-        let active = self.active.as_ref().ok_or_else(|| internal("the policy is gone"))?;
+        let active = self
+            .active
+            .as_ref()
+            .ok_or_else(|| internal("the policy is gone"))?;
         let warnings: Vec<Diagnostic> = active.warnings.clone();
         Ok(PolicyApplyReply {
             name: active.policy.name.clone(),
@@ -199,9 +259,7 @@ impl Core {
         }
         let changed = self.state.draining.contains(&name) != drain;
         self.fleet.drain(&name, drain);
-        if changed
-            && let Err(error) = self.change_state(|state| toggle(&mut state.draining, &name, drain))
-        {
+        if changed && let Err(error) = self.change_state(|state| toggle(&mut state.draining, &name, drain)) {
             self.fleet.drain(&name, !drain);
             return Err(error);
         }
@@ -216,31 +274,58 @@ impl Core {
         changed: bool,
         actor: Actor,
     ) -> Result<ChangeReply, ApiError> {
-        let change = Change { what: what.to_owned(), to: Some(name.clone()), ..Change::default() };
+        let change = Change {
+            what: what.to_owned(),
+            to: Some(name.clone()),
+            ..Change::default()
+        };
         self.record_control(actor, change).await?;
-        Ok(ChangeReply { name, changed, generation: self.generation() })
+        Ok(ChangeReply {
+            name,
+            changed,
+            generation: self.generation(),
+        })
     }
 
     async fn detach(&mut self, actor: Actor) -> Result<DetachReply, ApiError> {
-        let interfaces = self.attachments.iter().map(|attachment| attachment.interface.clone()).collect();
+        let interfaces = self
+            .attachments
+            .iter()
+            .map(|attachment| attachment.interface.clone())
+            .collect();
         let pins = self.config.pin_directory();
-        let change = Change { what: "detach".to_owned(), from: Some(pins.display().to_string()), ..Change::default() };
+        let change = Change {
+            what: "detach".to_owned(),
+            from: Some(pins.display().to_string()),
+            ..Change::default()
+        };
         dataplane::detach(&pins).map_err(internal)?;
         self.record_control(actor, change).await?;
-        Ok(DetachReply { interfaces, pins: vec![pins.display().to_string()] })
+        Ok(DetachReply {
+            interfaces,
+            pins: vec![pins.display().to_string()],
+        })
     }
 
     fn tenants(&self) -> Result<TenantListReply, ApiError> {
-        let Some(active) = &self.active else { return Ok(TenantListReply { tenants: Vec::new() }) };
+        let Some(active) = &self.active else {
+            return Ok(TenantListReply { tenants: Vec::new() });
+        };
         let mut rows = Vec::new();
         for tenant in &active.policy.tenants {
-            let Some(slot) = self.state.slots.tenants.get(&tenant.name) else { continue };
+            let Some(slot) = self.state.slots.tenants.get(&tenant.name) else {
+                continue;
+            };
             let counted = counters::of_tenant(&self.dataplane.maps, slot).map_err(internal)?;
             rows.push(TenantRow {
                 name: tenant.name.clone(),
                 sources: tenant.sources.iter().map(ToString::to_string).collect(),
                 suspended: self.state.suspended.contains(&tenant.name),
-                connections: self.dataplane.maps.open_connections(tenant_connections(slot)).map_err(internal)?,
+                connections: self
+                    .dataplane
+                    .maps
+                    .open_connections(tenant_connections(slot))
+                    .map_err(internal)?,
                 limits: tenant.limits.clone(),
                 packets: counters::by_reason(&counted),
             });
@@ -251,8 +336,14 @@ impl Core {
     fn backends(&self) -> Result<BackendListReply, ApiError> {
         let mut rows = Vec::new();
         for (slot, entry) in &self.directory.backends {
-            let Some(member) = self.fleet.member(&entry.name) else { continue };
-            let connections = self.dataplane.maps.open_connections(backend_connections(*slot)).map_err(internal)?;
+            let Some(member) = self.fleet.member(&entry.name) else {
+                continue;
+            };
+            let connections = self
+                .dataplane
+                .maps
+                .open_connections(backend_connections(*slot))
+                .map_err(internal)?;
             let tuning = self.fleet.tuning();
             let (engine, gpu) = (member.state.engine(tuning), member.state.gpu(tuning));
             let count = |value: Option<f64>| value.map(|value| value as u64);
@@ -289,7 +380,9 @@ impl Core {
     }
 
     fn services(&self) -> ServiceListReply {
-        let Some(active) = &self.active else { return ServiceListReply { services: Vec::new() } };
+        let Some(active) = &self.active else {
+            return ServiceListReply { services: Vec::new() };
+        };
         let failed = self.fleet.failed_pools();
         let row = |service: &policy::resolved::Service| ServiceRow {
             name: service.name.clone(),
@@ -297,9 +390,15 @@ impl Core {
             port: service.port,
             protocol: service.protocol,
             forward: service.forward,
-            pools: service.pools.iter().map(|pool| self.pool_row(service, &active.policy.pools[*pool], &failed)).collect(),
+            pools: service
+                .pools
+                .iter()
+                .map(|pool| self.pool_row(service, &active.policy.pools[*pool], &failed))
+                .collect(),
         };
-        ServiceListReply { services: active.policy.services.iter().map(row).collect() }
+        ServiceListReply {
+            services: active.policy.services.iter().map(row).collect(),
+        }
     }
 
     fn pool_row(
@@ -308,10 +407,21 @@ impl Core {
         pool: &policy::resolved::Pool,
         failed: &BTreeSet<String>,
     ) -> ServicePoolRow {
-        let members = pool.backends.iter().filter_map(|backend| self.fleet.member(&backend.name));
-        let healthy = members.filter(|member| member.health.status().takes_traffic()).count();
-        let entries = self.directory.services.values().filter(|entry| entry.name == service.name);
-        let active = entries.into_iter().any(|entry| entry.active_pool.as_deref() == Some(&pool.name));
+        let members = pool
+            .backends
+            .iter()
+            .filter_map(|backend| self.fleet.member(&backend.name));
+        let healthy = members
+            .filter(|member| member.health.status().takes_traffic())
+            .count();
+        let entries = self
+            .directory
+            .services
+            .values()
+            .filter(|entry| entry.name == service.name);
+        let active = entries
+            .into_iter()
+            .any(|entry| entry.active_pool.as_deref() == Some(&pool.name));
         ServicePoolRow {
             name: pool.name.clone(),
             state: match (active, failed.contains(&pool.name)) {
@@ -332,7 +442,10 @@ impl Core {
             host.nat_v6
         };
         let nat = (flow.forward == FORWARD_NAT).then_some((nat_address, flow.translated_port_be));
-        let reply = self.dataplane.maps.reply(&reply_key(key, flow.backend_address, flow.backend_port_be, nat))?;
+        let reply =
+            self.dataplane
+                .maps
+                .reply(&reply_key(key, flow.backend_address, flow.backend_port_be, nat))?;
         Ok(reply.filter(|reply| reply.forward == *key))
     }
 
@@ -351,7 +464,10 @@ impl Core {
             }
         }
         rows.sort_by_key(|row: &FlowRow| (row.from, row.to));
-        Ok(FlowsListReply { flows: rows, matching })
+        Ok(FlowsListReply {
+            flows: rows,
+            matching,
+        })
     }
 
     fn map_list(&self) -> Result<MapsListReply, ApiError> {
@@ -383,12 +499,24 @@ impl Core {
         };
         let truncated = entries.len() > limit;
         entries.truncate(limit);
-        Ok(MapsDumpReply { name: name.to_owned(), entries, truncated })
+        Ok(MapsDumpReply {
+            name: name.to_owned(),
+            entries,
+            truncated,
+        })
     }
 
-    fn explain(&self, from: SocketAddr, to: SocketAddr, protocol: Protocol) -> Result<PolicyExplainReply, ApiError> {
+    fn explain(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<PolicyExplainReply, ApiError> {
         let Some(active) = &self.active else {
-            return Err(ApiError::new(ErrorCode::Refused, "no policy is in force, so there is nothing to explain"));
+            return Err(ApiError::new(
+                ErrorCode::Refused,
+                "no policy is in force, so there is nothing to explain",
+            ));
         };
         let (statuses, failed) = (self.fleet.statuses(), self.fleet.failed_pools());
         let inputs = Inputs {
@@ -401,8 +529,15 @@ impl Core {
         };
         let question = Question { from, to, protocol };
         let snapshot = self.snapshot(&question).map_err(internal)?;
-        let known = Known { inputs: &inputs, directory: &self.directory, snapshot: &snapshot };
-        Ok(explained(&question, explain::explain(&known, &question, records::kernel_now_ns())))
+        let known = Known {
+            inputs: &inputs,
+            directory: &self.directory,
+            snapshot: &snapshot,
+        };
+        Ok(explained(
+            &question,
+            explain::explain(&known, &question, records::kernel_now_ns()),
+        ))
     }
 
     /// The live state, as far as this question needs it.
@@ -416,22 +551,29 @@ impl Core {
         };
         for slot in self.directory.tenants.keys() {
             for limiter in Limiter::ALL {
-                snapshot.limiters.insert(limiter.index(*slot), maps.limiter(*slot, limiter)?);
+                snapshot
+                    .limiters
+                    .insert(limiter.index(*slot), maps.limiter(*slot, limiter)?);
             }
-            snapshot.open_connections.insert(*slot, maps.open_connections(tenant_connections(*slot))?);
+            snapshot
+                .open_connections
+                .insert(*slot, maps.open_connections(tenant_connections(*slot))?);
         }
         let key = question.key();
         if let Some(record) = maps.flow(&key)? {
-            snapshot.flows.insert(key, Flow {
-                generation: record.generation,
-                tenant: record.tenant,
-                rule: record.rule,
-                backend: record.backend,
-                backend_address: record.backend_address,
-                backend_port_be: record.backend_port_be,
-                state: record.state,
-                forward: record.forward,
-            });
+            snapshot.flows.insert(
+                key,
+                Flow {
+                    generation: record.generation,
+                    tenant: record.tenant,
+                    rule: record.rule,
+                    backend: record.backend,
+                    backend_address: record.backend_address,
+                    backend_port_be: record.backend_port_be,
+                    state: record.state,
+                    forward: record.forward,
+                },
+            );
         }
         Ok(snapshot)
     }
@@ -450,18 +592,29 @@ fn interface_row(attachment: &dataplane::Attachment) -> InterfaceStatus {
         Mode::Native | Mode::Adopted => (XdpMode::Native, None),
         Mode::Generic { why } => (XdpMode::Generic, Some(why.clone())),
     };
-    InterfaceStatus { name: attachment.interface.clone(), ifindex: attachment.ifindex, mode, why_not_native }
+    InterfaceStatus {
+        name: attachment.interface.clone(),
+        ifindex: attachment.ifindex,
+        mode,
+        why_not_native,
+    }
 }
 
 fn interface_name(ifindex: u32) -> String {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    );
     socket
         .and_then(|socket| rustix::net::netdevice::index_to_name(socket, ifindex))
         .unwrap_or_else(|_| format!("#{ifindex}"))
 }
 
 fn matches(filter: &FlowFilter, directory: &Directory, flow: &FlowRecord) -> bool {
-    let wants = |wanted: &Option<String>, name: Option<&str>| wanted.as_deref().is_none_or(|wanted| name == Some(wanted));
+    let wants = |wanted: &Option<String>, name: Option<&str>| {
+        wanted.as_deref().is_none_or(|wanted| name == Some(wanted))
+    };
     wants(&filter.tenant, audit::Names::tenant(directory, flow.tenant))
         && wants(&filter.service, audit::Names::service(directory, flow.service))
         && wants(&filter.backend, audit::Names::backend(directory, flow.backend))
@@ -482,7 +635,11 @@ fn flow_row(
     FlowRow {
         from: tuple.from,
         to: tuple.to,
-        protocol: if key.protocol == UDP { Protocol::Udp } else { Protocol::Tcp },
+        protocol: if key.protocol == UDP {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        },
         state: if bits & (FLOW_FIN | FLOW_RST) != 0 {
             FlowState::Closing
         } else if bits & FLOW_ESTABLISHED != 0 {
@@ -492,7 +649,11 @@ fn flow_row(
         },
         tenant: named(audit::Names::tenant(directory, flow.tenant), flow.tenant),
         service: named(audit::Names::service(directory, flow.service), flow.service),
-        rule: flow.rule.checked_sub(1).and_then(|index| audit::Names::rule(directory, index)).map(str::to_owned),
+        rule: flow
+            .rule
+            .checked_sub(1)
+            .and_then(|index| audit::Names::rule(directory, index))
+            .map(str::to_owned),
         backend: named(audit::Names::backend(directory, flow.backend), flow.backend),
         translated_port: (flow.forward == FORWARD_NAT).then_some(u16::from_be(flow.translated_port_be)),
         generation: flow.generation,
@@ -507,7 +668,10 @@ fn flow_row(
 
 fn explained(question: &Question, explanation: explain::Explanation) -> PolicyExplainReply {
     let reason = explanation.reason().unwrap_or(Reason::Internal);
-    let rule = |rule: crate::pure::compile::directory::RuleEntry| RuleRef { name: rule.name, line: rule.line };
+    let rule = |rule: crate::pure::compile::directory::RuleEntry| RuleRef {
+        name: rule.name,
+        line: rule.line,
+    };
     PolicyExplainReply {
         from: question.from,
         to: question.to,
@@ -526,12 +690,18 @@ fn explained(question: &Question, explanation: explain::Explanation) -> PolicyEx
         backend: explanation.backend,
         shadow: explanation.shadow.map(|(entry, code)| ShadowRef {
             rule: rule(entry),
-            reason: Reason::from_code(code).unwrap_or(Reason::Internal).name().to_owned(),
+            reason: Reason::from_code(code)
+                .unwrap_or(Reason::Internal)
+                .name()
+                .to_owned(),
         }),
         steps: explanation
             .steps
             .into_iter()
-            .map(|step| ExplainStep { step: step.subject.name().to_owned(), finding: step.finding })
+            .map(|step| ExplainStep {
+                step: step.subject.name().to_owned(),
+                finding: step.finding,
+            })
             .collect(),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::RawFd;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use enforcer_common::decide::limiter::Limiter;
@@ -19,7 +19,9 @@ use super::monitor::Monitor;
 use super::persist::{self, AppliedPolicy, State};
 use super::{Event, RunError, records};
 use crate::adapters::audit_file::AuditLog;
-use crate::adapters::dataplane::{self, AttachMode, Attachment, Dataplane, DataplaneError, Mode, Settings, Swept};
+use crate::adapters::dataplane::{
+    self, AttachMode, Attachment, Dataplane, DataplaneError, Mode, Settings, Swept,
+};
 use crate::adapters::neighbours::{HostNetwork, NextHop, NextHopError};
 use crate::api::{ApiError, ErrorCode};
 use crate::config::{self, Config};
@@ -89,7 +91,10 @@ impl Core {
     ) -> Result<Self, RunError> {
         for interface in &config.interfaces {
             if network.interface(interface).await?.is_none() {
-                return Err(DataplaneError::NoInterface { interface: interface.clone() }.into());
+                return Err(DataplaneError::NoInterface {
+                    interface: interface.clone(),
+                }
+                .into());
             }
         }
         let state = persist::load(&config.state_directory)?;
@@ -143,7 +148,8 @@ impl Core {
         self.dataplane.maps.set_host(&self.host.record())?;
         self.first_policy()?;
         self.route_once(network).await?;
-        self.reinstall().map_err(|error| RunError::FirstPolicy(error.to_string()))?;
+        self.reinstall()
+            .map_err(|error| RunError::FirstPolicy(error.to_string()))?;
         let mode = match self.config.attach_mode {
             config::AttachMode::Auto => AttachMode::Auto,
             config::AttachMode::Native => AttachMode::Native,
@@ -152,7 +158,10 @@ impl Core {
         for interface in self.config.interfaces.clone() {
             let attachment = self.dataplane.attach(&interface, mode)?;
             if let Mode::Generic { why } = &attachment.mode {
-                warn!(interface, why, "XDP runs in the generic hook, at a fraction of its speed");
+                warn!(
+                    interface,
+                    why, "XDP runs in the generic hook, at a fraction of its speed"
+                );
             }
             self.attachments.push(attachment);
         }
@@ -160,9 +169,18 @@ impl Core {
             info!(link = dropped, "detached: no longer in the configuration");
         }
         self.dataplane.settle()?;
-        self.unrecorded.begin(&counters::all(&self.dataplane.maps, &self.directory)?);
-        let what = if self.dataplane.adopted { "adopted" } else { "loaded" };
-        let change = Change { what: what.to_owned(), to: Some(self.config.interfaces.join(", ")), ..Change::default() };
+        self.unrecorded
+            .begin(&counters::all(&self.dataplane.maps, &self.directory)?);
+        let what = if self.dataplane.adopted {
+            "adopted"
+        } else {
+            "loaded"
+        };
+        let change = Change {
+            what: what.to_owned(),
+            to: Some(self.config.interfaces.join(", ")),
+            ..Change::default()
+        };
         let mut started = records::entry(Kind::Started, self.generation(), self.digest());
         started.change = Some(change);
         self.audit.record_synced(started).await?;
@@ -179,10 +197,16 @@ impl Core {
                 };
                 let text = std::fs::read_to_string(path).map_err(unreadable)?;
                 let file = path.display().to_string();
-                AppliedPolicy { file, text, applied_at: Timestamp::now(), applied_by: None }
+                AppliedPolicy {
+                    file,
+                    text,
+                    applied_at: Timestamp::now(),
+                    applied_by: None,
+                }
             }
             (None, None) => {
-                self.warnings.push("no policy is in force: apply one with `enforcer-agent policy apply`".to_owned());
+                self.warnings
+                    .push("no policy is in force: apply one with `enforcer-agent policy apply`".to_owned());
                 return Ok(());
             }
         };
@@ -217,8 +241,12 @@ impl Core {
             dataplane::detach(&self.config.pin_directory())
         } else {
             let before = |attachment: &&Attachment| attachment.mode == Mode::Adopted;
-            let kept: Vec<String> =
-                self.attachments.iter().filter(before).map(|attachment| attachment.interface.clone()).collect();
+            let kept: Vec<String> = self
+                .attachments
+                .iter()
+                .filter(before)
+                .map(|attachment| attachment.interface.clone())
+                .collect();
             if self.attachments.iter().all(|attachment| before(&attachment)) {
                 return;
             }
@@ -238,7 +266,7 @@ impl Core {
         self.active.as_ref().map(|active| active.digest.clone())
     }
 
-    pub(super) fn events_fd(&self) -> RawFd {
+    pub(super) fn events_fd(&self) -> std::io::Result<OwnedFd> {
         self.dataplane.maps.events_fd()
     }
 
@@ -260,8 +288,14 @@ impl Core {
     }
 
     fn watch_destinations(&mut self) {
-        let destinations = self.active.iter().flat_map(|active| &active.policy.pools).flat_map(|pool| &pool.backends);
-        let destinations = destinations.map(|backend| (backend.name.clone(), backend.address)).collect();
+        let destinations = self
+            .active
+            .iter()
+            .flat_map(|active| &active.policy.pools)
+            .flat_map(|pool| &pool.backends);
+        let destinations = destinations
+            .map(|backend| (backend.name.clone(), backend.address))
+            .collect();
         self.destinations.send_replace(destinations);
         if let Some(active) = &self.active {
             self.monitor.follow(&active.policy);
@@ -270,7 +304,9 @@ impl Core {
 
     /// Compiles what is wanted now and puts it into force, if anything differs from what is.
     pub(super) fn reinstall(&mut self) -> Result<Option<Installed>, ChangeError> {
-        let Some(active) = &self.active else { return Ok(None) };
+        let Some(active) = &self.active else {
+            return Ok(None);
+        };
         let compiled = self.compile(&active.policy)?;
         let live = self.dataplane.maps.generation()?;
         if live != 0 && self.installer.live(live) == Some(&compiled.tables) {
@@ -292,7 +328,11 @@ impl Core {
 
     /// The state file goes first: slots that the kernel uses and nobody remembers would be given to others.
     fn put_into_force(&mut self, compiled: Compiled) -> Result<Installed, ChangeError> {
-        let Compiled { tables, slots, directory } = compiled;
+        let Compiled {
+            tables,
+            slots,
+            directory,
+        } = compiled;
         let new_tenants: Vec<u32> = slots
             .tenants
             .iter()
@@ -327,7 +367,10 @@ impl Core {
                 self.warnings.clear();
                 self.watch_destinations();
                 // Also where only the text differs: `policy show` is what was applied last.
-                if let (None, Err(error)) = (&installed, persist::store(&self.config.state_directory, &self.state)) {
+                if let (None, Err(error)) = (
+                    &installed,
+                    persist::store(&self.config.state_directory, &self.state),
+                ) {
                     warn!(%error, "the policy is in force but its text was not stored");
                 }
                 Ok(installed)
@@ -336,7 +379,11 @@ impl Core {
                 let refused = self.active.take();
                 (self.active, self.state) = before;
                 if let Some(active) = &self.active {
-                    self.fleet.follow(refused.as_ref().map(|active| &active.policy), &active.policy, &self.state.draining);
+                    self.fleet.follow(
+                        refused.as_ref().map(|active| &active.policy),
+                        &active.policy,
+                        &self.state.draining,
+                    );
                 }
                 Err(ApiError::new(ErrorCode::Refused, error.to_string()))
             }
@@ -378,7 +425,10 @@ impl Core {
             Event::Engine { backend, reading } => self.fleet.engine_said(&backend, reading),
             Event::Gpu { backend, reading } => self.fleet.gpu_said(&backend, reading),
             Event::LocalGpu(sample) => self.local_gpu(sample),
-            Event::Network { hops, local_addresses } => self.routes(hops, local_addresses),
+            Event::Network {
+                hops,
+                local_addresses,
+            } => self.routes(hops, local_addresses),
             Event::Swept(swept) => self.swept(&swept),
             Event::Failing { what, error } => {
                 if self.failing.insert(what, error.clone()).as_ref() != Some(&error) {
@@ -424,7 +474,8 @@ impl Core {
         self.failing.remove("flow sweeper");
         self.open_flows = swept.open;
         for closed in &swept.closed {
-            self.audit.record(records::flow_closed(closed, &self.directory, self.digest()));
+            self.audit
+                .record(records::flow_closed(closed, &self.directory, self.digest()));
         }
     }
 
@@ -434,7 +485,11 @@ impl Core {
         let slots = self.directory.backends.iter();
         let connections = slots
             .filter_map(|(slot, backend)| {
-                let open = self.dataplane.maps.open_connections(backend_connections(*slot)).ok()?;
+                let open = self
+                    .dataplane
+                    .maps
+                    .open_connections(backend_connections(*slot))
+                    .ok()?;
                 Some((backend.name.clone(), open))
             })
             .collect();
@@ -444,7 +499,12 @@ impl Core {
                 causes.push("half of the pool is out already, so it keeps a small share".to_owned());
             }
             let (from, to) = (Some(change.from.to_string()), Some(change.to.to_string()));
-            let change_record = Change { what: "weight".to_owned(), from, to, causes };
+            let change_record = Change {
+                what: "weight".to_owned(),
+                from,
+                to,
+                causes,
+            };
             self.note(Kind::WeightChange, Some(change.backend), change_record);
         }
         self.judge_pools();
@@ -456,10 +516,24 @@ impl Core {
     fn judge_pools(&mut self) {
         let Some(active) = &self.active else { return };
         for (pool, change) in self.fleet.judge_pools(&active.policy, records::kernel_now_ns()) {
-            info!(pool, failed = change.failed, healthy = change.healthy, total = change.total, "pool");
+            info!(
+                pool,
+                failed = change.failed,
+                healthy = change.healthy,
+                total = change.total,
+                "pool"
+            );
             let to = if change.failed { "failed" } else { "recovered" };
-            let causes = vec![format!("{} of {} back ends are healthy", change.healthy, change.total)];
-            let change = Change { what: "pool".to_owned(), to: Some(to.to_owned()), causes, ..Change::default() };
+            let causes = vec![format!(
+                "{} of {} back ends are healthy",
+                change.healthy, change.total
+            )];
+            let change = Change {
+                what: "pool".to_owned(),
+                to: Some(to.to_owned()),
+                causes,
+                ..Change::default()
+            };
             self.note(Kind::PoolState, Some(pool), change);
         }
     }
@@ -468,7 +542,12 @@ impl Core {
     fn refresh(&mut self, why: &'static str) {
         match self.reinstall() {
             Ok(Some(installed)) if !installed.in_place => {
-                info!(generation = installed.generation, writes = installed.writes, why, "new generation");
+                info!(
+                    generation = installed.generation,
+                    writes = installed.writes,
+                    why,
+                    "new generation"
+                );
                 self.failing.remove("install");
             }
             Ok(_) => {
@@ -499,9 +578,10 @@ impl Core {
             }
         };
         for news in news {
-            for (kind, count, what) in
-                [(Kind::Aggregated, news.aggregated, "kernelWindow"), (Kind::Lost, news.lost, "kernelRingBuffer")]
-            {
+            for (kind, count, what) in [
+                (Kind::Aggregated, news.aggregated, "kernelWindow"),
+                (Kind::Lost, news.lost, "kernelRingBuffer"),
+            ] {
                 if count == 0 {
                     continue;
                 }
@@ -510,7 +590,10 @@ impl Core {
                 entry.reason = Some(news.reason.name().to_owned());
                 entry.tenant = audit::Names::tenant(&self.directory, news.tenant).map(str::to_owned);
                 entry.count = Some(count);
-                entry.change = Some(Change { what: what.to_owned(), ..Change::default() });
+                entry.change = Some(Change {
+                    what: what.to_owned(),
+                    ..Change::default()
+                });
                 self.audit.record(entry);
             }
         }
@@ -520,7 +603,9 @@ impl Core {
     pub(super) fn take_kernel_events(&mut self, limit: usize) -> usize {
         let (offset_ns, digest) = (records::wall_offset_ns(), self.digest());
         for taken in 0..limit {
-            let Some(event) = self.dataplane.maps.next_event() else { return taken };
+            let Some(event) = self.dataplane.maps.next_event() else {
+                return taken;
+            };
             match audit::decision(&event, &self.directory, digest.clone(), offset_ns) {
                 Ok(entry) => self.audit.record(entry),
                 Err(error) => {
@@ -549,11 +634,6 @@ impl Core {
         }
         self.audit.close().await;
     }
-
-    /// Tells the monitor and the network watch about a fleet that changed.
-    pub(super) fn undrained(&mut self, name: &str, draining: bool) -> bool {
-        self.fleet.drain(name, draining)
-    }
 }
 
 fn activate(applied: AppliedPolicy) -> Result<Active, Vec<Diagnostic>> {
@@ -561,7 +641,12 @@ fn activate(applied: AppliedPolicy) -> Result<Active, Vec<Diagnostic>> {
     let warnings = outcome.diagnostics.clone();
     let policy = outcome.into_result()?;
     let digest = policy.digest().to_string();
-    Ok(Active { policy, digest, applied, warnings })
+    Ok(Active {
+        policy,
+        digest,
+        applied,
+        warnings,
+    })
 }
 
 fn invalid(diagnostics: &[Diagnostic]) -> ApiError {
@@ -573,5 +658,9 @@ fn invalid(diagnostics: &[Diagnostic]) -> ApiError {
 }
 
 fn link_of(hop: &NextHop) -> compile::NextHop {
-    compile::NextHop { ifindex: hop.ifindex, own_mac: hop.source_mac.0, next_hop_mac: hop.next_hop_mac.0 }
+    compile::NextHop {
+        ifindex: hop.ifindex,
+        own_mac: hop.source_mac.0,
+        next_hop_mac: hop.next_hop_mac.0,
+    }
 }

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use enforcer_common::Reason;
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
+use enforcer_common::schema::{backend_connections, tenant_connections};
 
 use crate::adapters::dataplane::{DataplaneError, Maps, Tally};
 use crate::api::reply::ReasonCount;
 use crate::pure::audit::Direction;
 use crate::pure::compile::Directory;
+use crate::pure::metrics;
 
 /// Tenants that are looked through for aggregated and lost decisions in one second: with more, each gets its turn.
 const TENANTS_PER_LOOK: usize = 64;
@@ -22,8 +24,10 @@ pub(super) struct Counted {
     pub(super) tally: Tally,
 }
 
-const DIRECTIONS: [(u32, Direction); 2] =
-    [(DIRECTION_INGRESS, Direction::Ingress), (DIRECTION_EGRESS, Direction::Egress)];
+const DIRECTIONS: [(u32, Direction); 2] = [
+    (DIRECTION_INGRESS, Direction::Ingress),
+    (DIRECTION_EGRESS, Direction::Egress),
+];
 
 /// Every tally of a tenant slot that is not zero.
 pub(super) fn of_tenant(maps: &Maps, tenant: u32) -> Result<Vec<Counted>, DataplaneError> {
@@ -32,7 +36,12 @@ pub(super) fn of_tenant(maps: &Maps, tenant: u32) -> Result<Vec<Counted>, Datapl
         for reason in Reason::ALL {
             let tally = maps.tally(code, tenant, *reason as u32)?;
             if tally != Tally::default() {
-                counted.push(Counted { direction, tenant, reason: *reason, tally });
+                counted.push(Counted {
+                    direction,
+                    tenant,
+                    reason: *reason,
+                    tally,
+                });
             }
         }
     }
@@ -107,10 +116,93 @@ impl Unrecorded {
     }
 
     fn compare(&mut self, counted: &Counted) -> Option<News> {
-        let Counted { direction, tenant, reason, tally } = *counted;
+        let Counted {
+            direction,
+            tenant,
+            reason,
+            tally,
+        } = *counted;
         let seen = self.seen.entry((direction, tenant, reason)).or_default();
-        let (aggregated, lost) = (tally.aggregated.saturating_sub(seen.0), tally.lost.saturating_sub(seen.1));
+        let (aggregated, lost) = (
+            tally.aggregated.saturating_sub(seen.0),
+            tally.lost.saturating_sub(seen.1),
+        );
         *seen = (tally.aggregated, tally.lost);
-        (aggregated + lost > 0).then_some(News { direction, tenant, reason, aggregated, lost })
+        (aggregated + lost > 0).then_some(News {
+            direction,
+            tenant,
+            reason,
+            aggregated,
+            lost,
+        })
+    }
+}
+
+impl super::core::Core {
+    /// Renders the metrics for the endpoint.
+    pub(super) async fn publish_metrics(&mut self) {
+        match self.metrics_snapshot() {
+            Ok(snapshot) => {
+                self.metrics.send_replace(metrics::render(&snapshot));
+            }
+            Err(error) => {
+                self.failing.insert("metrics", error.to_string());
+            }
+        }
+    }
+
+    fn metrics_snapshot(&self) -> Result<metrics::Snapshot, DataplaneError> {
+        let maps = &self.dataplane.maps;
+        let log = self.audit.status();
+        let counted = all(maps, &self.directory)?;
+        let mut tenants = Vec::new();
+        for (slot, name) in &self.directory.tenants {
+            let connections = maps.open_connections(tenant_connections(*slot))?;
+            let suspended = self.state.suspended.contains(name);
+            tenants.push(metrics::Tenant {
+                name: name.clone(),
+                connections,
+                suspended,
+            });
+        }
+        let mut backends = Vec::new();
+        for (slot, entry) in &self.directory.backends {
+            let Some(member) = self.fleet.member(&entry.name) else {
+                continue;
+            };
+            backends.push(metrics::Backend {
+                name: entry.name.clone(),
+                pool: entry.pool.clone(),
+                weight: member.weight.into(),
+                healthy: member.health.status().takes_traffic(),
+                draining: member.draining,
+                connections: maps.open_connections(backend_connections(*slot))?,
+            });
+        }
+        let tenant = |slot| self.directory.tenants.get(&slot).cloned().unwrap_or_default();
+        let packets = |each: &Counted| metrics::Packets {
+            direction: each.direction.name(),
+            tenant: tenant(each.tenant),
+            reason: each.reason.name(),
+            packets: each.tally.packets,
+            bytes: each.tally.bytes,
+            recorded: each.tally.recorded,
+            aggregated: each.tally.aggregated,
+            lost: each.tally.lost,
+        };
+        Ok(metrics::Snapshot {
+            generation: self.generation(),
+            policy: self
+                .active
+                .as_ref()
+                .map(|active| (active.policy.name.clone(), active.digest.clone())),
+            packets: counted.iter().map(packets).collect(),
+            tenants,
+            backends,
+            flows: (self.open_flows, self.config.flow_table.entries.into()),
+            audit_sequence: log.sequence,
+            audit_lost: log.lost,
+            audit_writable: log.error.is_none(),
+        })
     }
 }

@@ -21,7 +21,6 @@ mod records;
 
 use std::future::Future;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -64,13 +63,22 @@ enum Event {
     /// A health probe ended.
     Probed { backend: String, result: ProbeResult },
     /// An engine was asked.
-    Engine { backend: String, reading: Reading<EngineSample> },
+    Engine {
+        backend: String,
+        reading: Reading<EngineSample>,
+    },
     /// A GPU exporter was asked.
-    Gpu { backend: String, reading: Reading<GpuSample> },
+    Gpu {
+        backend: String,
+        reading: Reading<GpuSample>,
+    },
     /// This host's own GPUs were looked at.
     LocalGpu(GpuSample),
     /// Routes, neighbours and addresses were looked at.
-    Network { hops: Vec<(String, Result<NextHop, NextHopError>)>, local_addresses: Vec<IpAddr> },
+    Network {
+        hops: Vec<(String, Result<NextHop, NextHopError>)>,
+        local_addresses: Vec<IpAddr>,
+    },
     /// The flow table was swept.
     Swept(Swept),
     /// A background task cannot do its work.
@@ -111,15 +119,6 @@ pub enum RunError {
     Watch(std::io::Error),
 }
 
-/// The ring buffer's descriptor, which the loop only watches: the maps own it.
-struct EventsFd(RawFd);
-
-impl AsRawFd for EventsFd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
-    }
-}
-
 /// How a turn of the loop ended.
 enum Turn {
     GoOn,
@@ -153,7 +152,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
     let server = tokio::spawn(serve(listener, requests, async {
         let _ = server_stopped.await;
     }));
-    info!(instance = core.config.instance, generation = core.generation(), "ready");
+    info!(
+        instance = core.config.instance,
+        generation = core.generation(),
+        "ready"
+    );
     let outcome = turn_until(&mut core, &mut event_queue, &mut request_queue, shutdown).await;
     drop(background);
     let _ = stop_server.send(());
@@ -204,7 +207,10 @@ async fn turn_until(
     requests: &mut mpsc::Receiver<Incoming>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let kernel = AsyncFd::with_interest(EventsFd(core.events_fd()), Interest::READABLE).map_err(RunError::Watch)?;
+    let kernel = core
+        .events_fd()
+        .and_then(|descriptor| Ok(AsyncFd::register_with_interest(descriptor, Interest::READABLE)?))
+        .map_err(RunError::Watch)?;
     let mut fold = interval(FOLD_INTERVAL);
     fold.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tokio::pin!(shutdown);
@@ -230,7 +236,11 @@ async fn turn_until(
 }
 
 async fn answer(core: &mut Core, incoming: Incoming) -> Turn {
-    let Incoming { request, actor, answer } = incoming;
+    let Incoming {
+        request,
+        actor,
+        answer,
+    } = incoming;
     let detaches = matches!(request, Request::Detach);
     let name = request.name();
     let outcome = core.answer(request, actor).await;
@@ -256,12 +266,17 @@ const fn timeouts(table: &FlowTable) -> Timeouts {
 /// Sweeps until the loop is gone. A table of a quarter of a million flows takes a good part of a second, so it has a
 /// thread of its own.
 fn sweep_for_ever(mut sweeper: FlowSweeper, events: &mpsc::Sender<Event>) {
-    let failing = |error: DataplaneError| Event::Failing { what: "flow sweeper", error: error.to_string() };
+    let failing = |error: DataplaneError| Event::Failing {
+        what: "flow sweeper",
+        error: error.to_string(),
+    };
     if let Err(error) = sweeper.recount() {
         let _ = events.blocking_send(failing(error));
     }
     loop {
-        let event = sweeper.sweep(records::kernel_now_ns()).map_or_else(failing, Event::Swept);
+        let event = sweeper
+            .sweep(records::kernel_now_ns())
+            .map_or_else(failing, Event::Swept);
         if events.blocking_send(event).is_err() {
             return;
         }
@@ -279,7 +294,10 @@ async fn watch_network(
         let wanted = destinations.borrow().clone();
         let event = match look(&network, wanted).await {
             Ok(event) => event,
-            Err(error) => Event::Failing { what: "routes and neighbours", error: error.to_string() },
+            Err(error) => Event::Failing {
+                what: "routes and neighbours",
+                error: error.to_string(),
+            },
         };
         let hurry = matches!(&event, Event::Network { hops, .. } if hops.iter().any(|(_, hop)| hop.is_err()));
         if events.send(event).await.is_err() {

@@ -37,13 +37,21 @@ pub(super) struct Monitor {
 
 impl Monitor {
     pub(super) fn new(telemetry: Telemetry, events: mpsc::Sender<Event>) -> Self {
-        Self { tasks: HashMap::new(), telemetry, events }
+        Self {
+            tasks: HashMap::new(),
+            telemetry,
+            events,
+        }
     }
 
     /// Watches the back ends of a policy and no others.
     pub(super) fn follow(&mut self, policy: &ResolvedPolicy) {
         let mut known = std::mem::take(&mut self.tasks);
-        for (pool, backend) in policy.pools.iter().flat_map(|pool| pool.backends.iter().map(move |each| (pool, each))) {
+        for (pool, backend) in policy
+            .pools
+            .iter()
+            .flat_map(|pool| pool.backends.iter().map(move |each| (pool, each)))
+        {
             let watched = watched(pool, backend);
             let tasks = match known.remove(&backend.name) {
                 Some((same, tasks)) if same == watched => tasks,
@@ -65,11 +73,22 @@ impl Monitor {
                     Duration::from_nanos(watched.check.interval_ns),
                     Duration::from_nanos(watched.check.timeout_ns),
                 );
-                tasks.spawn(probe_for_ever(name.to_owned(), target, every, limit, self.events.clone()));
+                tasks.spawn(probe_for_ever(
+                    name.to_owned(),
+                    target,
+                    every,
+                    limit,
+                    self.events.clone(),
+                ));
             }
-            Err(error) => warn!(backend = name, %error, "health check cannot be made; the back end counts as healthy"),
+            Err(error) => {
+                warn!(backend = name, %error, "health check cannot be made; the back end counts as healthy")
+            }
         }
-        let limits = ScrapeLimits { timeout: self.telemetry.timeout, ..ScrapeLimits::default() };
+        let limits = ScrapeLimits {
+            timeout: self.telemetry.timeout,
+            ..ScrapeLimits::default()
+        };
         let every = self.telemetry.interval;
         if let Some(target) = parsed(name, watched.engine_url.as_deref()) {
             let (name, events, limits) = (name.to_owned(), self.events.clone(), limits);
@@ -77,8 +96,17 @@ impl Monitor {
                 let mut ticks = ticks(every);
                 loop {
                     ticks.tick().await;
-                    let reading = scrape_engine(&target, &limits).await.map_or(Reading::Missed, Reading::Fresh);
-                    if events.send(Event::Engine { backend: name.clone(), reading }).await.is_err() {
+                    let reading = scrape_engine(&target, &limits)
+                        .await
+                        .map_or(Reading::Missed, Reading::Fresh);
+                    if events
+                        .send(Event::Engine {
+                            backend: name.clone(),
+                            reading,
+                        })
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -90,8 +118,17 @@ impl Monitor {
                 let mut ticks = ticks(every);
                 loop {
                     ticks.tick().await;
-                    let reading = scrape_gpu(&target, &limits).await.map_or(Reading::Missed, Reading::Fresh);
-                    if events.send(Event::Gpu { backend: name.clone(), reading }).await.is_err() {
+                    let reading = scrape_gpu(&target, &limits)
+                        .await
+                        .map_or(Reading::Missed, Reading::Fresh);
+                    if events
+                        .send(Event::Gpu {
+                            backend: name.clone(),
+                            reading,
+                        })
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -113,7 +150,9 @@ fn watched(pool: &Pool, backend: &Backend) -> Watched {
 fn parsed(backend: &str, url: Option<&str>) -> Option<HttpTarget> {
     let url = url?;
     HttpTarget::parse(url)
-        .inspect_err(|error| warn!(backend, url, %error, "telemetry source cannot be used; it counts as unknown"))
+        .inspect_err(
+            |error| warn!(backend, url, %error, "telemetry source cannot be used; it counts as unknown"),
+        )
         .ok()
 }
 
@@ -135,7 +174,14 @@ async fn probe_for_ever(
     loop {
         ticks.tick().await;
         let result = probe(&target, limit).await;
-        if events.send(Event::Probed { backend: name.clone(), result }).await.is_err() {
+        if events
+            .send(Event::Probed {
+                backend: name.clone(),
+                result,
+            })
+            .await
+            .is_err()
+        {
             return;
         }
     }

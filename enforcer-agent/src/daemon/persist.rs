@@ -67,7 +67,9 @@ pub enum StateError {
         source: serde_json::Error,
     },
     /// A later version wrote it.
-    #[error("the state file {path} has form {form}, this agent knows form {FORM}: run the agent that wrote it")]
+    #[error(
+        "the state file {path} has form {form}, this agent knows form {FORM}: run the agent that wrote it"
+    )]
     Form {
         /// The file.
         path: PathBuf,
@@ -85,13 +87,23 @@ pub(super) fn load(directory: &Path) -> Result<State, StateError> {
     let path = path_in(directory);
     let text = match fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State { form: FORM, ..State::default() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(State {
+                form: FORM,
+                ..State::default()
+            });
+        }
         Err(source) => return Err(StateError::Io { path, source }),
     };
-    let state: State =
-        serde_json::from_slice(&text).map_err(|source| StateError::Content { path: path.clone(), source })?;
+    let state: State = serde_json::from_slice(&text).map_err(|source| StateError::Content {
+        path: path.clone(),
+        source,
+    })?;
     if state.form != FORM {
-        return Err(StateError::Form { path, form: state.form });
+        return Err(StateError::Form {
+            path,
+            form: state.form,
+        });
     }
     Ok(state)
 }
@@ -99,15 +111,28 @@ pub(super) fn load(directory: &Path) -> Result<State, StateError> {
 /// Writes the state beside the old one, syncs it and renames it over: at no moment is there half a file.
 pub(super) fn store(directory: &Path, state: &State) -> Result<(), StateError> {
     let path = path_in(directory);
-    let wrap = |source| StateError::Io { path: path.clone(), source };
+    let wrap = |source| StateError::Io {
+        path: path.clone(),
+        source,
+    };
     fs::create_dir_all(directory).map_err(wrap)?;
-    let text = serde_json::to_vec_pretty(&State { form: FORM, ..state.clone() })
-        .map_err(|source| StateError::Content { path: path.clone(), source })?;
+    let text = serde_json::to_vec_pretty(&State {
+        form: FORM,
+        ..state.clone()
+    })
+    .map_err(|source| StateError::Content {
+        path: path.clone(),
+        source,
+    })?;
     let beside = path.with_extension("json.new");
     let mut file = File::create(&beside).map_err(wrap)?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(wrap)?;
+    file.write_all(&text)
+        .and_then(|()| file.sync_all())
+        .map_err(wrap)?;
     fs::rename(&beside, &path).map_err(wrap)?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(wrap)
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(wrap)
 }
 
 #[cfg(test)]
@@ -117,8 +142,17 @@ mod tests {
     #[test]
     fn what_is_stored_is_loaded() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(load(directory.path()).unwrap(), State { form: FORM, ..State::default() });
-        let mut state = State { form: FORM, ..State::default() };
+        assert_eq!(
+            load(directory.path()).unwrap(),
+            State {
+                form: FORM,
+                ..State::default()
+            }
+        );
+        let mut state = State {
+            form: FORM,
+            ..State::default()
+        };
         state.suspended.insert("acme".to_owned());
         state.policy = Some(AppliedPolicy {
             file: "p.yaml".to_owned(),
@@ -135,9 +169,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(path_in(directory.path()), b"{\"form\": 1, \"slo").unwrap();
         let error = load(directory.path()).unwrap_err();
-        assert!(matches!(&error, StateError::Content { .. }) && error.to_string().contains("move it away"), "{error}");
-        let later = State { form: 2, ..State::default() };
+        assert!(
+            matches!(&error, StateError::Content { .. }) && error.to_string().contains("move it away"),
+            "{error}"
+        );
+        let later = State {
+            form: 2,
+            ..State::default()
+        };
         fs::write(path_in(directory.path()), serde_json::to_vec(&later).unwrap()).unwrap();
-        assert!(matches!(load(directory.path()).unwrap_err(), StateError::Form { form: 2, .. }));
+        assert!(matches!(
+            load(directory.path()).unwrap_err(),
+            StateError::Form { form: 2, .. }
+        ));
     }
 }

@@ -122,16 +122,7 @@ impl Subject {
 /// Explains what a packet would get at a time.
 #[must_use]
 pub fn explain(known: &Known<'_>, question: &Question, now_ns: u64) -> Explanation {
-    let key = FlowKey {
-        source: address_of(question.from.ip()),
-        destination: address_of(question.to.ip()),
-        source_port_be: question.from.port().to_be(),
-        destination_port_be: question.to.port().to_be(),
-        protocol: match question.protocol {
-            Protocol::Tcp => TCP,
-            Protocol::Udp => UDP,
-        },
-    };
+    let key = question.key();
     let flow = known.snapshot.flows.get(&key);
     let tcp_flags = match (question.protocol, flow) {
         (Protocol::Udp, _) => 0,
@@ -174,6 +165,25 @@ pub fn explain(known: &Known<'_>, question: &Question, now_ns: u64) -> Explanati
             .rule(decision.shadow_rule)
             .map(|rule| (rule.clone(), decision.shadow_reason)),
         steps,
+    }
+}
+
+// === impl Question ===
+
+impl Question {
+    /// The packet's 5-tuple.
+    #[must_use]
+    pub fn key(&self) -> FlowKey {
+        FlowKey {
+            source: address_of(self.from.ip()),
+            destination: address_of(self.to.ip()),
+            source_port_be: self.from.port().to_be(),
+            destination_port_be: self.to.port().to_be(),
+            protocol: match self.protocol {
+                Protocol::Tcp => TCP,
+                Protocol::Udp => UDP,
+            },
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod explain;
 pub mod fleet;
 pub mod health;
 pub mod maglev;
+pub mod metrics;
 pub mod plan;
 pub mod policy;
 pub mod snapshot;

@@ -1,9 +1,10 @@
 //! Typed handles of the maps.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{Ebpf, Pod};
+use enforcer_common::Fields;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
     BackendRecord, HostRecord, MaglevBlock, PairRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
@@ -17,7 +18,9 @@ use enforcer_common::schema::{
 };
 
 use super::DataplaneError;
+use crate::api::reply::{MapEntry, MapField};
 use crate::install::Banks;
+use crate::pure::audit::flow_tuple;
 use crate::pure::tables::Write;
 
 /// Typed handles of every map.
@@ -210,99 +213,144 @@ impl Maps {
             .map_err(named("REPLIES"))
     }
 
-    /// The descriptor that becomes readable when there are events.
-    #[must_use]
-    pub fn events_fd(&self) -> RawFd {
-        self.events.as_raw_fd()
+    /// A descriptor that becomes readable when there are events.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn events_fd(&self) -> std::io::Result<OwnedFd> {
+        self.events.as_fd().try_clone_to_owned()
     }
 
     /// The next event, if there is one.
     pub fn next_event(&mut self) -> Option<EventRecord> {
         while let Some(item) = self.events.next() {
-            if let Some(event) = decode_event(&item) {
+            if let Some(event) = EventRecord::from_bytes(&item) {
                 return Some(event);
             }
         }
         None
     }
 
-    /// A record of the live configuration, by map name, as debug text; for `maps dump`.
+    /// Entries of a map that are not all zero, in words; `None` for a map that cannot be dumped.
     ///
     /// # Errors
     /// If the kernel refuses a look-up.
-    pub fn dump(&self, name: &str, limit: usize) -> Result<Option<Vec<(String, String)>>, DataplaneError> {
-        fn rows<V: Pod + std::fmt::Debug + PartialEq>(
-            map: &Array<MapData, V>,
-            zero: &V,
-            limit: usize,
-        ) -> Result<Vec<(String, String)>, MapError> {
-            let mut rows = Vec::new();
-            for (index, value) in map.iter().enumerate() {
-                let value = value?;
-                if value != *zero {
-                    rows.push((index.to_string(), format!("{value:?}")));
-                }
-                if rows.len() >= limit {
-                    break;
-                }
-            }
-            Ok(rows)
-        }
+    pub fn dump(&self, name: &str, limit: usize) -> Result<Option<Vec<MapEntry>>, DataplaneError> {
         let rows = match name {
-            "GENERATION" => rows(&self.generation, &0, limit),
-            "HOST" => rows(&self.host, &HostRecord::ZERO, limit),
+            "GENERATION" => words(&self.generation, limit),
+            "HOST" => records(&self.host, limit),
             "TRIE" => self.dump_trie(limit),
-            "TENANTS" => rows(&self.tenants, &TenantRecord::ZERO, limit),
-            "SERVICES" => rows(&self.services, &ServiceRecord::ZERO, limit),
-            "PAIRS" => rows(&self.pairs, &PairRecord::ZERO, limit),
-            "SETS" => rows(&self.sets, &SetRecord::ZERO, limit),
-            "MAGLEV" => rows(&self.maglev, &MaglevBlock::ZERO, limit),
-            "BACKENDS" => rows(&self.backends, &BackendRecord::ZERO, limit),
-            "LIMITERS" => rows(&self.limiters, &0, limit),
-            "CONNECTIONS_OPENED" => rows(&self.connections_opened, &0, limit),
-            "CONNECTIONS_CLOSED" => rows(&self.connections_closed, &0, limit),
-            "META" => rows(&self.meta, &0, limit),
-            "FLOWS" => Ok(debug_rows(self.flows(limit)?)),
-            "REPLIES" => Ok(debug_rows(self.replies(limit)?)),
+            "TENANTS" => records(&self.tenants, limit),
+            "SERVICES" => records(&self.services, limit),
+            "PAIRS" => records(&self.pairs, limit),
+            "SETS" => records(&self.sets, limit),
+            "MAGLEV" => records(&self.maglev, limit),
+            "BACKENDS" => records(&self.backends, limit),
+            "LIMITERS" => words(&self.limiters, limit),
+            "CONNECTIONS_OPENED" => words(&self.connections_opened, limit),
+            "CONNECTIONS_CLOSED" => words(&self.connections_closed, limit),
+            "META" => words(&self.meta, limit),
+            "FLOWS" => Ok(self
+                .flows(limit)?
+                .iter()
+                .map(|(key, value)| entry(tuple(key), value))
+                .collect()),
+            "REPLIES" => Ok(self
+                .replies(limit)?
+                .iter()
+                .map(|(key, value)| entry(tuple(key), value))
+                .collect()),
             "TALLIES" => self.dump_tallies(limit),
             _ => return Ok(None),
         };
-        rows.map(Some).map_err(|source| DataplaneError::Map {
-            name: "(dump)",
-            source,
-        })
+        rows.map(Some).map_err(named("a map that is dumped"))
     }
 
     /// Only the entries that are set: a node is mostly zeroes.
-    fn dump_trie(&self, limit: usize) -> Result<Vec<(String, String)>, MapError> {
+    fn dump_trie(&self, limit: usize) -> Result<Vec<MapEntry>, MapError> {
         let mut rows = Vec::new();
         for (index, node) in self.trie.iter().enumerate() {
-            for (byte, entry) in node?.entries.iter().enumerate().filter(|(_, entry)| **entry != 0) {
+            for (byte, value) in node?.entries.iter().enumerate().filter(|(_, value)| **value != 0) {
                 if rows.len() >= limit {
                     return Ok(rows);
                 }
-                rows.push((format!("{index}[{byte}]"), format!("{entry:#010x}")));
+                rows.push(single(format!("{index}[{byte}]"), format!("{value:#010x}")));
             }
         }
         Ok(rows)
     }
 
-    fn dump_tallies(&self, limit: usize) -> Result<Vec<(String, String)>, MapError> {
+    fn dump_tallies(&self, limit: usize) -> Result<Vec<MapEntry>, MapError> {
         let mut rows = Vec::new();
         for (index, values) in self.tallies.iter().enumerate() {
-            let values = values?;
-            if rows.len() < limit && values.iter().any(|value| *value != TallyRecord::ZERO) {
-                rows.push((index.to_string(), format!("{:?}", &values[..])));
+            if rows.len() >= limit {
+                break;
+            }
+            for (cpu, value) in values?
+                .iter()
+                .enumerate()
+                .filter(|(_, value)| **value != TallyRecord::ZERO)
+            {
+                rows.push(entry(format!("{index} on CPU {cpu}"), value));
             }
         }
+        rows.truncate(limit);
         Ok(rows)
     }
 }
 
-fn debug_rows<K: std::fmt::Debug, V: std::fmt::Debug>(rows: Vec<(K, V)>) -> Vec<(String, String)> {
-    rows.into_iter()
-        .map(|(key, value)| (format!("{key:?}"), format!("{value:?}")))
-        .collect()
+fn single(key: String, value: String) -> MapEntry {
+    MapEntry {
+        key,
+        fields: vec![MapField {
+            name: "value".to_owned(),
+            value,
+        }],
+    }
+}
+
+fn words(map: &Array<MapData, u64>, limit: usize) -> Result<Vec<MapEntry>, MapError> {
+    let mut rows = Vec::new();
+    for (index, value) in map.iter().enumerate() {
+        let value = value?;
+        if value != 0 && rows.len() < limit {
+            rows.push(single(index.to_string(), value.to_string()));
+        }
+    }
+    Ok(rows)
+}
+
+fn records<V: Pod + Fields + PartialEq>(
+    map: &Array<MapData, V>,
+    limit: usize,
+) -> Result<Vec<MapEntry>, MapError> {
+    let mut rows = Vec::new();
+    for (index, value) in map.iter().enumerate() {
+        let value = value?;
+        if value != V::ZERO {
+            if rows.len() >= limit {
+                break;
+            }
+            rows.push(entry(index.to_string(), &value));
+        }
+    }
+    Ok(rows)
+}
+
+fn entry<V: Fields>(key: String, value: &V) -> MapEntry {
+    let mut fields = Vec::new();
+    value.each_field(&mut |name, value| {
+        fields.push(MapField {
+            name: name.to_owned(),
+            value: format!("{value:?}"),
+        });
+    });
+    MapEntry { key, fields }
+}
+
+fn tuple(key: &FlowKey) -> String {
+    let tuple = flow_tuple(key, 0);
+    format!("{} > {} protocol {}", tuple.from, tuple.to, key.protocol)
 }
 
 fn found<V>(looked_up: Result<V, MapError>) -> Result<Option<V>, MapError> {
@@ -311,11 +359,6 @@ fn found<V>(looked_up: Result<V, MapError>) -> Result<Option<V>, MapError> {
         Err(MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// An event from its bytes; `None` if the length is not that of an [`EventRecord`].
-fn decode_event(bytes: &[u8]) -> Option<EventRecord> {
-    EventRecord::from_bytes(bytes)
 }
 
 impl Banks for Maps {

@@ -153,6 +153,28 @@ pub fn map_directory(pin_directory: &Path) -> PathBuf {
     pin_directory.join(format!("maps-{SCHEMA_HASH:016x}"))
 }
 
+/// What the kernel says of a pinned map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinnedMap {
+    /// The kernel's id.
+    pub id: u32,
+    /// Entries that fit; bytes for a ring buffer.
+    pub capacity: u32,
+}
+
+/// Looks at a pinned map.
+///
+/// # Errors
+/// If it is not pinned there.
+pub fn map_info(directory: &Path, name: &'static str) -> Result<PinnedMap, DataplaneError> {
+    let info =
+        MapInfo::from_pin(directory.join(name)).map_err(|source| DataplaneError::Map { name, source })?;
+    Ok(PinnedMap {
+        id: info.id(),
+        capacity: info.max_entries(),
+    })
+}
+
 impl Dataplane {
     /// Loads the programs, over pinned maps of the same schema if there are any. Attaches nothing.
     ///
