@@ -278,3 +278,6 @@ impl ApiError {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

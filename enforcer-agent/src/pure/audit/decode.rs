@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 use super::{Direction, Entry, FlowTuple, Kind, Protocol, Shadow};
+use crate::pure::compile::Directory;
 
 /// From slots to names, as they were under the generation that decided.
 pub trait Names {
@@ -127,5 +128,23 @@ fn ip_address(address: &Address) -> IpAddr {
         v6.to_canonical()
     } else {
         IpAddr::V6(v6)
+    }
+}
+
+impl Names for Directory {
+    fn tenant(&self, slot: u32) -> Option<&str> {
+        self.tenants.get(&slot).map(String::as_str)
+    }
+
+    fn service(&self, slot: u32) -> Option<&str> {
+        self.services.get(&slot).map(|service| service.name.as_str())
+    }
+
+    fn backend(&self, slot: u32) -> Option<&str> {
+        self.backends.get(&slot).map(|backend| backend.name.as_str())
+    }
+
+    fn rule(&self, index: u32) -> Option<&str> {
+        self.rules.get(index as usize).map(|rule| rule.name.as_str())
     }
 }
