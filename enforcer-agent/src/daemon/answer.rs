@@ -77,14 +77,11 @@ impl Core {
             Request::MapsList => self.map_list().map(Reply::MapsList),
             Request::MapsDump { name, limit } => self.map_dump(&name, limit).map(Reply::MapsDump),
             Request::AuditTail { from, limit } => {
-                let records = self
+                let (records, next) = self
                     .audit
                     .tail(from, limit.min(MAX_ROWS) as usize)
                     .await
                     .map_err(internal)?;
-                let next = records
-                    .last()
-                    .map_or(from.unwrap_or(1), |record| record.sequence + 1);
                 Ok(Reply::AuditTail(AuditTailReply { records, next }))
             }
             Request::Metrics => {
@@ -130,7 +127,10 @@ impl Core {
                 recorded: sum(|tally| tally.recorded),
                 aggregated: sum(|tally| tally.aggregated),
                 lost: sum(|tally| tally.lost) + log.lost,
-                segment: log.segment.display().to_string(),
+                segment: log
+                    .segment
+                    .map(|path| path.display().to_string())
+                    .unwrap_or_default(),
                 error: log.error,
             },
             nvml: match &self.nvml {

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use enforcer_common::decide::limiter::Limiter;
@@ -18,9 +17,9 @@ use super::counters::{self, Unrecorded};
 use super::monitor::Monitor;
 use super::persist::{self, AppliedPolicy, State};
 use super::{Event, RunError, records};
-use crate::adapters::audit_file::AuditLog;
+use crate::adapters::audit_file::AuditHandle;
 use crate::adapters::dataplane::{
-    self, AttachMode, Attachment, Dataplane, DataplaneError, Mode, Settings, Swept,
+    self, AttachMode, Attachment, Dataplane, DataplaneError, EventsReady, Mode, Settings, Swept,
 };
 use crate::adapters::neighbours::{HostNetwork, NextHop, NextHopError};
 use crate::api::{ApiError, ErrorCode};
@@ -65,7 +64,7 @@ pub(super) struct Core {
     pub(super) state: State,
     pub(super) active: Option<Active>,
     pub(super) directory: Directory,
-    pub(super) audit: AuditLog,
+    pub(super) audit: AuditHandle,
     pub(super) attachments: Vec<Attachment>,
     pub(super) started: Instant,
     pub(super) open_flows: u64,
@@ -85,7 +84,7 @@ impl Core {
     /// is ever judged by tables that are not there.
     pub(super) async fn start(
         config: Config,
-        audit: AuditLog,
+        audit: AuditHandle,
         network: &HostNetwork,
         events: mpsc::Sender<Event>,
     ) -> Result<Self, RunError> {
@@ -266,8 +265,8 @@ impl Core {
         self.active.as_ref().map(|active| active.digest.clone())
     }
 
-    pub(super) fn events_fd(&self) -> std::io::Result<OwnedFd> {
-        self.dataplane.maps.events_fd()
+    pub(super) fn events_ready(&self) -> std::io::Result<EventsReady> {
+        self.dataplane.maps.events_ready()
     }
 
     pub(super) fn destinations(&self) -> watch::Receiver<Vec<(String, IpAddr)>> {
@@ -619,10 +618,15 @@ impl Core {
     /// Writes down that a peer changed something, and waits until that is on the disk.
     pub(super) async fn record_control(&mut self, actor: Actor, change: Change) -> Result<(), ApiError> {
         let entry = records::control(self.generation(), self.digest(), Some(actor), change);
-        self.audit.record_synced(entry).await.map_err(|error| {
-            let message = format!("the change is in force, but the audit log could not be written: {error}");
-            ApiError::new(ErrorCode::Internal, message)
-        })
+        self.audit
+            .record_synced(entry)
+            .await
+            .map(|_| ())
+            .map_err(|error| {
+                let message =
+                    format!("the change is in force, but the audit log could not be written: {error}");
+                ApiError::new(ErrorCode::Internal, message)
+            })
     }
 
     /// The end of the daemon. Everything that is pinned stays.
@@ -632,7 +636,6 @@ impl Core {
         if let Err(error) = self.audit.record_synced(entry).await {
             warn!(%error, "the last audit record was not written");
         }
-        self.audit.close().await;
     }
 }
 

@@ -23,14 +23,12 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, info, warn};
 
 use self::core::Core;
-use crate::adapters::audit_file::{AuditError, AuditLog};
+use crate::adapters::audit_file::{AuditError, AuditLog, Settings};
 use crate::adapters::dataplane::{self, DataplaneError, FlowSweeper, Swept, Timeouts};
 use crate::adapters::metrics_http;
 use crate::adapters::neighbours::{HostNetwork, NetworkError, NextHop, NextHopError};
@@ -46,6 +44,8 @@ use crate::pure::weights::Reading;
 const EVENT_QUEUE: usize = 1024;
 /// Requests that wait for the loop.
 const REQUEST_QUEUE: usize = 16;
+/// Audit records that wait for the disk; further ones are counted as lost.
+const AUDIT_QUEUE: usize = 16_384;
 /// Kernel events that are taken in one turn of the loop, so that requests are not starved by a flood.
 const EVENTS_PER_TURN: usize = 4096;
 /// Between two folds of telemetry into weights.
@@ -133,9 +133,14 @@ enum Turn {
 pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
     let listener = ControlListener::bind(&config.socket, config.socket_group.as_deref())?;
     let network = HostNetwork::open()?;
-    let audit = AuditLog::open(&config.audit, records::identity()).await?;
+    let audit = AuditLog::open(Settings {
+        directory: config.audit.directory.clone(),
+        segment_bytes: config.audit.segment_bytes,
+        identity: records::identity(),
+        queue_records: AUDIT_QUEUE,
+    })?;
     let (events, mut event_queue) = mpsc::channel(EVENT_QUEUE);
-    let mut core = Core::start(config, audit, &network, events.clone()).await?;
+    let mut core = Core::start(config, audit.handle(), &network, events.clone()).await?;
     let timeouts = timeouts(&core.config.flow_table);
     let sweeper = FlowSweeper::open(&core.config.pin_directory(), timeouts)?;
     std::thread::Builder::new()
@@ -162,6 +167,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
     let _ = stop_server.send(());
     let _ = server.await;
     core.stop().await;
+    audit.close().await;
     outcome
 }
 
@@ -207,10 +213,7 @@ async fn turn_until(
     requests: &mut mpsc::Receiver<Incoming>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let kernel = core
-        .events_fd()
-        .and_then(|descriptor| Ok(AsyncFd::register_with_interest(descriptor, Interest::READABLE)?))
-        .map_err(RunError::Watch)?;
+    let kernel = core.events_ready().map_err(RunError::Watch)?;
     let mut fold = interval(FOLD_INTERVAL);
     fold.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tokio::pin!(shutdown);

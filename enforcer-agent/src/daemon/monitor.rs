@@ -82,7 +82,7 @@ impl Monitor {
                 ));
             }
             Err(error) => {
-                warn!(backend = name, %error, "health check cannot be made; the back end counts as healthy")
+                warn!(backend = name, %error, "health check cannot be made; the back end counts as healthy");
             }
         }
         let limits = ScrapeLimits {

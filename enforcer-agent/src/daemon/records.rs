@@ -86,21 +86,3 @@ pub(super) fn flow_closed(closed: &ClosedFlow, directory: &Directory, digest: Op
         ..Entry::new(Kind::FlowClosed, Timestamp::now(), kernel_now_ns(), generation)
     }
 }
-
-impl Names for Directory {
-    fn tenant(&self, slot: u32) -> Option<&str> {
-        self.tenants.get(&slot).map(String::as_str)
-    }
-
-    fn service(&self, slot: u32) -> Option<&str> {
-        self.services.get(&slot).map(|service| service.name.as_str())
-    }
-
-    fn backend(&self, slot: u32) -> Option<&str> {
-        self.backends.get(&slot).map(|backend| backend.name.as_str())
-    }
-
-    fn rule(&self, index: u32) -> Option<&str> {
-        self.rules.get(index as usize).map(|rule| rule.name.as_str())
-    }
-}

@@ -1,7 +1,5 @@
 //! Typed handles of the maps.
 
-use std::os::fd::{AsFd as _, OwnedFd};
-
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{Ebpf, Pod};
 use enforcer_common::Fields;
@@ -18,6 +16,7 @@ use enforcer_common::schema::{
 };
 
 use super::DataplaneError;
+use super::events::EventsReady;
 use crate::api::reply::{MapEntry, MapField};
 use crate::install::Banks;
 use crate::pure::audit::flow_tuple;
@@ -213,12 +212,12 @@ impl Maps {
             .map_err(named("REPLIES"))
     }
 
-    /// A descriptor that becomes readable when there are events.
+    /// Readiness of the ring buffer.
     ///
     /// # Errors
-    /// If the process has no descriptors left.
-    pub fn events_fd(&self) -> std::io::Result<OwnedFd> {
-        self.events.as_fd().try_clone_to_owned()
+    /// If the descriptor cannot be watched.
+    pub fn events_ready(&self) -> std::io::Result<EventsReady> {
+        EventsReady::watch(&self.events)
     }
 
     /// The next event, if there is one.

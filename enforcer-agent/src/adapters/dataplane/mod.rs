@@ -7,6 +7,7 @@
 //! - `programs/NAME`: the programs, for inspection.
 
 mod attach;
+mod events;
 mod maps;
 mod sweep;
 
@@ -21,6 +22,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use enforcer_common::schema::{MAPS, SCHEMA_HASH};
 
 pub use attach::{AttachMode, Attachment, Mode, detach};
+pub use events::EventsReady;
 pub use maps::{Maps, Tally};
 pub use sweep::{ClosedFlow, FlowSweeper, Swept, Timeouts};
 
