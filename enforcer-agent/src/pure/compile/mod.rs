@@ -280,30 +280,27 @@ pub fn compile(inputs: &Inputs<'_>) -> Result<Compiled, CompileError> {
     })
 }
 
+/// The families of every service, each with the service's index in the policy.
+fn halves(policy: &ResolvedPolicy) -> Vec<(usize, &Service, Family)> {
+    let has = |service: &Service, family| {
+        service
+            .addresses
+            .iter()
+            .any(|address| Family::of(*address) == family)
+    };
+    let mut halves = Vec::new();
+    for (index, service) in policy.services.iter().enumerate() {
+        let families = [Family::V4, Family::V6]
+            .into_iter()
+            .filter(|family| has(service, *family));
+        halves.extend(families.map(|family| (index, service, family)));
+    }
+    halves
+}
+
 fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError> {
     let policy = inputs.policy;
-    let families = |service: &Service| {
-        let has = |family| {
-            service
-                .addresses
-                .iter()
-                .any(|address| Family::of(*address) == family)
-        };
-        [Family::V4, Family::V6]
-            .into_iter()
-            .filter(move |family| has(*family))
-            .collect::<Vec<_>>()
-    };
-    let halves: Vec<(usize, &Service, Family)> = policy
-        .services
-        .iter()
-        .enumerate()
-        .flat_map(|(index, service)| {
-            families(service)
-                .into_iter()
-                .map(move |family| (index, service, family))
-        })
-        .collect();
+    let halves = halves(policy);
     let slots = inputs.slots.next(
         policy.tenants.iter().map(|tenant| tenant.name.clone()),
         halves
