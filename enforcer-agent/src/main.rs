@@ -4,7 +4,9 @@ use enforcer_agent::{config::Config, daemon};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt().init();
-    let path = std::env::args_os().nth(3).ok_or("usage: enforcer-agent run --config FILE")?;
+    let path = std::env::args_os()
+        .nth(3)
+        .ok_or("usage: enforcer-agent run --config FILE")?;
     let config = Config::load(path.as_ref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -82,6 +82,14 @@ const fn shaped(shape: Shape, network_offset: u32) -> Frame {
 /// Parses an Ethernet frame.
 #[inline(always)]
 pub fn parse<W: Window + ?Sized>(window: &W) -> Frame {
+    let link = window.words::<3>(0).unwrap_or([0; 3]);
+    let mut frame = network(window);
+    frame.link = link;
+    frame
+}
+
+#[inline(always)]
+fn network<W: Window + ?Sized>(window: &W) -> Frame {
     let mut offset = 12;
     for _ in 0..=MAX_VLAN_TAGS {
         let Some(ethertype_be) = window.half(offset) else {
