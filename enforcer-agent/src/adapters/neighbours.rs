@@ -11,7 +11,9 @@ use std::net::IpAddr;
 
 use futures::{StreamExt, TryStreamExt, pin_mut};
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -50,6 +52,20 @@ pub struct Interface {
     pub mtu_bytes: u32,
     /// Whether it was set up (not whether the cable is in).
     pub is_up: bool,
+    /// Whether an XDP program is attached, and if so whether in the generic hook.
+    pub xdp: XdpHook,
+}
+
+/// Where an interface runs XDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum XdpHook {
+    /// Nowhere.
+    #[default]
+    None,
+    /// In the driver or the device.
+    Native,
+    /// After the socket buffer is built.
+    Generic,
 }
 
 /// An address of this host.
@@ -349,6 +365,7 @@ fn interface_of(link: &LinkMessage) -> Interface {
         mac: None,
         mtu_bytes: 0,
         is_up: link.header.flags.contains(LinkFlags::Up),
+        xdp: XdpHook::None,
     };
     for attribute in &link.attributes {
         match attribute {
@@ -357,10 +374,23 @@ fn interface_of(link: &LinkMessage) -> Interface {
             LinkAttribute::Address(address) if link.header.link_layer_type == LinkLayerType::Ether => {
                 interface.mac = mac_of(address);
             }
+            LinkAttribute::Xdp(attributes) => interface.xdp = xdp_hook(attributes),
             _ => {}
         }
     }
     interface
+}
+
+fn xdp_hook(attributes: &[LinkXdp]) -> XdpHook {
+    let attached = attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::Attached(attached) => Some(attached),
+        _ => None,
+    });
+    match attached {
+        Some(XdpAttached::Driver | XdpAttached::Hardware | XdpAttached::Multiple) => XdpHook::Native,
+        Some(XdpAttached::SocketBuffer) => XdpHook::Generic,
+        _ => XdpHook::None,
+    }
 }
 
 /// A neighbour whose Ethernet address the kernel itself would use. A stale one is: the kernel sends to it first and

@@ -30,6 +30,7 @@ use crate::pure::audit::{self, Change, flow_tuple};
 use crate::pure::compile::{Directory, Inputs};
 use crate::pure::explain::{self, Known, Question};
 use crate::pure::health::HealthStatus;
+use crate::pure::metrics;
 use crate::pure::policy::{self, Diagnostic};
 use crate::pure::snapshot::Snapshot;
 use crate::pure::weights::weight_of;
@@ -85,9 +86,9 @@ impl Core {
                 Ok(Reply::AuditTail(AuditTailReply { records, next }))
             }
             Request::Metrics => {
-                self.publish_metrics().await;
+                let snapshot = self.metrics_snapshot().map_err(internal)?;
                 Ok(Reply::Metrics(MetricsReply {
-                    text: self.metrics.borrow().clone(),
+                    text: metrics::render(&snapshot),
                 }))
             }
             Request::Detach => self.detach(actor).await.map(Reply::Detach),

@@ -21,7 +21,7 @@ use crate::adapters::audit_file::AuditHandle;
 use crate::adapters::dataplane::{
     self, AttachMode, Attachment, Dataplane, DataplaneError, EventsReady, Mode, Settings, Swept,
 };
-use crate::adapters::neighbours::{HostNetwork, NextHop, NextHopError};
+use crate::adapters::neighbours::{HostNetwork, NextHop, NextHopError, XdpHook};
 use crate::api::{ApiError, ErrorCode};
 use crate::config::{self, Config};
 use crate::install::{Banks as _, InstallError, Installed, Installer};
@@ -76,7 +76,6 @@ pub(super) struct Core {
     unrecorded: Unrecorded,
     monitor: Monitor,
     destinations: watch::Sender<Vec<(String, IpAddr)>>,
-    pub(super) metrics: watch::Sender<String>,
 }
 
 impl Core {
@@ -130,7 +129,6 @@ impl Core {
             unrecorded: Unrecorded::default(),
             monitor,
             destinations: watch::Sender::new(Vec::new()),
-            metrics: watch::Sender::new(String::new()),
             config,
         };
         let fresh = !core.dataplane.adopted;
@@ -183,6 +181,28 @@ impl Core {
         let mut started = records::entry(Kind::Started, self.generation(), self.digest());
         started.change = Some(change);
         self.audit.record_synced(started).await?;
+        // Last, since until then a failed start tells by the mode what it must not take away.
+        self.name_adopted_modes(network).await
+    }
+
+    /// What an earlier agent attached says nothing of its mode; the interface does.
+    async fn name_adopted_modes(&mut self, network: &HostNetwork) -> Result<(), RunError> {
+        let interfaces = network.interfaces().await?;
+        for attachment in self
+            .attachments
+            .iter_mut()
+            .filter(|attachment| attachment.mode == Mode::Adopted)
+        {
+            let found = interfaces
+                .iter()
+                .find(|interface| interface.ifindex == attachment.ifindex);
+            attachment.mode = match found.map(|interface| interface.xdp) {
+                Some(XdpHook::Generic) => Mode::Generic {
+                    why: "an earlier agent attached it so".to_owned(),
+                },
+                _ => Mode::Native,
+            };
+        }
         Ok(())
     }
 
@@ -271,10 +291,6 @@ impl Core {
 
     pub(super) fn destinations(&self) -> watch::Receiver<Vec<(String, IpAddr)>> {
         self.destinations.subscribe()
-    }
-
-    pub(super) fn metrics_text(&self) -> watch::Receiver<String> {
-        self.metrics.subscribe()
     }
 
     pub(super) fn nvml_present(&mut self) {
@@ -479,7 +495,7 @@ impl Core {
     }
 
     /// Folds telemetry into weights, once a second, and looks after everything else that is due then.
-    pub(super) async fn fold(&mut self) {
+    pub(super) fn fold(&mut self) {
         let now_ns = records::kernel_now_ns();
         let slots = self.directory.backends.iter();
         let connections = slots
@@ -492,7 +508,9 @@ impl Core {
                 Some((backend.name.clone(), open))
             })
             .collect();
+        let mut moved = false;
         for change in self.fleet.fold(now_ns, &connections) {
+            moved |= change.from != change.to;
             let mut causes: Vec<String> = change.causes.iter().map(ToString::to_string).collect();
             if change.drain_refused {
                 causes.push("half of the pool is out already, so it keeps a small share".to_owned());
@@ -506,14 +524,16 @@ impl Core {
             };
             self.note(Kind::WeightChange, Some(change.backend), change_record);
         }
-        self.judge_pools();
-        self.refresh("weights");
+        if self.judge_pools() | moved | self.failing.contains_key("install") {
+            self.refresh("weights");
+        }
         self.record_unrecorded();
-        self.publish_metrics().await;
     }
 
-    fn judge_pools(&mut self) {
-        let Some(active) = &self.active else { return };
+    /// Whether any failed or returned.
+    fn judge_pools(&mut self) -> bool {
+        let Some(active) = &self.active else { return false };
+        let mut changed = false;
         for (pool, change) in self.fleet.judge_pools(&active.policy, records::kernel_now_ns()) {
             info!(
                 pool,
@@ -534,7 +554,9 @@ impl Core {
                 ..Change::default()
             };
             self.note(Kind::PoolState, Some(pool), change);
+            changed = true;
         }
+        changed
     }
 
     /// Puts into force what followed from something that nobody asked for; a failure is tried again with the next fold.

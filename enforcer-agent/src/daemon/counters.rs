@@ -139,19 +139,8 @@ impl Unrecorded {
 }
 
 impl super::core::Core {
-    /// Renders the metrics for the endpoint.
-    pub(super) async fn publish_metrics(&mut self) {
-        match self.metrics_snapshot() {
-            Ok(snapshot) => {
-                self.metrics.send_replace(metrics::render(&snapshot));
-            }
-            Err(error) => {
-                self.failing.insert("metrics", error.to_string());
-            }
-        }
-    }
-
-    fn metrics_snapshot(&self) -> Result<metrics::Snapshot, DataplaneError> {
+    /// What the metrics are rendered from.
+    pub(super) fn metrics_snapshot(&self) -> Result<metrics::Snapshot, DataplaneError> {
         let maps = &self.dataplane.maps;
         let log = self.audit.status();
         let counted = all(maps, &self.directory)?;

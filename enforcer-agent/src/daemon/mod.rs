@@ -35,7 +35,7 @@ use crate::adapters::neighbours::{HostNetwork, NetworkError, NextHop, NextHopErr
 use crate::adapters::nvml::{self, NvmlState};
 use crate::adapters::probe::ProbeResult;
 use crate::api::server::{ControlListener, Incoming, ListenError, serve};
-use crate::api::{Reply, Request};
+use crate::api::{Actor, Reply, Request};
 use crate::config::{Config, FlowTable};
 use crate::pure::telemetry::{EngineSample, GpuSample};
 use crate::pure::weights::Reading;
@@ -54,6 +54,8 @@ const FOLD_INTERVAL: Duration = Duration::from_secs(1);
 const NETWORK_INTERVAL: Duration = Duration::from_secs(1);
 /// The same while a next hop is missing.
 const NETWORK_HURRY: Duration = Duration::from_millis(100);
+/// Looks in a hurry after the back ends changed; a back end that no route leads to is then looked for at leisure.
+const HURRIED_LOOKS: u32 = 100;
 /// Between two sweeps of the flow table.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -150,9 +152,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
             move || sweep_for_ever(sweeper, &events)
         })
         .map_err(RunError::Watch)?;
-    let background = start_background(&mut core, network, &events).await?;
-
     let (requests, mut request_queue) = mpsc::channel(REQUEST_QUEUE);
+    let background = start_background(&mut core, network, &events, &requests).await?;
     let (stop_server, server_stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(serve(listener, requests, async {
         let _ = server_stopped.await;
@@ -178,6 +179,7 @@ async fn start_background(
     core: &mut Core,
     network: HostNetwork,
     events: &mpsc::Sender<Event>,
+    requests: &mpsc::Sender<Incoming>,
 ) -> Result<Background, RunError> {
     let mut tasks = Background::new();
     tasks.spawn(watch_network(network, core.destinations(), events.clone()));
@@ -185,7 +187,10 @@ async fn start_background(
         let endpoint = metrics_http::bind(address)
             .await
             .map_err(|source| RunError::Metrics { address, source })?;
-        tasks.spawn(metrics_http::serve(endpoint, core.metrics_text()));
+        let requests = requests.clone();
+        tasks.spawn(metrics_http::serve(endpoint, move || {
+            ask_for_metrics(requests.clone())
+        }));
     }
     let every = core.config.telemetry.interval;
     // Loading NVML can block for seconds.
@@ -205,6 +210,27 @@ async fn start_background(
         Err(error) => core.nvml_absent(error.to_string()),
     }
     Ok(tasks)
+}
+
+/// The metrics endpoint asks the loop as any reader does.
+async fn ask_for_metrics(requests: mpsc::Sender<Incoming>) -> Option<String> {
+    let (answer, answered) = oneshot::channel();
+    let actor = Actor {
+        uid: rustix::process::geteuid().as_raw(),
+        pid: None,
+    };
+    requests
+        .send(Incoming {
+            request: Request::Metrics,
+            actor,
+            answer,
+        })
+        .await
+        .ok()?;
+    match answered.await {
+        Ok(Ok(Reply::Metrics(metrics))) => Some(metrics.text),
+        _ => None,
+    }
 }
 
 async fn turn_until(
@@ -227,7 +253,7 @@ async fn turn_until(
                 }
             }
             Some(event) = events.recv() => core.happened(event).await,
-            _ = fold.tick() => core.fold().await,
+            _ = fold.tick() => core.fold(),
             ready = kernel.readable() => {
                 let mut guard = ready.map_err(RunError::Watch)?;
                 if core.take_kernel_events(EVENTS_PER_TURN) < EVENTS_PER_TURN {
@@ -290,11 +316,16 @@ fn sweep_for_ever(mut sweeper: FlowSweeper, events: &mpsc::Sender<Event>) {
 /// Looks at routes, neighbours and addresses; oftener as long as a next hop is missing.
 async fn watch_network(
     network: HostNetwork,
-    destinations: tokio::sync::watch::Receiver<Vec<(String, IpAddr)>>,
+    mut destinations: tokio::sync::watch::Receiver<Vec<(String, IpAddr)>>,
     events: mpsc::Sender<Event>,
 ) {
+    let mut looks = 0;
     loop {
-        let wanted = destinations.borrow().clone();
+        if destinations.has_changed().unwrap_or(false) {
+            looks = 0;
+        }
+        looks += 1;
+        let wanted = destinations.borrow_and_update().clone();
         let event = match look(&network, wanted).await {
             Ok(event) => event,
             Err(error) => Event::Failing {
@@ -302,7 +333,9 @@ async fn watch_network(
                 error: error.to_string(),
             },
         };
-        let hurry = matches!(&event, Event::Network { hops, .. } if hops.iter().any(|(_, hop)| hop.is_err()));
+        let missing =
+            matches!(&event, Event::Network { hops, .. } if hops.iter().any(|(_, hop)| hop.is_err()));
+        let hurry = missing && looks < HURRIED_LOOKS;
         if events.send(event).await.is_err() {
             return;
         }

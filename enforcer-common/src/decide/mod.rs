@@ -229,10 +229,13 @@ pub fn judge<F: Facts>(facts: &F, packet: &Packet, now_ns: u64) -> Decision {
 pub fn judge_egress<F: Facts>(facts: &F, packet: &Packet, now_ns: u64) -> Decision {
     let generation = facts.generation();
     let decision = Decision::new(Reason::NotService, generation);
+    let mut packet = *packet;
+    // The stack has taken its one already: what it sends out is in time.
+    packet.hop_limit = packet.hop_limit.saturating_add(1);
     from_backend(
         facts,
         (generation & 1) as u32,
-        packet,
+        &packet,
         decision,
         Reason::NotService,
         now_ns,

@@ -125,7 +125,8 @@ fn slots_without_a_name_are_given_by_number_and_nobody_is_absent() {
 
 #[test]
 fn codes_that_are_not_declared_are_errors() {
-    let cases: [(&str, fn(&mut EventRecord)); 4] = [
+    type Spoil = fn(&mut EventRecord);
+    let cases: [(&str, Spoil); 4] = [
         ("kind", |event| event.kind = 99),
         ("reason", |event| event.reason = 31),
         ("direction", |event| event.direction = 2),

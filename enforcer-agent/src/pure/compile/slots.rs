@@ -2,7 +2,8 @@
 //!
 //! The data path keeps limiter state, counters and flows by slot, and none of that is reset by a change of policy: so a
 //! name keeps its slot for as long as it exists. A slot that becomes free is not given out by the compile that freed it,
-//! since flows that were made a moment ago still bear it; after that the lowest free one goes first.
+//! since flows that were made a moment ago still bear it. After that it is at the end of the line: slots are given out in
+//! turn, so that a slot's counters and the flows that still bear it belong to another name as late as can be.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,8 +26,12 @@ pub struct Slots {
 
 /// Slots by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SlotMap(BTreeMap<String, u32>);
+#[serde(rename_all = "camelCase")]
+pub struct SlotMap {
+    slots: BTreeMap<String, u32>,
+    /// Where the search for a free slot begins.
+    next: u32,
+}
 
 /// What a service's slot goes by: its name, and the family, since each family of a service has a slot.
 #[must_use]
@@ -77,41 +82,51 @@ impl SlotMap {
     /// # Panics
     /// If the name has no slot.
     pub(super) fn slot(&self, name: &str) -> u32 {
-        self.0[name]
+        self.slots[name]
     }
 
     /// The slot of a name, if it has one.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<u32> {
-        self.0.get(name).copied()
+        self.slots.get(name).copied()
     }
 
     /// Names and slots, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.0.iter().map(|(name, slot)| (name.as_str(), *slot))
+        self.slots.iter().map(|(name, slot)| (name.as_str(), *slot))
     }
 
     fn next(&self, names: impl Iterator<Item = String>, range: std::ops::Range<u32>) -> Option<Self> {
         // In the order of names, so that it does not depend on where in the policy a name stands.
         let names: BTreeSet<String> = names.collect();
-        let taken: BTreeSet<u32> = self.0.values().copied().collect();
-        let mut free = range.clone().filter(|slot| !taken.contains(slot));
-        let mut next = BTreeMap::new();
+        let taken: BTreeSet<u32> = self.slots.values().copied().collect();
+        let first = if range.contains(&self.next) {
+            self.next
+        } else {
+            range.start
+        };
+        let turn = (first..range.end).chain(range.start..first);
+        let mut free = turn.filter(|slot| !taken.contains(slot));
+        let (mut slots, mut next) = (BTreeMap::new(), first);
         for name in names {
             // A slot out of range can only come from a damaged state file.
-            let kept = self.0.get(&name).copied().filter(|slot| range.contains(slot));
+            let kept = self.slots.get(&name).copied().filter(|slot| range.contains(slot));
             let slot = match kept {
                 Some(slot) => slot,
-                None => free.next()?,
+                None => {
+                    let slot = free.next()?;
+                    next = slot + 1;
+                    slot
+                }
             };
-            next.insert(name, slot);
+            slots.insert(name, slot);
         }
         // Two names with one slot can only come from there as well; both would share limits and counters.
-        let distinct: BTreeSet<&u32> = next.values().collect();
-        if distinct.len() < next.len() {
-            return Self::default().next(next.into_keys(), range);
+        let distinct: BTreeSet<&u32> = slots.values().collect();
+        if distinct.len() < slots.len() {
+            return Self::default().next(slots.into_keys(), range);
         }
-        Some(Self(next))
+        Some(Self { slots, next })
     }
 }
 
@@ -128,12 +143,11 @@ mod tests {
     }
 
     fn map(entries: &[(&str, u32)]) -> SlotMap {
-        SlotMap(
-            entries
-                .iter()
-                .map(|(name, slot)| ((*name).to_owned(), *slot))
-                .collect(),
-        )
+        let slots = entries
+            .iter()
+            .map(|(name, slot)| ((*name).to_owned(), *slot))
+            .collect();
+        SlotMap { slots, next: 0 }
     }
 
     #[test]
