@@ -84,3 +84,29 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_gets_its_arguments_untouched() {
+        for words in [
+            ["--check", "--out", "x"].as_slice(),
+            &["--help"],
+            &["-h", "--keep"],
+            &[],
+        ] {
+            let line = ["cargo xtask", "demo"].iter().chain(words);
+            match Arguments::try_parse_from(line).map(|arguments| arguments.task) {
+                Ok(Task::Demo { arguments }) => assert_eq!(arguments, words),
+                _ => panic!("`demo {words:?}` was taken for something else"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -3,9 +3,10 @@
 use std::{
     env,
     io::{BufRead as _, BufReader, Read, Write},
-    process::{Command, Stdio},
-    sync::mpsc,
+    process::{Command, ExitStatus, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
     thread,
+    time::Duration,
 };
 
 use crate::{
@@ -98,7 +99,7 @@ fn run_phase(packages: &[&str], filter: Option<&str>, release: bool) -> Result<T
         compile::program_path("enforcer-agent", release),
     );
     eprintln!("$ {}", exec::display(&command));
-    run_and_count(&mut command, std::io::stdout(), std::io::stderr())
+    run_and_count(&mut command, std::io::stdout(), std::io::stderr(), OUTPUT_GRACE)
 }
 
 /// Runs a test command, passes its output on line by line, and counts.
@@ -106,6 +107,7 @@ fn run_and_count(
     command: &mut Command,
     stdout: impl Write + Send + 'static,
     stderr: impl Write + Send + 'static,
+    grace: Duration,
 ) -> Result<Tally> {
     let mut child = command
         .stdin(Stdio::null())
@@ -114,23 +116,35 @@ fn run_and_count(
         .spawn()
         .map_err(|source| exec::cannot_run(command, source))?;
     // The channel is bounded, so a harness that floods its output waits for us.
-    let (sender, lines) = mpsc::sync_channel(1024);
-    let stdout = child
-        .stdout
-        .take()
-        .map(|pipe| forward(pipe, stdout, sender.clone()));
-    let stderr = child.stderr.take().map(|pipe| forward(pipe, stderr, sender));
+    let (sender, events) = mpsc::sync_channel(1024);
+    let pipes = (child.stdout.take(), child.stderr.take());
+    if let (Some(from_stdout), Some(from_stderr)) = pipes {
+        forward(from_stdout, stdout, sender.clone());
+        forward(from_stderr, stderr, sender.clone());
+    }
+    thread::spawn(move || sender.send(Event::Ended(child.wait())));
+
     let mut tally = Tally::default();
-    for line in lines {
-        tally += count(&line);
+    let mut status = None;
+    loop {
+        let event = match status {
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(_) => events.recv_timeout(grace),
+        };
+        match event {
+            Ok(Event::Line(line)) => tally += count(&line),
+            Ok(Event::Ended(result)) => {
+                status = Some(result.map_err(|source| exec::cannot_run(command, source))?);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                eprintln!("error: a test left a process behind, which still holds the test's output open");
+                tally.failed += 1;
+                break;
+            }
+        }
     }
-    for reader in [stdout, stderr].into_iter().flatten() {
-        reader
-            .join()
-            .expect("a thread that only copies lines does not panic");
-    }
-    let status = child.wait().map_err(|source| exec::cannot_run(command, source))?;
-    if !status.success() && tally.failed == 0 {
+    if !status.is_some_and(|status| status.success()) && tally.failed == 0 {
         // It did not compile, or a test binary died before its summary.
         tally.failed = 1;
     }
@@ -139,21 +153,31 @@ fn run_and_count(
     Ok(tally)
 }
 
+/// What a running test command has to say.
+enum Event {
+    Line(String),
+    Ended(std::io::Result<ExitStatus>),
+}
+
+/// How long the output may stay open, in silence, after the command has ended. What it wrote is in the pipe by then.
+const OUTPUT_GRACE: Duration = Duration::from_secs(5);
+
+/// Copies lines to `sink` and to the channel until the pipe is closed or nobody counts any more.
 fn forward(
     pipe: impl Read + Send + 'static,
     mut sink: impl Write + Send + 'static,
-    sender: mpsc::SyncSender<String>,
-) -> thread::JoinHandle<()> {
+    sender: mpsc::SyncSender<Event>,
+) {
     thread::spawn(move || {
         for line in BufReader::new(pipe).split(b'\n').map_while(std::io::Result::ok) {
             let line = String::from_utf8_lossy(&line).into_owned();
             // A reader that went away (`| head`) is no reason to stop counting.
             let _closed = writeln!(sink, "{line}");
-            if sender.send(line).is_err() {
+            if sender.send(Event::Line(line)).is_err() {
                 return;
             }
         }
-    })
+    });
 }
 
 /// What one line of output says: a harness's summary, a skip mark, or nothing.
@@ -215,7 +239,14 @@ mod tests {
     /// The output goes nowhere: an outer `cargo xtask test` would count it.
     fn tally_of(script: &str) -> Tally {
         let mut command = Command::new("sh");
-        run_and_count(command.args(["-c", script]), std::io::sink(), std::io::sink()).expect("sh runs")
+        let grace = Duration::from_millis(200);
+        run_and_count(
+            command.args(["-c", script]),
+            std::io::sink(),
+            std::io::sink(),
+            grace,
+        )
+        .expect("sh runs")
     }
 
     #[test]
@@ -236,6 +267,19 @@ mod tests {
     #[test]
     fn a_harness_that_dies_counts_as_a_failure() {
         let tally = tally_of("echo 'test result: ok. 3 passed; 0 failed; 0 ignored'; kill -9 $$");
+        assert_eq!(
+            tally,
+            Tally {
+                passed: 3,
+                failed: 1,
+                skipped: 0
+            }
+        );
+    }
+
+    #[test]
+    fn a_process_left_behind_is_a_failure_and_no_hang() {
+        let tally = tally_of("echo 'test result: ok. 3 passed; 0 failed; 0 ignored'; sleep 3 &");
         assert_eq!(
             tally,
             Tally {

@@ -14,8 +14,12 @@ pub(super) const OLDEST_RUST: (u32, u32) = (1, 89);
 pub(super) const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
 /// Programs that tests and the demo run, and the packages that bring them.
-pub(super) const RUN_TIME_TOOLS: [(&str, &str); 3] =
-    [("ip", "iproute2"), ("tc", "iproute2"), ("ethtool", "ethtool")];
+pub(super) const RUN_TIME_TOOLS: [(&str, &str); 4] = [
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("kill", "procps"),
+    ("tc", "iproute2"),
+];
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]

@@ -111,7 +111,7 @@ impl fmt::Display for Step {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RefreshPackageLists => write!(formatter, "the lists of packages may be old"),
-            Self::InstallPackages(names) => write!(formatter, "{} Debian packages", names.len()),
+            Self::InstallPackages(names) => write!(formatter, "Debian packages, {} in all", names.len()),
             Self::LinkToolchain => write!(formatter, "make the distribution's compiler known to rustup"),
             Self::InstallLinker { llvm_major, .. } => {
                 write!(
