@@ -235,7 +235,9 @@ impl Segment {
     pub fn ip_bytes(mut self, bytes: usize) -> Self {
         self.payload.clear();
         let headers = self.bytes().len() - self.link_bytes();
-        let payload = bytes.checked_sub(headers).expect("more bytes than the headers have");
+        let payload = bytes
+            .checked_sub(headers)
+            .expect("more bytes than the headers have");
         self.payload(payload)
     }
 
@@ -410,12 +412,16 @@ impl Segment {
                 };
                 if self.transport == Transport::Udp {
                     header.checksum = match (self.from.ip(), self.to.ip()) {
-                        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                            header.calc_checksum_ipv4_raw(source.octets(), destination.octets(), &self.payload)
-                        }
-                        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                            header.calc_checksum_ipv6_raw(source.octets(), destination.octets(), &self.payload)
-                        }
+                        (IpAddr::V4(source), IpAddr::V4(destination)) => header.calc_checksum_ipv4_raw(
+                            source.octets(),
+                            destination.octets(),
+                            &self.payload,
+                        ),
+                        (IpAddr::V6(source), IpAddr::V6(destination)) => header.calc_checksum_ipv6_raw(
+                            source.octets(),
+                            destination.octets(),
+                            &self.payload,
+                        ),
                         _ => panic!("{} and {} are of two families", self.from, self.to),
                     }
                     .expect("at most 65535 bytes");
@@ -562,21 +568,31 @@ mod tests {
             syn("10.1.0.1:40000", "192.0.2.10:8000"),
             tcp("[2001:db8:1::1]:40000", "[2001:db8::10]:8000").payload(33),
             udp("10.1.0.1:40000", "192.0.2.10:53").payload(7).vlan(5).vlan(6),
-            udp("10.1.0.1:40000", "192.0.2.10:53").options(&[1, 1, 1, 0]).unchecked(),
+            udp("10.1.0.1:40000", "192.0.2.10:53")
+                .options(&[1, 1, 1, 0])
+                .unchecked(),
             tcp("[2001:db8:1::1]:1", "[2001:db8::10]:2").extension(0, &[0, 0, 1, 4, 0, 0, 0, 0]),
         ];
         for segment in segments {
             let seen = inspect(&segment.bytes()).unwrap_or_else(|error| panic!("{segment:?}: {error}"));
             assert_eq!((seen.key, seen.hop_limit), (segment.key(), 64));
             assert_eq!(seen.vlans, segment.vlans);
-            assert_eq!((seen.link_source, seen.link_destination), (CLIENT_MAC, BALANCER_MAC));
+            assert_eq!(
+                (seen.link_source, seen.link_destination),
+                (CLIENT_MAC, BALANCER_MAC)
+            );
         }
     }
 
     #[test]
     fn a_wrong_byte_is_noticed() {
         let frame = tcp("10.1.0.1:40000", "192.0.2.10:8000").payload(9).bytes();
-        for (offset, header) in [(14 + 8, "IPv4"), (14 + 12, "IPv4"), (14 + 20, "TCP"), (frame.len() - 1, "TCP")] {
+        for (offset, header) in [
+            (14 + 8, "IPv4"),
+            (14 + 12, "IPv4"),
+            (14 + 20, "TCP"),
+            (frame.len() - 1, "TCP"),
+        ] {
             let mut wrong = frame.clone();
             wrong[offset] ^= 0x40;
             assert!(

@@ -220,7 +220,9 @@ impl Rig {
             data_out: Some(&mut out),
             ..TestRunOptions::default()
         };
-        let result = program.test_run(options).map_err(refused("enforcer_egress", frame))?;
+        let result = program
+            .test_run(options)
+            .map_err(refused("enforcer_egress", frame))?;
         out.truncate(result.data_size_out as usize);
         Ok(Ran {
             verdict: Verdict::of_classifier(result.return_value),
@@ -303,7 +305,9 @@ pub fn run_xdp(program: &Xdp, frame: &[u8]) -> Result<Ran, RigError> {
         data_out: Some(&mut out),
         ..TestRunOptions::default()
     };
-    let result = program.test_run(options).map_err(refused("enforcer_xdp", frame))?;
+    let result = program
+        .test_run(options)
+        .map_err(refused("enforcer_xdp", frame))?;
     out.truncate(result.data_size_out as usize);
     Ok(Ran {
         verdict: Verdict::of_xdp(result.return_value),

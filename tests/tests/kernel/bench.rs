@@ -13,7 +13,7 @@ use enforcer_common::abi::event::{EVENT_FLOW_MOVED, EVENT_FLOW_OPENED, EVENT_REF
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
-use enforcer_tests::packet::Segment;
+use enforcer_tests::packet::{Segment, inspect};
 use enforcer_tests::rig::{Rig, Verdict};
 use enforcer_tests::world::World;
 
@@ -228,7 +228,7 @@ impl Bench {
                 Step::Inspect(what, inspect) => {
                     println!("inspect: {what}");
                     inspect(self);
-                },
+                }
             }
         }
     }
@@ -281,13 +281,30 @@ impl Bench {
         assert_eq!(*counted[0].1, new, "{what}: by how much it moved");
         assert_eq!(ran.verdict, row.verdict, "{what}: the verdict");
         let out = row.out.as_ref().unwrap_or(&row.frame);
+        let differ = |(_, (is, should)): &(usize, (&u8, &u8))| is != should;
+        let offsets: Vec<usize> = ran
+            .frame
+            .iter()
+            .zip(out)
+            .enumerate()
+            .filter(differ)
+            .map(|(offset, _)| offset)
+            .collect();
         assert!(
             ran.frame == *out,
-            "{what}: the frame that came out\n  is       {:02x?}\n  should be {out:02x?}",
-            ran.frame
+            "{what}: the frame that came out, of {} bytes, is\n{:?}\nand should be, of {} bytes,\n{:?}\n\
+             they differ at {offsets:?}",
+            ran.frame.len(),
+            inspect(&ran.frame),
+            out.len(),
+            inspect(out),
         );
         if row.reason.effect() != Effect::Forwarded {
-            assert_eq!(self.state(), state, "{what}: it was not forwarded and yet changed something");
+            assert_eq!(
+                self.state(),
+                state,
+                "{what}: it was not forwarded and yet changed something"
+            );
         }
         self.check_event(row, tenant, &what);
     }
@@ -332,7 +349,11 @@ impl Bench {
             for ((_, reason), tally) in tallies {
                 if reason.effect() == Effect::Refused {
                     called_for += tally.packets;
-                    assert_eq!(tally.packets, tally.recorded + tally.aggregated + tally.lost, "{reason:?}");
+                    assert_eq!(
+                        tally.packets,
+                        tally.recorded + tally.aggregated + tally.lost,
+                        "{reason:?}"
+                    );
                 }
                 told.recorded += tally.recorded;
                 told.aggregated += tally.aggregated;
@@ -340,7 +361,10 @@ impl Bench {
             }
         }
         self.events += self.rig.events().len() as u64;
-        assert_eq!(told.recorded, self.events, "events that were sent and events that came");
+        assert_eq!(
+            told.recorded, self.events,
+            "events that were sent and events that came"
+        );
         assert!(called_for <= told.recorded + told.aggregated + told.lost);
     }
 }

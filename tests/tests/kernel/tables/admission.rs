@@ -30,23 +30,52 @@ pub(super) fn table() -> Scenario {
     let bytes = client.network_bytes();
     let rows = vec![
         raw("ARP", arp(), 28),
-        raw("a frame of another protocol, 14 bytes long", arp()[..14].to_vec(), 0),
-        row("a stranger to a stranger", &tcp("198.51.100.1:1", "203.0.113.1:443")),
-        row("a tenant to a stranger", &tcp("10.1.0.1:40000", "203.0.113.1:443")),
+        raw(
+            "a frame of another protocol, 14 bytes long",
+            arp()[..14].to_vec(),
+            0,
+        ),
+        row(
+            "a stranger to a stranger",
+            &tcp("198.51.100.1:1", "203.0.113.1:443"),
+        ),
+        row(
+            "a tenant to a stranger",
+            &tcp("10.1.0.1:40000", "203.0.113.1:443"),
+        ),
         row("SSH to the host", &tcp("198.51.100.1:1", "10.9.0.254:22")),
         row("another port of a VIP", &syn("10.1.0.1:40000", "192.0.2.10:22")),
-        row("another protocol on the port of a service", &udp("10.1.0.1:40000", "192.0.2.10:8000")),
+        row(
+            "another protocol on the port of a service",
+            &udp("10.1.0.1:40000", "192.0.2.10:8000"),
+        ),
         raw("ICMP to a VIP", with_protocol(&client, 1), bytes),
-        raw("ICMPv6 to a VIP", with_protocol(&to_vip6, 58), to_vip6.network_bytes()),
+        raw(
+            "ICMPv6 to a VIP",
+            with_protocol(&to_vip6, 58),
+            to_vip6.network_bytes(),
+        ),
         raw("SCTP to a VIP", with_protocol(&client, 132), bytes),
-        row("a stranger to a service", &syn("198.51.100.1:1", "192.0.2.10:8000"))
-            .refused("", Reason::UnknownTenant),
-        row("a stranger to a service, IPv6", &syn("[2001:db8:2::1]:1", "[2001:db8::10]:8000"))
-            .refused("", Reason::UnknownTenant),
-        row("a tenant that no rule names", &syn("10.2.0.1:40000", "192.0.2.10:8000"))
-            .refused("globex", Reason::NoRule),
-        row("a service that no rule names", &syn("10.1.0.1:40000", "192.0.2.70:8000"))
-            .refused("acme", Reason::NoRule),
+        row(
+            "a stranger to a service",
+            &syn("198.51.100.1:1", "192.0.2.10:8000"),
+        )
+        .refused("", Reason::UnknownTenant),
+        row(
+            "a stranger to a service, IPv6",
+            &syn("[2001:db8:2::1]:1", "[2001:db8::10]:8000"),
+        )
+        .refused("", Reason::UnknownTenant),
+        row(
+            "a tenant that no rule names",
+            &syn("10.2.0.1:40000", "192.0.2.10:8000"),
+        )
+        .refused("globex", Reason::NoRule),
+        row(
+            "a service that no rule names",
+            &syn("10.1.0.1:40000", "192.0.2.70:8000"),
+        )
+        .refused("acme", Reason::NoRule),
         row("a deny wins the tie", &syn("10.3.0.1:40000", "192.0.2.10:8000"))
             .refused("initech", Reason::RuleDeny),
         row("a suspended tenant", &syn("10.4.0.1:40000", "192.0.2.10:8000"))
@@ -57,19 +86,41 @@ pub(super) fn table() -> Scenario {
             .refused("acme", Reason::NoHealthyBackend),
         row("nobody knows the way", &syn("10.1.0.1:40000", "192.0.2.50:8000"))
             .refused("acme", Reason::NoNextHop),
-        row("around the service to a back end", &tcp("10.1.0.1:40000", "10.9.0.1:9000"))
-            .refused("", Reason::Bypass),
+        row(
+            "around the service to a back end",
+            &tcp("10.1.0.1:40000", "10.9.0.1:9000"),
+        )
+        .refused("", Reason::Bypass),
         row("around it by UDP", &udp("198.51.100.1:40000", "10.9.0.1:9000")).refused("", Reason::Bypass),
-        row("around it over IPv6", &tcp("[2001:db8:1::1]:1", "[2001:db8:9::1]:9000"))
-            .refused("", Reason::Bypass),
-        raw("a ping to a back end", with_protocol(&client.clone().to("10.9.0.1:9000"), 1), bytes)
-            .refused("", Reason::Bypass),
-        row("a back end's packet that is no reply", &tcp("10.9.0.1:9000", "10.9.77.1:40000"))
-            .refused("", Reason::Bypass),
-        row("the host's own address within the protected network", &tcp("10.1.0.1:1", "10.9.0.254:443")),
-        row("a packet to the NAT address that is no reply", &tcp("10.9.0.1:9000", "10.9.0.250:20000")),
-        row("an ACK without a connection is judged like any other", &client.clone().flags(TCP_ACK))
-            .opens("acme", &translated(&client.flags(TCP_ACK), "10.9.0.1:9000")),
+        row(
+            "around it over IPv6",
+            &tcp("[2001:db8:1::1]:1", "[2001:db8:9::1]:9000"),
+        )
+        .refused("", Reason::Bypass),
+        raw(
+            "a ping to a back end",
+            with_protocol(&client.clone().to("10.9.0.1:9000"), 1),
+            bytes,
+        )
+        .refused("", Reason::Bypass),
+        row(
+            "a back end's packet that is no reply",
+            &tcp("10.9.0.1:9000", "10.9.77.1:40000"),
+        )
+        .refused("", Reason::Bypass),
+        row(
+            "the host's own address within the protected network",
+            &tcp("10.1.0.1:1", "10.9.0.254:443"),
+        ),
+        row(
+            "a packet to the NAT address that is no reply",
+            &tcp("10.9.0.1:9000", "10.9.0.250:20000"),
+        ),
+        row(
+            "an ACK without a connection is judged like any other",
+            &client.clone().flags(TCP_ACK),
+        )
+        .opens("acme", &translated(&client.flags(TCP_ACK), "10.9.0.1:9000")),
     ];
     Scenario {
         prepare,

@@ -26,7 +26,12 @@ fn direct(port: u16) -> Segment {
 /// Fills the table, then tries `more`, then lets the flows expire and tries again.
 fn filled(steps: Vec<Step>, more: &Segment, out: &Segment) -> Scenario {
     let mut steps = steps;
-    steps.push(row("there is no room", more).refused("acme", Reason::TableFull).times(3).into());
+    steps.push(
+        row("there is no room", more)
+            .refused("acme", Reason::TableFull)
+            .times(3)
+            .into(),
+    );
     steps.push(Step::Advance(Duration::from_secs(10)));
     steps.push(Step::Inspect("the sweep makes room", |bench| {
         let swept = bench.rig.sweep().unwrap();
@@ -42,7 +47,11 @@ fn filled(steps: Vec<Step>, more: &Segment, out: &Segment) -> Scenario {
 
 pub(super) fn flow_table() -> Scenario {
     let steps = (0..ROOM as u16)
-        .map(|index| row("fills the table", &direct(index + 1)).opens("acme", &relinked(&direct(index + 1))).into())
+        .map(|index| {
+            row("fills the table", &direct(index + 1))
+                .opens("acme", &relinked(&direct(index + 1)))
+                .into()
+        })
         .collect();
     filled(steps, &direct(99), &relinked(&direct(99)))
 }
@@ -51,7 +60,11 @@ pub(super) fn flow_table_behind_nat() -> Scenario {
     let client = |port: u16| opening().from(&format!("10.1.0.1:{port}"));
     let out = |port: u16| translated(&client(port), "10.9.0.1:9000");
     let steps = (0..ROOM as u16)
-        .map(|index| row("fills both tables", &client(index + 1)).opens("acme", &out(index + 1)).into())
+        .map(|index| {
+            row("fills both tables", &client(index + 1))
+                .opens("acme", &out(index + 1))
+                .into()
+        })
         .collect();
     filled(steps, &client(99), &out(99))
 }
@@ -73,9 +86,17 @@ pub(super) fn ports() -> Scenario {
     let unseen = syn("10.1.0.4:40000", "192.0.2.20:8000");
     let steps = vec![
         row("takes the only port", &first).opens("acme", &out).into(),
-        row("none is left", &second).refused("acme", Reason::TranslationExhausted).times(2).into(),
-        row("the connection that has it goes on", &first).continues("acme", &out).into(),
-        row("the same port towards another back end", &third).opens("acme", &beside).transmitted().into(),
+        row("none is left", &second)
+            .refused("acme", Reason::TranslationExhausted)
+            .times(2)
+            .into(),
+        row("the connection that has it goes on", &first)
+            .continues("acme", &out)
+            .into(),
+        row("the same port towards another back end", &third)
+            .opens("acme", &beside)
+            .transmitted()
+            .into(),
         row("Dnat needs none", &seen).opens("acme", &seen_out).into(),
         row("and knows no shortage", &unseen)
             .opens("acme", &super::onward(&unseen, "10.1.0.4:40000", "10.9.0.1:9000"))

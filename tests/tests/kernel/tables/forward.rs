@@ -28,13 +28,21 @@ fn conversation(opening: &Segment, onward: impl Fn(&Segment) -> Segment, backend
         row("data of an odd length", &data).continues("acme", &onward(&data)),
         row("an answer of an even length", &back).replies("acme", &homeward(&back, opening)),
         row("the last hop", &data.clone().hop_limit(1)).refused("acme", Reason::HopLimit),
-        row("the last hop but one", &data.clone().hop_limit(2)).continues("acme", &onward(&data.hop_limit(2))),
+        row("the last hop but one", &data.clone().hop_limit(2))
+            .continues("acme", &onward(&data.hop_limit(2))),
         row("an answer at its last hop", &back.clone().hop_limit(1)).refused("acme", Reason::HopLimit),
-        row("another port of the same client is another flow", &syn("10.1.0.1:41000", "192.0.2.10:8000")).opens(
+        row(
+            "another port of the same client is another flow",
+            &syn("10.1.0.1:41000", "192.0.2.10:8000"),
+        )
+        .opens(
             "acme",
             &translated(&syn("10.1.0.1:41000", "192.0.2.10:8000"), "10.9.0.1:9000"),
         ),
-        row("a port of the back end that nobody spoke to", &back.from("10.9.0.1:9001").to("203.0.113.9:7")),
+        row(
+            "a port of the back end that nobody spoke to",
+            &back.from("10.9.0.1:9001").to("203.0.113.9:7"),
+        ),
     ]
 }
 
@@ -44,9 +52,16 @@ pub(super) fn nat() -> Scenario {
     let dns4 = udp("10.1.0.1:40000", "192.0.2.10:53").payload(30);
     let dns6 = udp("[2001:db8:1::1]:40000", "[2001:db8::10]:53").payload(31);
     let unchecked = udp("10.1.0.9:40000", "192.0.2.10:53").payload(30).unchecked();
-    let mut rows = conversation(&v4, |segment| translated(segment, "10.9.0.1:9000"), "10.9.0.1:9000");
-    for (opening, backend) in [(&v6, "[2001:db8:9::1]:9000"), (&dns6, "[2001:db8:9::1]:9000"), (&dns4, "10.9.0.1:9000")]
-    {
+    let mut rows = conversation(
+        &v4,
+        |segment| translated(segment, "10.9.0.1:9000"),
+        "10.9.0.1:9000",
+    );
+    for (opening, backend) in [
+        (&v6, "[2001:db8:9::1]:9000"),
+        (&dns6, "[2001:db8:9::1]:9000"),
+        (&dns4, "10.9.0.1:9000"),
+    ] {
         let first = translated(opening, backend);
         let answer = from_backend(first.answer());
         rows.push(row("opened", opening).opens("acme", &first));
@@ -59,21 +74,33 @@ pub(super) fn nat() -> Scenario {
     rows.push(row("so does its answer", &answer).replies("acme", &homeward(&answer, &unchecked)));
     let beside = syn("10.1.0.1:40000", "192.0.2.40:8000");
     let out = onward(&beside, &nat_source(&beside), "10.9.0.2:9000");
-    rows.push(row("a back end on the clients' side", &beside).opens("acme", &out).transmitted());
+    rows.push(
+        row("a back end on the clients' side", &beside)
+            .opens("acme", &out)
+            .transmitted(),
+    );
     scenario(rows)
 }
 
 pub(super) fn dnat() -> Scenario {
-    let keep = |backend: &'static str| {
-        move |segment: &Segment| onward(segment, &segment.from.to_string(), backend)
-    };
+    let keep =
+        |backend: &'static str| move |segment: &Segment| onward(segment, &segment.from.to_string(), backend);
     let v4 = syn("10.1.0.1:40000", "192.0.2.20:8000");
     let mut rows = conversation(&v4, keep("10.9.0.1:9000"), "10.9.0.1:9000");
     let others = [
         (udp("10.1.0.1:40000", "192.0.2.20:53").payload(5), "10.9.0.1:9000"),
-        (syn("[2001:db8:1::1]:40000", "[2001:db8::20]:8000"), "[2001:db8:9::1]:9000"),
-        (udp("[2001:db8:1::1]:40000", "[2001:db8::20]:53").payload(6), "[2001:db8:9::1]:9000"),
-        (udp("10.1.0.7:40000", "192.0.2.20:53").payload(5).unchecked(), "10.9.0.1:9000"),
+        (
+            syn("[2001:db8:1::1]:40000", "[2001:db8::20]:8000"),
+            "[2001:db8:9::1]:9000",
+        ),
+        (
+            udp("[2001:db8:1::1]:40000", "[2001:db8::20]:53").payload(6),
+            "[2001:db8:9::1]:9000",
+        ),
+        (
+            udp("10.1.0.7:40000", "192.0.2.20:53").payload(5).unchecked(),
+            "10.9.0.1:9000",
+        ),
     ];
     for (opening, backend) in &others {
         let first = keep(backend)(opening);
@@ -135,11 +162,14 @@ pub(super) fn reopening() -> Scenario {
     ];
     let mut scenario = scenario(rows);
     scenario.steps.push(Step::Advance(Duration::from_secs(1)));
-    scenario.steps.push(Step::Inspect("one connection is open, and each SYN paid", |bench| {
-        let acme = bench.world.tenant("acme");
-        let open = bench.rig.dataplane().maps.open_connections(acme).unwrap();
-        assert_eq!(open, 1);
-    }));
+    scenario.steps.push(Step::Inspect(
+        "one connection is open, and each SYN paid",
+        |bench| {
+            let acme = bench.world.tenant("acme");
+            let open = bench.rig.dataplane().maps.open_connections(acme).unwrap();
+            assert_eq!(open, 1);
+        },
+    ));
     scenario
 }
 

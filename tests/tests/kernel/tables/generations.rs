@@ -44,22 +44,39 @@ pub(super) fn rules() -> Scenario {
     let answer = from_backend(to(&data, MAIN).answer());
     let other = client(2, 40_000);
     let deny = |world: &mut enforcer_tests::world::World| {
-        world.set_policy(&POLICY.replace(", mode: Shadow", "")).expect("a good policy");
+        world
+            .set_policy(&POLICY.replace(", mode: Shadow", ""))
+            .expect("a good policy");
     };
     let allow = |world: &mut enforcer_tests::world::World| {
         world.set_policy(POLICY).expect("a good policy");
     };
     let steps = vec![
-        row("opened while the deny is a shadow", &flow).opens("acme", &to(&flow, MAIN)).into(),
+        row("opened while the deny is a shadow", &flow)
+            .opens("acme", &to(&flow, MAIN))
+            .into(),
         row("opened", &other).opens("globex", &to(&other, MAIN)).into(),
-        row("answered", &answer).replies("acme", &homeward(&answer, &flow)).into(),
+        row("answered", &answer)
+            .replies("acme", &homeward(&answer, &flow))
+            .into(),
         Step::Change("the shadow is enforced", deny),
-        row("the open connection is refused", &data).refused("acme", Reason::RuleDeny).times(2).into(),
-        row("and its answers", &answer).refused("acme", Reason::RuleDeny).into(),
-        row("another tenant's connection goes on", &other).continues("globex", &to(&other, MAIN)).into(),
+        row("the open connection is refused", &data)
+            .refused("acme", Reason::RuleDeny)
+            .times(2)
+            .into(),
+        row("and its answers", &answer)
+            .refused("acme", Reason::RuleDeny)
+            .into(),
+        row("another tenant's connection goes on", &other)
+            .continues("globex", &to(&other, MAIN))
+            .into(),
         Step::Change("the deny is a shadow again", allow),
-        row("the connection goes on", &data).continues("acme", &to(&data, MAIN)).into(),
-        row("and its answers", &answer).replies("acme", &homeward(&answer, &flow)).into(),
+        row("the connection goes on", &data)
+            .continues("acme", &to(&data, MAIN))
+            .into(),
+        row("and its answers", &answer)
+            .replies("acme", &homeward(&answer, &flow))
+            .into(),
     ];
     Scenario::of(POLICY, steps)
 }
@@ -74,14 +91,28 @@ pub(super) fn back_ends() -> Scenario {
     let moved_answer = from_backend(to(&data, SPARE).answer());
     let steps = vec![
         row("opened", &flow).opens("acme", &to(&flow, MAIN)).into(),
-        Step::Change("gpu-1 drains", |world| world.set_backend("gpu-1", |status| status.draining = true)),
-        row("it keeps its connection", &data).continues("acme", &to(&data, MAIN)).into(),
-        row("and gets no new one", &second).opens("acme", &to(&second, SPARE)).into(),
-        Step::Change("gpu-1 fails", |world| world.set_backend("gpu-1", |status| status.healthy = false)),
-        row("its connection moves", &data).moves("acme", &to(&data, SPARE)).into(),
-        row("and stays there", &data).continues("acme", &to(&data, SPARE)).into(),
+        Step::Change("gpu-1 drains", |world| {
+            world.set_backend("gpu-1", |status| status.draining = true)
+        }),
+        row("it keeps its connection", &data)
+            .continues("acme", &to(&data, MAIN))
+            .into(),
+        row("and gets no new one", &second)
+            .opens("acme", &to(&second, SPARE))
+            .into(),
+        Step::Change("gpu-1 fails", |world| {
+            world.set_backend("gpu-1", |status| status.healthy = false)
+        }),
+        row("its connection moves", &data)
+            .moves("acme", &to(&data, SPARE))
+            .into(),
+        row("and stays there", &data)
+            .continues("acme", &to(&data, SPARE))
+            .into(),
         row("the failed back end's late answer is nobody's", &answer).into(),
-        row("the new one's counts", &moved_answer).replies("acme", &homeward(&moved_answer, &flow)).into(),
+        row("the new one's counts", &moved_answer)
+            .replies("acme", &homeward(&moved_answer, &flow))
+            .into(),
         Step::Inspect("the counts moved with it", |bench| {
             use enforcer_common::schema::backend_connections;
             let (one, two) = (bench.world.backend("gpu-1"), bench.world.backend("gpu-2"));
@@ -95,17 +126,25 @@ pub(super) fn back_ends() -> Scenario {
                 status.draining = false;
             });
         }),
-        row("what moved stays", &data).continues("acme", &to(&data, SPARE)).into(),
-        row("new connections prefer the first pool", &third).opens("acme", &to(&third, MAIN)).into(),
+        row("what moved stays", &data)
+            .continues("acme", &to(&data, SPARE))
+            .into(),
+        row("new connections prefer the first pool", &third)
+            .opens("acme", &to(&third, MAIN))
+            .into(),
         Step::Change("the way to gpu-1 is lost", |world| {
             world.set_backend("gpu-1", |status| status.next_hop = None);
         }),
-        row("its connections wait", &third).refused("acme", Reason::NoNextHop).into(),
+        row("its connections wait", &third)
+            .refused("acme", Reason::NoNextHop)
+            .into(),
         Step::Change("both fail", |world| {
             world.set_backend("gpu-1", |status| status.healthy = false);
             world.set_backend("gpu-2", |status| status.healthy = false);
         }),
-        row("nothing is left", &data).refused("acme", Reason::NoHealthyBackend).into(),
+        row("nothing is left", &data)
+            .refused("acme", Reason::NoHealthyBackend)
+            .into(),
     ];
     Scenario::of(POLICY, steps)
 }
@@ -118,24 +157,51 @@ pub(super) fn limiters() -> Scenario {
     let other_data = other.clone().flags(TCP_ACK);
     let steps = vec![
         row("opened", &flow).opens("acme", &to(&flow, MAIN)).into(),
-        row("used", &data).continues("acme", &to(&data, MAIN)).times(9).into(),
+        row("used", &data)
+            .continues("acme", &to(&data, MAIN))
+            .times(9)
+            .into(),
         row("over", &data).refused("acme", Reason::PacketRate).into(),
         row("opened", &other).opens("globex", &to(&other, MAIN)).into(),
-        row("used", &other_data).continues("globex", &to(&other_data, MAIN)).times(4).into(),
-        Step::Change("acme gets another limit on bytes, and a tenant before it in the alphabet arrives", |world| {
-            let edited = POLICY
-                .replace("sources: [10.1.0.0/16], limits: {", "sources: [10.1.0.0/16], limits: {bytesPerSecond: 1M, ")
-                .replace("tenants:\n", "tenants:\n  - {name: aaron, sources: [10.7.0.0/16]}\n");
-            world.set_policy(&edited).expect("a good policy");
-        }),
-        row("acme is over as before", &data).refused("acme", Reason::PacketRate).into(),
-        row("globex has five left", &other_data).continues("globex", &to(&other_data, MAIN)).times(5).into(),
-        row("and not six", &other_data).refused("globex", Reason::PacketRate).into(),
+        row("used", &other_data)
+            .continues("globex", &to(&other_data, MAIN))
+            .times(4)
+            .into(),
+        Step::Change(
+            "acme gets another limit on bytes, and a tenant before it in the alphabet arrives",
+            |world| {
+                let edited = POLICY
+                    .replace(
+                        "sources: [10.1.0.0/16], limits: {",
+                        "sources: [10.1.0.0/16], limits: {bytesPerSecond: 1M, ",
+                    )
+                    .replace(
+                        "tenants:\n",
+                        "tenants:\n  - {name: aaron, sources: [10.7.0.0/16]}\n",
+                    );
+                world.set_policy(&edited).expect("a good policy");
+            },
+        ),
+        row("acme is over as before", &data)
+            .refused("acme", Reason::PacketRate)
+            .into(),
+        row("globex has five left", &other_data)
+            .continues("globex", &to(&other_data, MAIN))
+            .times(5)
+            .into(),
+        row("and not six", &other_data)
+            .refused("globex", Reason::PacketRate)
+            .into(),
         Step::Inspect("the words are those of ten packets each", |bench| {
             let now_ns = bench.rig.now_ns();
             for tenant in ["acme", "globex"] {
                 let slot = bench.world.tenant(tenant);
-                let due_ns = bench.rig.dataplane().maps.limiter(slot, Limiter::Packets).unwrap();
+                let due_ns = bench
+                    .rig
+                    .dataplane()
+                    .maps
+                    .limiter(slot, Limiter::Packets)
+                    .unwrap();
                 assert_eq!(due_ns, now_ns + 1_000_000_000, "{tenant}");
             }
         }),
@@ -146,7 +212,9 @@ pub(super) fn limiters() -> Scenario {
             assert!(installed.in_place, "{installed:?}");
             assert_eq!((installed.generation, bench.generation()), (before, before));
         }),
-        row("and refills nothing either", &data).refused("acme", Reason::PacketRate).into(),
+        row("and refills nothing either", &data)
+            .refused("acme", Reason::PacketRate)
+            .into(),
     ];
     Scenario::of(POLICY, steps)
 }
@@ -161,16 +229,29 @@ pub(super) fn tenants() -> Scenario {
         Step::Change("acme is suspended", |world| {
             world.suspended.insert("acme".to_owned());
         }),
-        row("its open connection is refused", &data).refused("acme", Reason::Suspended).times(2).into(),
-        row("and its answers", &answer).refused("acme", Reason::Suspended).into(),
+        row("its open connection is refused", &data)
+            .refused("acme", Reason::Suspended)
+            .times(2)
+            .into(),
+        row("and its answers", &answer)
+            .refused("acme", Reason::Suspended)
+            .into(),
         Step::Change("acme is resumed", |world| world.suspended.clear()),
-        row("it goes on", &data).continues("acme", &to(&data, MAIN)).into(),
+        row("it goes on", &data)
+            .continues("acme", &to(&data, MAIN))
+            .into(),
         Step::Change("its source is given to globex", |world| {
-            let edited = POLICY.replace("10.1.0.0/16", "10.8.0.0/16").replace("10.2.0.0/16", "10.1.0.0/16");
+            let edited = POLICY
+                .replace("10.1.0.0/16", "10.8.0.0/16")
+                .replace("10.2.0.0/16", "10.1.0.0/16");
             world.set_policy(&edited).expect("a good policy");
         }),
-        row("the connection is globex's now", &data).continues("globex", &to(&data, MAIN)).into(),
-        row("and so are its answers", &answer).replies("globex", &homeward(&answer, &flow)).into(),
+        row("the connection is globex's now", &data)
+            .continues("globex", &to(&data, MAIN))
+            .into(),
+        row("and so are its answers", &answer)
+            .replies("globex", &homeward(&answer, &flow))
+            .into(),
         Step::Inspect("the connection is counted with its new tenant", |bench| {
             let (acme, globex) = (bench.world.tenant("acme"), bench.world.tenant("globex"));
             let maps = &bench.rig.dataplane().maps;
@@ -181,7 +262,9 @@ pub(super) fn tenants() -> Scenario {
             let edited = POLICY.replace("10.1.0.0/16", "10.8.0.0/16");
             world.set_policy(&edited).expect("a good policy");
         }),
-        row("the connection is refused", &data).refused("", Reason::UnknownTenant).into(),
+        row("the connection is refused", &data)
+            .refused("", Reason::UnknownTenant)
+            .into(),
     ];
     Scenario::of(POLICY, steps)
 }

@@ -36,14 +36,22 @@ pub(super) fn truncations() -> Scenario {
     for packet in &packets {
         let frame = packet.bytes();
         for length in 14..frame.len() {
-            rows.push(malformed("cut short", frame[..length].to_vec(), length as u64 - 14));
+            rows.push(malformed(
+                "cut short",
+                frame[..length].to_vec(),
+                length as u64 - 14,
+            ));
         }
     }
     let tagged = opening().vlan(9).bytes();
     for length in 14..tagged.len() {
         let frame = tagged[..length].to_vec();
         rows.push(if length < 18 {
-            raw("cut within the VLAN tag: nobody can say that it is IP", frame, length as u64 - 14)
+            raw(
+                "cut within the VLAN tag: nobody can say that it is IP",
+                frame,
+                length as u64 - 14,
+            )
         } else {
             malformed("cut behind the VLAN tag", frame, length as u64 - 18)
         });
@@ -62,21 +70,57 @@ pub(super) fn lies() -> Scenario {
         malformed("IPv4 with version 6", with(&v4, ip, &[0x65]), b4),
         malformed("IPv6 with version 4", with(&v6, ip, &[0x40]), b6),
         malformed("a header of 16 bytes", with(&v4, ip, &[0x44]), b4),
-        malformed("a header that is longer than the packet", with(&v4, ip, &[0x4f, 0, 0, 40]), b4),
-        malformed("a total length below the header's", with(&v4, ip + 2, &[0, 19]), b4),
-        malformed("a total length beyond the frame", with(&v4, ip + 2, &[0, b4 as u8 + 1]), b4),
+        malformed(
+            "a header that is longer than the packet",
+            with(&v4, ip, &[0x4f, 0, 0, 40]),
+            b4,
+        ),
+        malformed(
+            "a total length below the header's",
+            with(&v4, ip + 2, &[0, 19]),
+            b4,
+        ),
+        malformed(
+            "a total length beyond the frame",
+            with(&v4, ip + 2, &[0, b4 as u8 + 1]),
+            b4,
+        ),
         malformed("a total length of 65535", with(&v4, ip + 2, &[0xff, 0xff]), b4),
-        malformed("IPv6 with a payload beyond the frame", with(&v6, ip + 4, &[0, b6 as u8 - 39]), b6),
+        malformed(
+            "IPv6 with a payload beyond the frame",
+            with(&v6, ip + 4, &[0, b6 as u8 - 39]),
+            b6,
+        ),
         malformed("a TCP header of 16 bytes", with(&v4, ip + 20 + 12, &[0x40]), b4),
-        malformed("a TCP header beyond the packet", with(&v4, ip + 20 + 12, &[0xf0]), b4),
-        malformed("a TCP header beyond the total length", with(&v4, ip + 2, &[0, 39]), 39),
-        malformed("IPv6 that leaves no room for TCP", with(&v6, ip + 4, &[0, 19]), 59),
+        malformed(
+            "a TCP header beyond the packet",
+            with(&v4, ip + 20 + 12, &[0xf0]),
+            b4,
+        ),
+        malformed(
+            "a TCP header beyond the total length",
+            with(&v4, ip + 2, &[0, 39]),
+            39,
+        ),
+        malformed(
+            "IPv6 that leaves no room for TCP",
+            with(&v6, ip + 4, &[0, 19]),
+            59,
+        ),
         malformed("a jumbogram", with(&v6, ip + 4, &[0, 0]), 40),
         malformed("a UDP length of 7", with(&dns, ip + 20 + 4, &[0, 7]), bd),
         malformed("a UDP length of 0", with(&dns, ip + 20 + 4, &[0, 0]), bd),
-        malformed("a UDP length beyond the packet", with(&dns, ip + 20 + 4, &[0, 29]), bd),
+        malformed(
+            "a UDP length beyond the packet",
+            with(&dns, ip + 20 + 4, &[0, 29]),
+            bd,
+        ),
         // Whoever it is for, this host or another: its transport header is none of our business.
-        raw("a bad TCP header to a stranger", with(&stranger, ip + 20 + 12, &[0x40]), stranger.network_bytes()),
+        raw(
+            "a bad TCP header to a stranger",
+            with(&stranger, ip + 20 + 12, &[0x40]),
+            stranger.network_bytes(),
+        ),
     ])
 }
 
@@ -92,14 +136,22 @@ pub(super) fn link_layer() -> Scenario {
         frame.resize(60, 0);
         frame
     };
-    let mut short = raw("padded to the least length of a frame", with_padding(&padded), padded.network_bytes())
-        .opens("acme", &translated(&padded, "10.9.0.1:9000"));
+    let mut short = raw(
+        "padded to the least length of a frame",
+        with_padding(&padded),
+        padded.network_bytes(),
+    )
+    .opens("acme", &translated(&padded, "10.9.0.1:9000"));
     short = short.comes_out(with_padding(&translated(&padded, "10.9.0.1:9000")));
     scenario(vec![
         row("one VLAN tag, which stays", &one).opens("acme", &translated(&one, "10.9.0.1:9000")),
         row("two VLAN tags", &two).opens("acme", &translated(&two, "10.9.0.1:9000")),
         row("IPv6 with a VLAN tag", &v6).opens("acme", &translated(&v6, "[2001:db8:9::1]:9000")),
-        raw("three VLAN tags are more than anyone here walks", three.bytes(), three.bytes().len() as u64 - 14),
+        raw(
+            "three VLAN tags are more than anyone here walks",
+            three.bytes(),
+            three.bytes().len() as u64 - 14,
+        ),
         short,
     ])
 }
@@ -110,7 +162,10 @@ pub(super) fn ip_headers() -> Scenario {
     let long: &[u8] = &[[0, 3, 1, 28].as_slice(), &[0; 28]].concat();
     let authentication: &[u8] = &[[0, 1].as_slice(), &[0; 10]].concat();
     let v6 = |port: u16| syn(&format!("[2001:db8:1::1]:{port}"), "[2001:db8::10]:8000");
-    let walked = v6(1).extension(0, hop_by_hop).extension(60, long).extension(51, authentication);
+    let walked = v6(1)
+        .extension(0, hop_by_hop)
+        .extension(60, long)
+        .extension(51, authentication);
     let routed = v6(2).extension(43, &[0, 0, 4, 0, 0, 0, 0, 0]);
     let six = (0..6).fold(v6(3), |segment, _| segment.extension(60, hop_by_hop));
     let seven = six.clone().extension(60, hop_by_hop);
@@ -121,7 +176,8 @@ pub(super) fn ip_headers() -> Scenario {
     let to = |segment: &Segment| translated(segment, "[2001:db8:9::1]:9000");
     let refused = |what, segment: &Segment| malformed(what, segment.bytes(), segment.network_bytes());
     scenario(vec![
-        row("IPv4 with forty bytes of options", &options).opens("acme", &translated(&options, "10.9.0.1:9000")),
+        row("IPv4 with forty bytes of options", &options)
+            .opens("acme", &translated(&options, "10.9.0.1:9000")),
         row("three kinds of extension headers", &walked).opens("acme", &to(&walked)),
         row("a routing header that is used up", &routed).opens("acme", &to(&routed)),
         row("six extension headers", &six).opens("acme", &to(&six)),
@@ -148,8 +204,17 @@ pub(super) fn fragments() -> Scenario {
         refused("the first, IPv6", &v6.clone().fragment(0, true)),
         refused("the last, IPv6", &v6.clone().fragment(180, false)),
         refused("an atomic fragment (RFC 6946)", &v6.fragment(0, false)),
-        raw("a fragment to a stranger", elsewhere.bytes(), elsewhere.network_bytes()),
-        raw("a fragment around the service", around.bytes(), around.network_bytes()).refused("", Reason::Bypass),
+        raw(
+            "a fragment to a stranger",
+            elsewhere.bytes(),
+            elsewhere.network_bytes(),
+        ),
+        raw(
+            "a fragment around the service",
+            around.bytes(),
+            around.network_bytes(),
+        )
+        .refused("", Reason::Bypass),
     ])
 }
 
