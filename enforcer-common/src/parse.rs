@@ -23,7 +23,7 @@ pub trait Window {
 pub struct Frame {
     /// What the judgement needs.
     pub packet: Packet,
-    /// Link-layer destination and source, six bytes each, as they lie in the frame.
+    /// Link-layer destination and source, six bytes each, as they lie in the frame; zero if it ends before them.
     pub link: [u32; 3],
     /// Byte offset of the IP header.
     pub network_offset: u32,
@@ -82,14 +82,15 @@ const fn shaped(shape: Shape, network_offset: u32) -> Frame {
 /// Parses an Ethernet frame.
 #[inline(always)]
 pub fn parse<W: Window + ?Sized>(window: &W) -> Frame {
-    let link = window.words::<3>(0).unwrap_or([0; 3]);
-    let mut frame = network(window);
-    frame.link = link;
+    let mut frame = parse_network(window);
+    if let Some(link) = window.words::<3>(0) {
+        frame.link = link;
+    }
     frame
 }
 
 #[inline(always)]
-fn network<W: Window + ?Sized>(window: &W) -> Frame {
+fn parse_network<W: Window + ?Sized>(window: &W) -> Frame {
     let mut offset = 12;
     for _ in 0..=MAX_VLAN_TAGS {
         let Some(ethertype_be) = window.half(offset) else {

@@ -23,6 +23,9 @@ use crate::{maps, rewrite};
 /// Ports that are tried before a translation is given up.
 const PORT_TRIES: u32 = 8;
 
+/// What an insertion answers, negated, if the key is there already.
+const EEXIST: i32 = 17;
+
 /// A packet that goes out.
 pub(crate) struct Sent {
     pub(crate) verdict: u32,
@@ -329,11 +332,12 @@ fn establish_replies(
             backend.port_be,
             nat_source(host, frame, FORWARD_NAT, port_be),
         );
-        if maps::REPLIES
-            .insert(&reply, &record, u64::from(BPF_NOEXIST))
-            .is_ok()
-        {
-            return Ok(port_be);
+        match maps::REPLIES.insert(&reply, &record, u64::from(BPF_NOEXIST)) {
+            Ok(()) => return Ok(port_be),
+            // Another connection has this port.
+            Err(code) if code == -EEXIST => {}
+            // A full table has no room for another port either.
+            Err(_) => return Err(Reason::TableFull),
         }
         hash = hash.rotate_left(17).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }

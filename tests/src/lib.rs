@@ -3,11 +3,15 @@
 //! - [`lab`]: network namespaces, virtual links and processes that are removed whatever happens to the run;
 //! - [`simulator`]: an inference server that speaks OpenAI's, vLLM's and dcgm-exporter's formats and queues for real;
 //! - [`client`]: a load client that says what became of every request;
+//! - [`packet`], [`world`], [`rig`]: frames, a policy with its surroundings, and the loaded kernel programs to try them on;
 //! - [`privilege`]: how a test that needs root says that it cannot run.
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod histogram;
 pub mod lab;
+pub mod packet;
 pub mod privilege;
+pub mod rig;
 pub mod simulator;
+pub mod world;

@@ -217,32 +217,31 @@ pub fn judge<F: Facts>(facts: &F, packet: &Packet, now_ns: u64) -> Decision {
             Shape::Fragment => decision.refused(Reason::FragmentUnsupported),
             Shape::NotIp | Shape::BadHeader | Shape::Other | Shape::Transport => decision,
         },
-        Destination::Nat => from_backend(facts, bank, packet, decision, Reason::NotService, now_ns),
-        Destination::Protected => from_backend(facts, bank, packet, decision, Reason::Bypass, now_ns),
-        Destination::Outside => from_backend(facts, bank, packet, decision, Reason::NotService, now_ns),
+        Destination::Nat => from_backend(facts, bank, packet, decision, Reason::NotService, 1, now_ns),
+        Destination::Protected => from_backend(facts, bank, packet, decision, Reason::Bypass, 1, now_ns),
+        Destination::Outside => from_backend(facts, bank, packet, decision, Reason::NotService, 1, now_ns),
         Destination::Local => decision,
     }
 }
 
-/// Judges a packet on its way out through the host's stack: a reply of a back end, or none of ours.
+/// Judges a packet on its way out through the host's stack: a reply of a back end, or none of ours. The stack has
+/// already taken its hop from the TTL or hop limit.
 #[inline(always)]
 pub fn judge_egress<F: Facts>(facts: &F, packet: &Packet, now_ns: u64) -> Decision {
     let generation = facts.generation();
     let decision = Decision::new(Reason::NotService, generation);
-    let mut packet = *packet;
-    // The stack has taken its one already: what it sends out is in time.
-    packet.hop_limit = packet.hop_limit.saturating_add(1);
     from_backend(
         facts,
         (generation & 1) as u32,
-        &packet,
+        packet,
         decision,
         Reason::NotService,
+        0,
         now_ns,
     )
 }
 
-/// A packet to no service: a reply to one of our flows, or `otherwise`.
+/// A packet to no service: a reply to one of our flows, or `otherwise`. Sending it on takes `hops` from its hop limit.
 ///
 /// The flow table is asked only if the source is a back end: a hash look-up for every packet that is not ours would
 /// be the dearest part of leaving it alone.
@@ -253,6 +252,7 @@ fn from_backend<F: Facts>(
     packet: &Packet,
     mut decision: Decision,
     otherwise: Reason,
+    hops: u8,
     now_ns: u64,
 ) -> Decision {
     decision.reason = otherwise;
@@ -273,7 +273,7 @@ fn from_backend<F: Facts>(
         return decision;
     };
     decision.rule = pair.rule;
-    if packet.hop_limit <= 1 {
+    if packet.hop_limit <= hops {
         return decision.refused(Reason::HopLimit);
     }
     let limit = Limiter::ResponseBytes;

@@ -1,0 +1,325 @@
+//! The loaded kernel programs on a bench: frames go in through `BPF_PROG_TEST_RUN`, verdicts and frames come out, and
+//! the clock stands where the test put it.
+//!
+//! A rig pins its maps in a directory of its own, which goes away with the rig, also when the test is killed: it
+//! belongs to a [`Lab`]. Nothing is attached to any interface.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
+use enforcer_agent::adapters::dataplane::{
+    Dataplane, DataplaneError, FlowSweeper, Settings, Swept, Tally, Timeouts,
+};
+use enforcer_agent::install::{InstallError, Installed, Installer};
+use enforcer_agent::pure::tables::Tables;
+use enforcer_common::Reason;
+use enforcer_common::abi::config::HostRecord;
+use enforcer_common::abi::event::EventRecord;
+use enforcer_common::decide::limiter::Limiter;
+use enforcer_common::schema::MAX_TENANTS;
+
+use crate::lab::{Lab, LabError};
+
+/// Timeouts of the rig's sweeper.
+pub const TIMEOUTS: Timeouts = Timeouts {
+    tcp_opening: Duration::from_secs(10),
+    tcp_established: Duration::from_secs(300),
+    tcp_closing: Duration::from_secs(2),
+    udp: Duration::from_secs(30),
+};
+
+/// A new rig's clock, in nanoseconds: not zero, since a limiter that was never used holds zero.
+pub const START_NS: u64 = 1_000_000_000_000;
+
+/// What a program answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// `XDP_ABORTED`: never.
+    Aborted,
+    /// `XDP_DROP`, or `TC_ACT_SHOT`.
+    Drop,
+    /// `XDP_PASS`, or `TC_ACT_OK`.
+    Pass,
+    /// `XDP_TX`: out by the interface it came in by.
+    Transmit,
+    /// `XDP_REDIRECT`: out by another interface.
+    Redirect,
+    /// A number that stands for nothing.
+    Unknown(u32),
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// What the program answered.
+    pub verdict: Verdict,
+    /// The frame as the program left it.
+    pub frame: Vec<u8>,
+}
+
+/// Why the rig failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RigError {
+    /// No directory for pins.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// A program or map refused.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// Tables could not be installed.
+    #[error(transparent)]
+    Install(#[from] InstallError<DataplaneError>),
+    /// A test run was refused, not the packet in it.
+    #[error("the kernel refused to run {program} on a frame of {frame_bytes} bytes: {source}")]
+    Run {
+        /// The program.
+        program: &'static str,
+        /// Length of the frame.
+        frame_bytes: usize,
+        /// Why.
+        source: ProgramError,
+    },
+}
+
+/// Loaded programs, maps and a clock.
+pub struct Rig {
+    dataplane: Dataplane,
+    installer: Installer,
+    host: HostRecord,
+    sweeper: FlowSweeper,
+    // Last, so that the pins go when nothing uses them any more.
+    lab: Lab,
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    fn of_xdp(code: u32) -> Self {
+        match code {
+            0 => Self::Aborted,
+            1 => Self::Drop,
+            2 => Self::Pass,
+            3 => Self::Transmit,
+            4 => Self::Redirect,
+            other => Self::Unknown(other),
+        }
+    }
+
+    fn of_classifier(code: u32) -> Self {
+        match code {
+            0 => Self::Pass,
+            2 => Self::Drop,
+            other => Self::Unknown(other),
+        }
+    }
+
+    /// Whether it sends the packet on.
+    #[must_use]
+    pub const fn forwards(self) -> bool {
+        matches!(self, Self::Transmit | Self::Redirect)
+    }
+}
+
+// === impl Rig ===
+
+impl Rig {
+    /// Loads programs and maps, with flow tables of this capacity. Nothing is installed: every table is empty.
+    ///
+    /// # Errors
+    /// Without privileges, or if the kernel refuses the object.
+    pub fn new(flow_entries: u32) -> Result<Self, RigError> {
+        let lab = Lab::new()?;
+        let settings = Settings {
+            pin_directory: lab.pin_directory(),
+            flow_entries,
+            test_clock: true,
+        };
+        let dataplane = Dataplane::open(&settings)?;
+        let sweeper = FlowSweeper::open(&settings.pin_directory, TIMEOUTS)?;
+        let mut rig = Self {
+            dataplane,
+            installer: Installer::default(),
+            host: HostRecord::ZERO,
+            sweeper,
+            lab,
+        };
+        rig.set_now(START_NS)?;
+        Ok(rig)
+    }
+
+    /// Programs and maps.
+    pub fn dataplane(&mut self) -> &mut Dataplane {
+        &mut self.dataplane
+    }
+
+    /// The directory and its guard.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Puts tables into force.
+    ///
+    /// # Errors
+    /// If a map refuses.
+    pub fn install(&mut self, tables: Tables) -> Result<Installed, RigError> {
+        Ok(self.installer.install(&mut self.dataplane.maps, tables)?)
+    }
+
+    /// Sets what is particular to the host; the clock stays.
+    ///
+    /// # Errors
+    /// If the map refuses.
+    pub fn set_host(&mut self, host: &HostRecord) -> Result<(), RigError> {
+        self.host = HostRecord {
+            test_now_ns: self.host.test_now_ns,
+            ..*host
+        };
+        Ok(self.dataplane.maps.set_host(&self.host)?)
+    }
+
+    /// What is particular to the host.
+    #[must_use]
+    pub fn host(&self) -> &HostRecord {
+        &self.host
+    }
+
+    /// Where the clock stands, in nanoseconds.
+    #[must_use]
+    pub fn now_ns(&self) -> u64 {
+        self.host.test_now_ns
+    }
+
+    /// Sets the clock.
+    ///
+    /// # Errors
+    /// If the map refuses.
+    pub fn set_now(&mut self, now_ns: u64) -> Result<(), RigError> {
+        self.host.test_now_ns = now_ns;
+        Ok(self.dataplane.maps.set_host(&self.host)?)
+    }
+
+    /// Runs a frame through the XDP program, as if it came in by the loopback device.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run: frames shorter than a link-layer header, or longer than a page less headroom.
+    pub fn ingress(&mut self, frame: &[u8]) -> Result<Ran, RigError> {
+        run_xdp(self.dataplane.xdp()?, frame)
+    }
+
+    /// Runs a frame through the TC egress program.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run: frames shorter than a link-layer header.
+    pub fn egress(&mut self, frame: &[u8]) -> Result<Ran, RigError> {
+        let program = self.dataplane.egress()?;
+        let mut out = vec![0; frame.len() + 64];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        };
+        let result = program
+            .test_run(options)
+            .map_err(refused("enforcer_egress", frame))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Ran {
+            verdict: Verdict::of_classifier(result.return_value),
+            frame: out,
+        })
+    }
+
+    /// Tallies that are not zero, of the first `tenants` slots, by (tenant slot, reason).
+    ///
+    /// # Errors
+    /// If a map refuses.
+    pub fn tallies(&self, direction: u32, tenants: u32) -> Result<BTreeMap<(u32, Reason), Tally>, RigError> {
+        let mut tallies = BTreeMap::new();
+        for tenant in 0..tenants.min(MAX_TENANTS) {
+            for reason in Reason::ALL {
+                let tally = self.dataplane.maps.tally(direction, tenant, *reason as u32)?;
+                if tally != Tally::default() {
+                    tallies.insert((tenant, *reason), tally);
+                }
+            }
+        }
+        Ok(tallies)
+    }
+
+    /// All limiter words of the first `tenants` slots, in the order of their index.
+    ///
+    /// # Errors
+    /// If a map refuses.
+    pub fn limiters(&self, tenants: u32) -> Result<Vec<u64>, RigError> {
+        let mut words = Vec::new();
+        for tenant in 0..tenants {
+            for limiter in Limiter::ALL {
+                words.push(self.dataplane.maps.limiter(tenant, limiter)?);
+            }
+        }
+        Ok(words)
+    }
+
+    /// Everything that waits in the ring buffer.
+    pub fn events(&mut self) -> Vec<EventRecord> {
+        std::iter::from_fn(|| self.dataplane.maps.next_event()).collect()
+    }
+
+    /// Removes the flows that are idle for too long, by the rig's clock.
+    ///
+    /// # Errors
+    /// If a map refuses.
+    pub fn sweep(&mut self) -> Result<Swept, RigError> {
+        Ok(self.sweeper.sweep(self.host.test_now_ns)?)
+    }
+
+    /// The sweeper.
+    pub fn sweeper(&mut self) -> &mut FlowSweeper {
+        &mut self.sweeper
+    }
+
+    /// Removes all flows and clears the limiters of the first `tenants` slots. Configuration and counters stay.
+    ///
+    /// # Errors
+    /// If a map refuses.
+    pub fn forget_traffic(&mut self, tenants: u32) -> Result<(), RigError> {
+        self.sweeper.sweep(u64::MAX)?;
+        for tenant in 0..tenants {
+            for limiter in Limiter::ALL {
+                self.dataplane.maps.set_limiter(tenant, limiter, 0)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a frame through a loaded XDP program; for tests that have threads of their own.
+///
+/// # Errors
+/// As for [`Rig::ingress`].
+pub fn run_xdp(program: &Xdp, frame: &[u8]) -> Result<Ran, RigError> {
+    let mut out = vec![0; frame.len() + 64];
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ..TestRunOptions::default()
+    };
+    let result = program
+        .test_run(options)
+        .map_err(refused("enforcer_xdp", frame))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(Ran {
+        verdict: Verdict::of_xdp(result.return_value),
+        frame: out,
+    })
+}
+
+fn refused(program: &'static str, frame: &[u8]) -> impl FnOnce(ProgramError) -> RigError {
+    let frame_bytes = frame.len();
+    move |source| RigError::Run {
+        program,
+        frame_bytes,
+        source,
+    }
+}

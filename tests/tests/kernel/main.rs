@@ -1,0 +1,19 @@
+//! The loaded kernel programs, driven by test runs: no interface, no socket, a clock that the tests set.
+//!
+//! - `bench`: rows of a packet table, and what holds for every row;
+//! - `tables`: the packet tables; together they reach every reason;
+//! - `load`: what the verifier says of the programs, and the layout of maps and records;
+//! - `sweep`, `events`: expiry of flows, and the audit's completeness;
+//! - `contention`: two CPUs on one limiter;
+//! - `arbitrary`: any bytes at all.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod tables;
+
+use enforcer_tests::privilege;
+
+/// Whether the test can run; says so if not.
+fn privileged() -> bool {
+    privilege::require("needs root, to load BPF programs")
+}

@@ -1,0 +1,162 @@
+//! The packet tables. A table is a function that makes a [`Scenario`]: so the rows can be looked at without a kernel.
+
+mod admission;
+mod capacity;
+mod egress;
+mod forward;
+mod generations;
+mod limits;
+mod shapes;
+
+use std::collections::BTreeSet;
+
+use enforcer_common::Reason;
+use enforcer_tests::packet::{CLIENT_MAC, Segment, syn};
+use enforcer_tests::world::{BACKEND_SIDE_MAC, INGRESS_IFINDEX, World, mac_of};
+
+use crate::bench::Scenario;
+
+/// One of everything. Every pool but `both` has one back end for each family, so that a row can name it.
+pub(crate) const POLICY: &str = r#"
+apiVersion: enforcer.dev/v1
+kind: GovernancePolicy
+metadata: {name: packet-tables}
+spec:
+  tenants:
+  - {name: acme, sources: [10.1.0.0/16, "2001:db8:1::/48"]}
+  - {name: bound, sources: [10.5.0.0/16], labels: {home: mars}}
+  - {name: globex, sources: [10.2.0.0/16]}
+  - {name: hooli, sources: [10.4.0.0/16]}
+  - {name: initech, sources: [10.3.0.0/16]}
+  - {name: inside, sources: [10.9.77.0/24]}
+  services:
+  - {name: chat, addresses: [192.0.2.10, "2001:db8::10"], port: 8000, protocol: TCP, pools: [main], forward: Nat}
+  - {name: dns, addresses: [192.0.2.10, "2001:db8::10"], port: 53, protocol: UDP, pools: [main], forward: Nat}
+  - {name: seen, addresses: [192.0.2.20, "2001:db8::20"], port: 8000, protocol: TCP, pools: [main], forward: Dnat}
+  - {name: seen-dns, addresses: [192.0.2.20, "2001:db8::20"], port: 53, protocol: UDP, pools: [main], forward: Dnat}
+  - {name: direct, addresses: [192.0.2.30, "2001:db8::30"], port: 9000, protocol: TCP, pools: [main], forward: L2Dsr}
+  - {name: beside, addresses: [192.0.2.40], port: 8000, protocol: TCP, pools: [near], forward: Nat}
+  - {name: dark, addresses: [192.0.2.50], port: 8000, protocol: TCP, pools: [unreached], forward: Nat}
+  - {name: ill, addresses: [192.0.2.60], port: 8000, protocol: TCP, pools: [sick], forward: Nat}
+  - {name: closed, addresses: [192.0.2.70], port: 8000, protocol: TCP, pools: [main], forward: Nat}
+  pools:
+  - name: main
+    backends:
+    - {name: gpu-1, address: 10.9.0.1, port: 9000}
+    - {name: gpu-6, address: "2001:db8:9::1", port: 9000}
+  - {name: near, backends: [{name: gpu-2, address: 10.9.0.2, port: 9000}]}
+  - {name: unreached, backends: [{name: gpu-3, address: 10.9.0.3, port: 9000}]}
+  - {name: sick, backends: [{name: gpu-4, address: 10.9.0.4, port: 9000}]}
+  rules:
+  - {name: all-but-closed, action: Allow, tenants: {matchNames: [acme, bound, hooli, initech, inside]},
+     services: {matchNames: [chat, dns, seen, seen-dns, direct, beside, dark, ill]}}
+  - {name: not-initech, action: Deny, tenants: {matchNames: [initech]}, services: {matchNames: [chat]}}
+  protectedNetworks: [10.9.0.0/16, "2001:db8:9::/64"]
+  constraints:
+  - {name: home, tenants: {matchLabels: {home: mars}}, requireBackend: {matchLabels: {region: mars}}}
+"#;
+
+/// `hooli` is suspended, `gpu-4` is ill, nobody knows the way to `gpu-3`, and `gpu-2` is on the clients' side.
+pub(crate) fn prepare(world: &mut World) {
+    world.suspended.insert("hooli".to_owned());
+    world.set_backend("gpu-4", |status| status.healthy = false);
+    world.set_backend("gpu-3", |status| status.next_hop = None);
+    world.set_backend("gpu-2", |status| {
+        if let Some(next_hop) = &mut status.next_hop {
+            next_hop.ifindex = INGRESS_IFINDEX;
+        }
+    });
+}
+
+/// The packet as it goes on to a back end: from `from`, to `to`, one hop further.
+pub(crate) fn onward(segment: &Segment, from: &str, to: &str) -> Segment {
+    let out = segment.clone().from(from).to(to).hop_limit(segment.hop_limit - 1);
+    let mac = mac_of(out.to.ip());
+    out.link(BACKEND_SIDE_MAC, mac)
+}
+
+/// A back end's packet as it comes in: from the back end's link to the balancer's.
+pub(crate) fn from_backend(segment: Segment) -> Segment {
+    let mac = mac_of(segment.from.ip());
+    segment.link(mac, BACKEND_SIDE_MAC)
+}
+
+/// A reply as it goes to the client: what the client's `opening` packet asked for, answered.
+pub(crate) fn homeward(reply: &Segment, opening: &Segment) -> Segment {
+    let back = opening.answer();
+    Segment {
+        link_source: back.link_source,
+        link_destination: CLIENT_MAC,
+        from: back.from,
+        to: back.to,
+        hop_limit: reply.hop_limit - 1,
+        ..reply.clone()
+    }
+}
+
+/// The address and port that `Nat` puts in place of a client's at the first try.
+pub(crate) fn nat_source(segment: &Segment) -> String {
+    let world = World::new(POLICY).expect("the policy of the tables");
+    let port = world.first_nat_port(segment);
+    if segment.to.is_ipv4() {
+        format!("10.9.0.250:{port}")
+    } else {
+        format!("[2001:db8:9::250]:{port}")
+    }
+}
+
+/// The packet as `Nat` sends it on.
+pub(crate) fn translated(segment: &Segment, to: &str) -> Segment {
+    onward(segment, &nat_source(segment), to)
+}
+
+/// A client of `acme` that opens a connection to the service `chat`.
+pub(crate) fn opening() -> Segment {
+    syn("10.1.0.1:40000", "192.0.2.10:8000")
+}
+
+fn everything() -> Vec<Scenario> {
+    let tables = [
+        admission::table,
+        forward::nat,
+        forward::dnat,
+        forward::direct,
+        forward::reopening,
+        shapes::truncations,
+        shapes::lies,
+        shapes::link_layer,
+        shapes::ip_headers,
+        shapes::fragments,
+        limits::connections,
+        limits::packets,
+        limits::bytes,
+        limits::responses,
+        limits::concurrency,
+        limits::one_refusal_pays_nothing,
+        capacity::flow_table,
+        capacity::flow_table_behind_nat,
+        capacity::ports,
+        egress::table,
+        generations::rules,
+        generations::back_ends,
+        generations::limiters,
+        generations::tenants,
+    ];
+    tables.into_iter().map(|table| table()).collect()
+}
+
+/// A new reason without a row fails here.
+#[test]
+fn every_reason_has_a_row() {
+    let covered: BTreeSet<Reason> = everything()
+        .iter()
+        .flat_map(|scenario| scenario.reasons().collect::<Vec<_>>())
+        .collect();
+    // The tables contradict each other: no policy compiles to that.
+    let expected: BTreeSet<Reason> = Reason::ALL
+        .iter()
+        .copied()
+        .filter(|reason| *reason != Reason::Internal)
+        .collect();
+    assert_eq!(covered, expected);
+}
