@@ -3,6 +3,10 @@
     unsafe_code,
     reason = "map values and helpers; each block states need and soundness"
 )]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value, keys and records would be copied once more on a stack of 512 bytes"
+)]
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;

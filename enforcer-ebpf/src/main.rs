@@ -13,6 +13,10 @@
 #![no_main]
 #![feature(core_intrinsics)]
 #![expect(
+    clippy::needless_pass_by_value,
+    reason = "the program macros hand the context over by value"
+)]
+#![expect(
     missing_docs,
     unreachable_pub,
     reason = "the program macros emit an undocumented, exported function each"
@@ -95,10 +99,10 @@ pub fn enforcer_egress(ctx: TcContext) -> i32 {
     let now_ns = facts::now_ns();
     let facts = MapFacts::new();
     let mut decision = decide::judge_egress(&facts, &frame.packet, now_ns);
-    if matches!(decision.reason, Reason::Reply) {
-        if let Err(reason) = flows::reply_through_stack(&ctx, &facts, frame, &decision, now_ns) {
-            decision = decision.refused(reason);
-        }
+    if matches!(decision.reason, Reason::Reply)
+        && let Err(reason) = flows::reply_through_stack(&ctx, &facts, frame, &decision, now_ns)
+    {
+        decision = decision.refused(reason);
     }
     emit::count(DIRECTION_EGRESS, &decision, &frame.packet, 0, now_ns);
     match decision.reason.effect() {

@@ -3,6 +3,7 @@
 //! | Part | Module |
 //! | --- | --- |
 //! | what is enforced, and how a change of anything gets into the kernel | [`core`] |
+//! | how it comes up | [`start`] |
 //! | requests of the control socket to replies | [`answer`] |
 //! | counters: tallies, aggregation, metrics | [`counters`] |
 //! | what happened to audit entries | [`records`] |
@@ -18,6 +19,7 @@ mod counters;
 mod monitor;
 mod persist;
 mod records;
+mod start;
 
 use std::future::Future;
 use std::net::IpAddr;

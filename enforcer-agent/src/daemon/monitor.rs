@@ -73,68 +73,55 @@ impl Monitor {
                     Duration::from_nanos(watched.check.interval_ns),
                     Duration::from_nanos(watched.check.timeout_ns),
                 );
-                tasks.spawn(probe_for_ever(
-                    name.to_owned(),
-                    target,
-                    every,
-                    limit,
-                    self.events.clone(),
-                ));
+                let backend = name.to_owned();
+                tasks.spawn(report_for_ever(every, self.events.clone(), move || {
+                    let (backend, target) = (backend.clone(), target.clone());
+                    async move {
+                        Event::Probed {
+                            backend,
+                            result: probe(&target, limit).await,
+                        }
+                    }
+                }));
             }
             Err(error) => {
                 warn!(backend = name, %error, "health check cannot be made; the back end counts as healthy");
             }
         }
+        self.start_scrapes(name, watched, &mut tasks);
+        tasks
+    }
+
+    fn start_scrapes(&self, name: &str, watched: &Watched, tasks: &mut JoinSet<()>) {
         let limits = ScrapeLimits {
             timeout: self.telemetry.timeout,
             ..ScrapeLimits::default()
         };
         let every = self.telemetry.interval;
         if let Some(target) = parsed(name, watched.engine_url.as_deref()) {
-            let (name, events, limits) = (name.to_owned(), self.events.clone(), limits);
-            tasks.spawn(async move {
-                let mut ticks = ticks(every);
-                loop {
-                    ticks.tick().await;
+            let backend = name.to_owned();
+            tasks.spawn(report_for_ever(every, self.events.clone(), move || {
+                let (backend, target) = (backend.clone(), target.clone());
+                async move {
                     let reading = scrape_engine(&target, &limits)
                         .await
                         .map_or(Reading::Missed, Reading::Fresh);
-                    if events
-                        .send(Event::Engine {
-                            backend: name.clone(),
-                            reading,
-                        })
-                        .await
-                        .is_err()
-                    {
-                        return;
-                    }
+                    Event::Engine { backend, reading }
                 }
-            });
+            }));
         }
         if let Some(target) = parsed(name, watched.dcgm_url.as_deref()) {
-            let (name, events) = (name.to_owned(), self.events.clone());
-            tasks.spawn(async move {
-                let mut ticks = ticks(every);
-                loop {
-                    ticks.tick().await;
+            let backend = name.to_owned();
+            tasks.spawn(report_for_ever(every, self.events.clone(), move || {
+                let (backend, target) = (backend.clone(), target.clone());
+                async move {
                     let reading = scrape_gpu(&target, &limits)
                         .await
                         .map_or(Reading::Missed, Reading::Fresh);
-                    if events
-                        .send(Event::Gpu {
-                            backend: name.clone(),
-                            reading,
-                        })
-                        .await
-                        .is_err()
-                    {
-                        return;
-                    }
+                    Event::Gpu { backend, reading }
                 }
-            });
+            }));
         }
-        tasks
     }
 }
 
@@ -163,25 +150,16 @@ fn ticks(every: Duration) -> tokio::time::Interval {
     ticks
 }
 
-async fn probe_for_ever(
-    name: String,
-    target: ProbeTarget,
-    every: Duration,
-    limit: Duration,
-    events: mpsc::Sender<Event>,
-) {
+/// Looks again and again until the loop is gone.
+async fn report_for_ever<F, T>(every: Duration, events: mpsc::Sender<Event>, look: F)
+where
+    F: Fn() -> T,
+    T: Future<Output = Event>,
+{
     let mut ticks = ticks(every);
     loop {
         ticks.tick().await;
-        let result = probe(&target, limit).await;
-        if events
-            .send(Event::Probed {
-                backend: name.clone(),
-                result,
-            })
-            .await
-            .is_err()
-        {
+        if events.send(look().await).await.is_err() {
             return;
         }
     }

@@ -1,0 +1,174 @@
+//! Requests that change something.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use crate::adapters::dataplane::{self};
+use crate::api::reply::{ChangeReply, DetachReply, PolicyApplyReply};
+use crate::api::{Actor, ApiError, ErrorCode};
+use crate::daemon::core::Core;
+use crate::daemon::persist::AppliedPolicy;
+use crate::pure::audit::Change;
+use crate::pure::policy::{self, Diagnostic};
+
+use super::{internal, not_found};
+
+impl Core {
+    pub(super) fn try_policy(&self, file: &str, text: &str) -> Result<PolicyApplyReply, ApiError> {
+        let outcome = policy::load(file, text);
+        let diagnostics = outcome.diagnostics.clone();
+        let policy = outcome.into_result().map_err(|all| {
+            ApiError::new(
+                ErrorCode::PolicyInvalid,
+                policy::diagnostic::render_all(&all, false),
+            )
+            .with("diagnostics", all)
+        })?;
+        let compiled = self
+            .compile(&policy)
+            .map_err(|error| ApiError::new(ErrorCode::Refused, error.to_string()))?;
+        let live = self.generation();
+        let writes = crate::pure::plan::plan(self.installer.live(live), &compiled.tables).len();
+        Ok(PolicyApplyReply {
+            name: policy.name.clone(),
+            digest: policy.digest().to_string(),
+            generation: live,
+            changed: false,
+            map_writes: writes as u64,
+            diagnostics,
+        })
+    }
+
+    pub(super) async fn apply_policy(
+        &mut self,
+        file: String,
+        text: String,
+        actor: Actor,
+    ) -> Result<PolicyApplyReply, ApiError> {
+        let before = self.digest();
+        let applied = AppliedPolicy {
+            file,
+            text,
+            applied_at: Timestamp::now(),
+            applied_by: Some(actor),
+        };
+        let outcome = self.apply(applied);
+        let (to, causes) = match &outcome {
+            Ok(_) => (self.digest(), Vec::new()),
+            Err(error) => (
+                None,
+                vec![error.message.lines().next().unwrap_or_default().to_owned()],
+            ),
+        };
+        let change = Change {
+            what: "policyApply".to_owned(),
+            from: before,
+            to,
+            causes,
+        };
+        self.record_control(actor, change).await?;
+        let installed = outcome?;
+        let active = self
+            .active
+            .as_ref()
+            .ok_or_else(|| internal("the policy is gone"))?;
+        let warnings: Vec<Diagnostic> = active.warnings.clone();
+        Ok(PolicyApplyReply {
+            name: active.policy.name.clone(),
+            digest: active.digest.clone(),
+            generation: self.generation(),
+            changed: installed.is_some(),
+            map_writes: installed.map_or(0, |installed| installed.writes as u64),
+            diagnostics: warnings,
+        })
+    }
+
+    pub(super) async fn suspend(
+        &mut self,
+        name: String,
+        suspend: bool,
+        actor: Actor,
+    ) -> Result<ChangeReply, ApiError> {
+        let known = |core: &Self| {
+            let tenants = core.active.iter().flat_map(|active| &active.policy.tenants);
+            tenants.into_iter().any(|tenant| tenant.name == name)
+        };
+        if !known(self) && !self.state.suspended.contains(&name) {
+            return Err(not_found("tenant", &name, "tenant list"));
+        }
+        let changed = self.state.suspended.contains(&name) != suspend;
+        if changed {
+            self.change_state(|state| toggle(&mut state.suspended, &name, suspend))?;
+        }
+        let what = if suspend { "tenantSuspend" } else { "tenantResume" };
+        self.changed(what, name, changed, actor).await
+    }
+
+    pub(super) async fn drain(
+        &mut self,
+        name: String,
+        drain: bool,
+        actor: Actor,
+    ) -> Result<ChangeReply, ApiError> {
+        if self.fleet.member(&name).is_none() {
+            return Err(not_found("back end", &name, "backend list"));
+        }
+        let changed = self.state.draining.contains(&name) != drain;
+        self.fleet.drain(&name, drain);
+        if changed && let Err(error) = self.change_state(|state| toggle(&mut state.draining, &name, drain)) {
+            self.fleet.drain(&name, !drain);
+            return Err(error);
+        }
+        let what = if drain { "backendDrain" } else { "backendUndrain" };
+        self.changed(what, name, changed, actor).await
+    }
+
+    pub(super) async fn changed(
+        &mut self,
+        what: &str,
+        name: String,
+        changed: bool,
+        actor: Actor,
+    ) -> Result<ChangeReply, ApiError> {
+        let change = Change {
+            what: what.to_owned(),
+            to: Some(name.clone()),
+            ..Change::default()
+        };
+        self.record_control(actor, change).await?;
+        Ok(ChangeReply {
+            name,
+            changed,
+            generation: self.generation(),
+        })
+    }
+
+    pub(super) async fn detach(&mut self, actor: Actor) -> Result<DetachReply, ApiError> {
+        let interfaces = self
+            .attachments
+            .iter()
+            .map(|attachment| attachment.interface.clone())
+            .collect();
+        let pins = self.config.pin_directory();
+        let change = Change {
+            what: "detach".to_owned(),
+            from: Some(pins.display().to_string()),
+            ..Change::default()
+        };
+        dataplane::detach(&pins).map_err(internal)?;
+        self.record_control(actor, change).await?;
+        Ok(DetachReply {
+            interfaces,
+            pins: vec![pins.display().to_string()],
+        })
+    }
+}
+
+fn toggle(names: &mut BTreeSet<String>, name: &str, present: bool) {
+    if present {
+        names.insert(name.to_owned());
+    } else {
+        names.remove(name);
+    }
+}

@@ -1,0 +1,135 @@
+//! `policy explain` over the live state.
+
+use std::net::SocketAddr;
+
+use enforcer_common::Reason;
+use enforcer_common::abi::reason;
+use enforcer_common::decide::Flow;
+use enforcer_common::decide::limiter::Limiter;
+use enforcer_common::schema::tenant_connections;
+
+use crate::adapters::dataplane::DataplaneError;
+use crate::api::reply::{Effect, ExplainStep, PolicyExplainReply, RuleRef, ShadowRef};
+use crate::api::{ApiError, ErrorCode, Protocol};
+use crate::daemon::core::Core;
+use crate::daemon::records;
+use crate::install::Banks as _;
+use crate::pure::compile::Inputs;
+use crate::pure::explain::{self, Known, Question};
+use crate::pure::snapshot::Snapshot;
+
+use super::internal;
+
+impl Core {
+    pub(super) fn explain(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<PolicyExplainReply, ApiError> {
+        let Some(active) = &self.active else {
+            return Err(ApiError::new(
+                ErrorCode::Refused,
+                "no policy is in force, so there is nothing to explain",
+            ));
+        };
+        let (statuses, failed) = (self.fleet.statuses(), self.fleet.failed_pools());
+        let inputs = Inputs {
+            policy: &active.policy,
+            slots: &self.state.slots,
+            host: &self.host,
+            backends: &statuses,
+            failed_pools: &failed,
+            suspended: &self.state.suspended,
+        };
+        let question = Question { from, to, protocol };
+        let snapshot = self.snapshot(&question).map_err(internal)?;
+        let known = Known {
+            inputs: &inputs,
+            directory: &self.directory,
+            snapshot: &snapshot,
+        };
+        Ok(explained(
+            &question,
+            explain::explain(&known, &question, records::kernel_now_ns()),
+        ))
+    }
+
+    /// The live state, as far as this question needs it.
+    pub(super) fn snapshot(&self, question: &Question) -> Result<Snapshot, DataplaneError> {
+        let maps = &self.dataplane.maps;
+        let generation = maps.generation()?;
+        let mut snapshot = Snapshot {
+            generation,
+            tables: self.installer.live(generation).cloned().unwrap_or_default(),
+            ..Snapshot::default()
+        };
+        for slot in self.directory.tenants.keys() {
+            for limiter in Limiter::ALL {
+                snapshot
+                    .limiters
+                    .insert(limiter.index(*slot), maps.limiter(*slot, limiter)?);
+            }
+            snapshot
+                .open_connections
+                .insert(*slot, maps.open_connections(tenant_connections(*slot))?);
+        }
+        let key = question.key();
+        if let Some(record) = maps.flow(&key)? {
+            snapshot.flows.insert(
+                key,
+                Flow {
+                    generation: record.generation,
+                    tenant: record.tenant,
+                    rule: record.rule,
+                    backend: record.backend,
+                    backend_address: record.backend_address,
+                    backend_port_be: record.backend_port_be,
+                    state: record.state,
+                    forward: record.forward,
+                },
+            );
+        }
+        Ok(snapshot)
+    }
+}
+
+fn explained(question: &Question, explanation: explain::Explanation) -> PolicyExplainReply {
+    let reason = explanation.reason().unwrap_or(Reason::Internal);
+    let rule = |rule: crate::pure::compile::directory::RuleEntry| RuleRef {
+        name: rule.name,
+        line: rule.line,
+    };
+    PolicyExplainReply {
+        from: question.from,
+        to: question.to,
+        protocol: question.protocol,
+        generation: explanation.generation,
+        reason: reason.name().to_owned(),
+        sentence: reason.sentence().to_owned(),
+        effect: match reason.effect() {
+            reason::Effect::Forwarded => Effect::Forwarded,
+            reason::Effect::Passed => Effect::Passed,
+            reason::Effect::Refused => Effect::Refused,
+        },
+        tenant: explanation.tenant,
+        service: explanation.service,
+        rule: explanation.rule.map(rule),
+        backend: explanation.backend,
+        shadow: explanation.shadow.map(|(entry, code)| ShadowRef {
+            rule: rule(entry),
+            reason: Reason::from_code(code)
+                .unwrap_or(Reason::Internal)
+                .name()
+                .to_owned(),
+        }),
+        steps: explanation
+            .steps
+            .into_iter()
+            .map(|step| ExplainStep {
+                step: step.subject.name().to_owned(),
+                finding: step.finding,
+            })
+            .collect(),
+    }
+}
