@@ -6,9 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use enforcer_agent::api::reply::{
-    AuditTailReply, BackendListReply, BackendRow, StatusReply, TenantListReply, TenantRow,
-};
+use enforcer_agent::api::reply::{BackendListReply, BackendRow, StatusReply, TenantListReply, TenantRow};
 use enforcer_agent::pure::audit::{AuditRecord, Direction};
 
 use crate::client::{LoadPlan, Mode, Summary, Target, run};
@@ -248,18 +246,16 @@ impl World {
 
     /// Every record of the audit log from a sequence number on.
     pub(super) fn audit_from(&self, first: u64) -> Result<Vec<AuditRecord>, HarnessError> {
-        let mut records = Vec::new();
-        let mut next = first;
+        let mut records: Vec<AuditRecord> = Vec::new();
         loop {
-            let from = next.to_string();
+            let next = records.last().map_or(first, |last| last.sequence + 1).to_string();
             let limit = AUDIT_PAGE.to_string();
-            let page: AuditTailReply = self
+            let page = self
                 .agent
-                .ask(&["audit", "tail", "--from", &from, "--limit", &limit])?;
-            let got = page.records.len();
-            records.extend(page.records);
-            next = page.next;
-            if got < AUDIT_PAGE {
+                .ask_lines(&["audit", "tail", "--from", &next, "--lines", &limit])?;
+            let is_last = page.len() < AUDIT_PAGE;
+            records.extend(page);
+            if is_last {
                 return Ok(records);
             }
         }

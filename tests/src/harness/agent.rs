@@ -259,25 +259,35 @@ impl Agent {
     /// # Errors
     /// [`HarnessError::Command`] or [`HarnessError::Reply`].
     pub fn ask<Answer: DeserializeOwned>(&self, words: &[&str]) -> Result<Answer, HarnessError> {
-        let command = words.join(" ");
-        let words: Vec<&str> = words.iter().copied().chain(["--output", "json"]).collect();
+        read(words, &self.succeed(words)?)
+    }
+
+    /// The same for a command that answers with one JSON value on each line.
+    ///
+    /// # Errors
+    /// As [`Agent::ask`].
+    pub fn ask_lines<Answer: DeserializeOwned>(&self, words: &[&str]) -> Result<Vec<Answer>, HarnessError> {
+        self.succeed(words)?
+            .lines()
+            .map(|line| read(words, line))
+            .collect()
+    }
+
+    fn succeed(&self, words: &[&str]) -> Result<String, HarnessError> {
+        let asked: Vec<&str> = words.iter().copied().chain(["--output", "json"]).collect();
         let Output {
             status,
             stdout,
             stderr,
-        } = self.command(&words)?;
-        if !status.success() {
-            let code = status.code().map(|code| format!("exit code {code}"));
-            return Err(HarnessError::Command {
-                command,
-                status: code.unwrap_or_else(|| format!("signal {:?}", status.signal())),
-                message: stderr.trim_end().into(),
-            });
+        } = self.command(&asked)?;
+        if status.success() {
+            return Ok(stdout);
         }
-        serde_json::from_str(&stdout).map_err(|source| HarnessError::Reply {
-            command,
-            source,
-            text: stdout.chars().take(EXCERPT_CHARACTERS).collect(),
+        let code = status.code().map(|code| format!("exit code {code}"));
+        Err(HarnessError::Command {
+            command: words.join(" "),
+            status: code.unwrap_or_else(|| format!("signal {:?}", status.signal())),
+            message: stderr.trim_end().into(),
         })
     }
 
@@ -292,4 +302,12 @@ impl Agent {
         command.arg("run").arg("--config").arg(self.config());
         command
     }
+}
+
+fn read<Answer: DeserializeOwned>(words: &[&str], text: &str) -> Result<Answer, HarnessError> {
+    serde_json::from_str(text).map_err(|source| HarnessError::Reply {
+        command: words.join(" "),
+        source,
+        text: text.chars().take(EXCERPT_CHARACTERS).collect(),
+    })
 }
