@@ -167,12 +167,14 @@ impl Step<'_> {
             let cells = rows.iter().map(|row| row[column].chars().count());
             cells.fold(head[column].chars().count(), usize::max)
         });
+        let is_number = |cell: &String| cell.starts_with(|first: char| first.is_ascii_digit());
+        let numeric: [bool; COLUMNS] =
+            std::array::from_fn(|column| rows.iter().all(|row| is_number(&row[column])));
         let line = |cells: [&str; COLUMNS]| {
             let mut text = String::new();
-            for (cell, width) in cells.iter().zip(widths) {
-                let is_number = cell.starts_with(|first: char| first.is_ascii_digit() || first == '-');
+            for ((cell, width), numeric) in cells.iter().zip(widths).zip(numeric) {
                 let padding = " ".repeat(width - cell.chars().count());
-                let parts = if is_number {
+                let parts = if numeric {
                     [&padding, *cell]
                 } else {
                     [*cell, &padding]

@@ -19,8 +19,8 @@ const RATE_TOLERANCE: f64 = 0.1;
 /// alone can cause.
 const LATENCY_RATIO: f64 = 3.0;
 const LATENCY_FLOOR_MS: f64 = 40.0;
-/// gpu-1 says that it is full: twice as many requests wait as its capacity stands for.
-const SATURATED: &str = r#"{"running": 64, "waiting": 400, "kv_cache": 1.0}"#;
+/// gpu-1 says that it is full: as many requests wait as its capacity stands for, and its cache has no room.
+const SATURATED: &str = r#"{"running": 64, "waiting": 2000, "kv_cache": 1.0}"#;
 /// The share of its full weight that the saturated server is waited to fall to.
 const SATURATED_SHARE: f64 = 0.2;
 /// See `admission`: for 200 connections.
