@@ -171,6 +171,8 @@ pub struct Process {
     command: String,
     child: Child,
     lines: Arc<Lines>,
+    /// Somebody asked for its death, so that it is no news.
+    is_killed: bool,
 }
 
 /// The last lines that a process wrote, of both streams in the order in which they were read.
@@ -264,6 +266,7 @@ impl Process {
             command: text,
             child,
             lines,
+            is_killed: false,
         })
     }
 
@@ -364,7 +367,7 @@ impl Process {
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus, LabError> {
         self.signal(Signal::TERM)?;
         match self.wait(limit) {
-            Err(LabError::Timeout { .. }) => self.kill(),
+            Err(LabError::Timeout { .. }) => self.end_it(),
             result => result,
         }
     }
@@ -374,6 +377,11 @@ impl Process {
     /// # Errors
     /// When the operating system refuses.
     pub fn kill(&mut self) -> Result<ExitStatus, LabError> {
+        self.is_killed = true;
+        self.end_it()
+    }
+
+    fn end_it(&mut self) -> Result<ExitStatus, LabError> {
         self.signal(Signal::KILL)?;
         self.child.wait().map_err(LabError::io("wait for", &self.command))
     }
@@ -391,7 +399,11 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         match self.terminate(DROP_LIMIT) {
-            Ok(status) if status.signal() == Some(Signal::KILL.as_raw()) && !thread::panicking() => {
+            Ok(status)
+                if status.signal() == Some(Signal::KILL.as_raw())
+                    && !self.is_killed
+                    && !thread::panicking() =>
+            {
                 eprintln!(
                     "`{}` ended by SIGKILL; its last lines were:\n{}",
                     self.command,

@@ -1,0 +1,200 @@
+//! Governed traffic, end to end: three tenants, a balancer with the agent, three GPU servers, each in a network
+//! namespace of its own, and real HTTP between them.
+//!
+//! Every step drives the product by its command line, measures what tenants get, and holds the figures against what the
+//! policy promises. It needs root; it leaves nothing behind, also when it is killed (see [`crate::lab`]).
+
+mod report;
+mod steps;
+mod world;
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::harness::HarnessError;
+use crate::lab::namespaces_of;
+use report::{Console, Summary};
+use steps::{DETACH_TITLE, STEPS, detach};
+use world::{BATCH, CHAT, METRICS, World};
+
+/// What the demo is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// For programs: lines for people go to standard error, and standard output gets the summary as one line of JSON.
+    pub check: bool,
+    /// Leave everything running after the steps, until Ctrl-C or SIGTERM.
+    pub keep: bool,
+    /// Keep the policy, the agent's configuration, the audit log, the metrics and the summary here.
+    pub out: Option<PathBuf>,
+}
+
+/// Runs the demo; answers whether every step ran and every check held.
+///
+/// # Errors
+/// When the summary cannot be written. Whatever goes wrong in the demo itself is said in the summary.
+pub fn run(options: &Options) -> Result<bool, io::Error> {
+    let console = Console::new(options.check);
+    let started = Instant::now();
+    let mut summary = Summary::default();
+    if let Err(error) = show(options, &console, &mut summary) {
+        summary.error = Some(error.to_string());
+    }
+    summary.passed = summary.error.is_none() && summary.checks_failed == 0;
+    summary.seconds = started.elapsed().as_secs_f64();
+    console.verdict(&summary);
+    if let Some(out) = &options.out {
+        fs::create_dir_all(out)?;
+        fs::write(
+            out.join("summary.json"),
+            serde_json::to_string_pretty(&summary)? + "\n",
+        )?;
+        console.line(format_args!("Files are in {}", out.display()));
+    }
+    if options.check {
+        writeln!(io::stdout(), "{}", serde_json::to_string(&summary)?)?;
+    }
+    Ok(summary.passed)
+}
+
+fn show(options: &Options, console: &Console, summary: &mut Summary) -> Result<(), HarnessError> {
+    let mut world = World::build()?;
+    summary.run = world.lab.run().to_string();
+    let result = run_steps(console, &mut world, summary);
+    if result.is_err() {
+        console.line(format_args!("The agent's last lines:\n{}", world.agent.tail()));
+    }
+    if options.keep {
+        invite(console, &world);
+        wait_for_signal()?;
+    }
+    let result = result.and_then(|()| {
+        let mut step = console.step(STEPS.len() + 1, DETACH_TITLE);
+        let result = detach(&mut world, &mut step);
+        summary.add(step.end());
+        result
+    });
+    if let Some(out) = &options.out {
+        keep_files(&world, out)?;
+    }
+    result.and(remove(world))
+}
+
+fn run_steps(console: &Console, world: &mut World, summary: &mut Summary) -> Result<(), HarnessError> {
+    for (index, (title, run)) in STEPS.iter().enumerate() {
+        let mut step = console.step(index + 1, title);
+        let result = run(world, &mut step);
+        summary.add(step.end());
+        result?;
+    }
+    Ok(())
+}
+
+/// Ends every process and removes every namespace; what is still there then is an error.
+fn remove(world: World) -> Result<(), HarnessError> {
+    let World {
+        agent,
+        simulators,
+        lab,
+        streams,
+        ..
+    } = world;
+    drop((streams, simulators, agent));
+    let (run, pins) = (lab.run().clone(), lab.pin_directory());
+    lab.close()?;
+    let namespaces = namespaces_of(&run)?;
+    if namespaces.is_empty() && !pins.exists() {
+        return Ok(());
+    }
+    Err(HarnessError::Late {
+        awaited: format!("the removal of run {run}"),
+        limit: std::time::Duration::ZERO,
+        last: format!("{namespaces:?}, pins: {}", pins.exists()),
+    })
+}
+
+/// What to try while everything runs.
+fn invite(console: &Console, world: &World) {
+    let run = world.lab.run();
+    let agent = format!(
+        "{} --socket {}",
+        world.agent.program().display(),
+        world.agent.socket().display()
+    );
+    let request = r#"'{"messages":[{"role":"user","content":"Hello"}],"stream":true,"max_tokens":20}'"#;
+    let json = "-H 'content-type: application/json'";
+    let lines = [
+        "\nEverything runs. Try, in another terminal:".to_owned(),
+        format!("  {agent} status"),
+        format!("  {agent} tenant list"),
+        format!("  {agent} backend list"),
+        format!("  {agent} policy explain --from 10.1.1.10:40000 --to {CHAT}"),
+        format!("  {agent} tenant suspend acme"),
+        format!("  {agent} audit tail"),
+        format!("  ip netns exec {run}-acme curl -N http://{CHAT}/v1/chat/completions {json} -d {request}"),
+        format!(
+            "  ip netns exec {run}-initech curl -N http://{BATCH}/v1/chat/completions {json} -d {request}"
+        ),
+        format!("  ip netns exec {run}-stranger curl -m 2 http://{CHAT}/health"),
+        format!("  ip netns exec {run}-lb curl http://{METRICS}/metrics"),
+        format!(
+            "  edit {0} and {agent} policy apply {0}",
+            world.file("policy.yaml").display()
+        ),
+        "Ctrl-C ends it and removes everything.".to_owned(),
+    ];
+    for line in lines {
+        console.line(line);
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+fn wait_for_signal() -> Result<(), HarnessError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = || -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            tokio::select! {
+                result = tokio::signal::ctrl_c() => result,
+                _ = terminate.recv() => Ok(()),
+            }
+        })
+    };
+    wait().map_err(HarnessError::io("wait for", "a signal"))
+}
+
+/// Copies what is worth reading afterwards. A log of an earlier run in the same place is removed first: two logs in one
+/// directory would look like one that does not hold together.
+fn keep_files(world: &World, out: &Path) -> Result<(), HarnessError> {
+    let audit = out.join("audit");
+    match fs::remove_dir_all(&audit) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(HarnessError::io("remove", audit)(error));
+        }
+        _ => fs::create_dir_all(&audit).map_err(HarnessError::io("make", &audit))?,
+    }
+    let mut files = vec![
+        (world.agent.config(), out.join("agent.yaml")),
+        (world.agent.log(), out.join("agent.log")),
+    ];
+    for name in ["policy.yaml", "policy-changed.yaml", "metrics.txt"] {
+        files.push((world.file(name), out.join(name)));
+    }
+    let source = world.agent.audit_directory();
+    for entry in fs::read_dir(&source).map_err(HarnessError::io("read", &source))? {
+        let entry = entry.map_err(HarnessError::io("read", &source))?;
+        files.push((entry.path(), audit.join(entry.file_name())));
+    }
+    for (from, to) in files {
+        match fs::copy(&from, &to) {
+            // A run that ended early has not made them all.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => drop(result.map_err(HarnessError::io("copy to", to))?),
+        }
+    }
+    Ok(())
+}

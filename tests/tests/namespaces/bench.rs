@@ -1,0 +1,200 @@
+//! An agent between clients and back ends, under a policy of the test's own.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use enforcer_agent::api::reply::{BackendListReply, PolicyApplyReply, StatusReply, TenantListReply};
+use enforcer_agent::pure::audit::Direction;
+use enforcer_tests::harness::{Agent, AgentSettings, eventually};
+use enforcer_tests::lab::topology::{self, Leaf, Rack, Routed};
+use enforcer_tests::lab::{Host, Lab};
+
+use super::echo::Echo;
+
+pub(super) const VIP: &str = "192.0.2.10";
+pub(super) const VIP_V6: &str = "2001:db8::10";
+/// Longest wait for something that the agent does by itself.
+pub(super) const LIMIT: Duration = Duration::from_secs(15);
+/// How long a connection is tried that is expected to be refused: one SYN.
+pub(super) const REFUSED_LIMIT: Duration = Duration::from_millis(500);
+
+/// Fields drop in this order: the agent ends before the namespaces go.
+pub(super) struct Bench<Network> {
+    pub(super) agent: Agent,
+    pub(super) network: Network,
+    pub(super) lab: Lab,
+}
+
+impl Bench<Routed> {
+    /// An echo server on every back end.
+    pub(super) fn echoes(&self) -> Vec<Echo> {
+        self.network
+            .back_ends
+            .iter()
+            .map(|leaf| Echo::start(leaf, &probers(leaf)))
+            .collect()
+    }
+
+    pub(super) fn client(&self) -> &Leaf {
+        &self.network.clients[0]
+    }
+}
+
+impl Bench<Rack> {
+    /// An echo server on every back end.
+    pub(super) fn echoes(&self) -> Vec<Echo> {
+        let balancer = &self.network.balancer;
+        let probers = [balancer.ipv4.into(), balancer.ipv6.into()];
+        self.network
+            .back_ends
+            .iter()
+            .map(|leaf| Echo::start(leaf, &probers))
+            .collect()
+    }
+}
+
+/// The balancer's own addresses on the link to a back end, from which it probes.
+fn probers(leaf: &Leaf) -> [IpAddr; 2] {
+    let [a, b, c, _] = leaf.ipv4.octets();
+    let mut segments = leaf.ipv6.segments();
+    segments[7] = 1;
+    [Ipv4Addr::new(a, b, c, 1).into(), Ipv6Addr::from(segments).into()]
+}
+
+/// Two clients and two back ends around a balancer; XDP on the interfaces that are named.
+pub(super) fn routed(interfaces: &[&str], policy: &str) -> Bench<Routed> {
+    let mut lab = Lab::new().unwrap();
+    let network = topology::routed(&mut lab, &["acme", "stranger"], &["gpu-1", "gpu-2"]).unwrap();
+    let agent = start(&lab, &network.balancer, interfaces, policy);
+    Bench { agent, network, lab }
+}
+
+/// The same on one Ethernet segment.
+pub(super) fn rack(policy: &str) -> Bench<Rack> {
+    let mut lab = Lab::new().unwrap();
+    let network = topology::rack(&mut lab, &["acme"], &["gpu-1", "gpu-2"], &[VIP, VIP_V6]).unwrap();
+    let agent = start(&lab, &network.balancer.host, &["rack"], policy);
+    Bench { agent, network, lab }
+}
+
+pub(super) const ALL_INTERFACES: [&str; 4] = ["acme", "stranger", "gpu-1", "gpu-2"];
+
+fn start(lab: &Lab, host: &Host, interfaces: &[&str], policy: &str) -> Agent {
+    let settings = AgentSettings::new(interfaces.iter().copied());
+    let mut agent = Agent::prepare(lab, host, &settings).unwrap();
+    agent.start().unwrap();
+    apply(lab, &agent, policy);
+    wait_for_next_hops(&agent);
+    agent
+}
+
+/// Writes a policy to a file of the run.
+pub(super) fn write_policy(lab: &Lab, text: &str) -> PathBuf {
+    let path = lab.directory().join("policy.yaml");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+pub(super) fn apply(lab: &Lab, agent: &Agent, policy: &str) -> PolicyApplyReply {
+    let path = write_policy(lab, policy);
+    agent.ask(&["policy", "apply", path.to_str().unwrap()]).unwrap()
+}
+
+pub(super) fn wait_for_next_hops(agent: &Agent) {
+    eventually("next hops of all back ends", LIMIT, || {
+        let reply: BackendListReply = agent.ask(&["backend", "list"])?;
+        let missing = reply.backends.into_iter().find(|row| row.next_hop.is_none());
+        Ok(missing.map_or(Ok(()), |row| Err(row.name)))
+    })
+    .unwrap();
+}
+
+/// Packets that got a reason, of everybody.
+pub(super) fn packets(agent: &Agent, direction: Direction, reason: &str) -> u64 {
+    let status: StatusReply = agent.ask(&["status"]).unwrap();
+    let rows = status.packets.iter();
+    rows.filter(|row| row.direction == direction && row.reason == reason)
+        .map(|row| row.packets)
+        .sum()
+}
+
+/// Connections that acme has open.
+pub(super) fn open_connections(agent: &Agent) -> u64 {
+    let reply: TenantListReply = agent.ask(&["tenant", "list"]).unwrap();
+    reply
+        .tenants
+        .iter()
+        .find(|row| row.name == "acme")
+        .unwrap()
+        .connections
+}
+
+pub(super) fn vip(is_ipv6: bool) -> SocketAddr {
+    let address = if is_ipv6 { VIP_V6 } else { VIP };
+    SocketAddr::new(address.parse().unwrap(), super::echo::PORT)
+}
+
+/// A policy that lets acme use one service of both families, with both back ends.
+pub(super) fn policy(forward: &str, protocol: &str, limits: &str, action: &str) -> String {
+    policy_for(forward, protocol, limits, action, ["10.9", "2001:db8:9"])
+}
+
+/// The same for the rack, where back ends have other addresses.
+pub(super) fn rack_policy() -> String {
+    policy_for("L2Dsr", "TCP", "", "Allow", ["10.5", "2001:db8:5"])
+}
+
+fn policy_for(forward: &str, protocol: &str, limits: &str, action: &str, networks: [&str; 2]) -> String {
+    let is_rack = networks[0] == "10.5";
+    let (sources, back_ends) = if is_rack {
+        (
+            "[10.5.0.101/32, \"2001:db8:5::65/128\"]",
+            ["10.5.0.11", "10.5.0.12", "2001:db8:5::b", "2001:db8:5::c"],
+        )
+    } else {
+        (
+            "[10.1.1.0/24, \"2001:db8:1:1::/64\"]",
+            ["10.9.1.10", "10.9.2.10", "2001:db8:9:1::10", "2001:db8:9:2::10"],
+        )
+    };
+    let names = ["gpu-1", "gpu-2", "gpu-1-v6", "gpu-2-v6"];
+    let back_ends: String = names
+        .iter()
+        .zip(back_ends)
+        .map(|(name, address)| format!("    - {{name: {name}, address: \"{address}\", port: 8000}}\n"))
+        .collect();
+    let protected = if is_rack {
+        ""
+    } else {
+        "  protectedNetworks: [10.9.0.0/16, \"2001:db8:9::/48\"]\n"
+    };
+    let limits = if limits.is_empty() {
+        String::new()
+    } else {
+        format!(", limits: {{{limits}}}")
+    };
+    format!(
+        "apiVersion: enforcer.dev/v1\n\
+         kind: GovernancePolicy\n\
+         metadata: {{name: bench}}\n\
+         spec:\n\
+         \x20 tenants:\n\
+         \x20 - {{name: acme, sources: {sources}{limits}}}\n\
+         \x20 services:\n\
+         \x20 - name: chat\n\
+         \x20   addresses: [{VIP}, \"{VIP_V6}\"]\n\
+         \x20   port: 8000\n\
+         \x20   protocol: {protocol}\n\
+         \x20   pools: [gpus]\n\
+         \x20   forward: {forward}\n\
+         \x20 pools:\n\
+         \x20 - name: gpus\n\
+         \x20   healthCheck: {{tcp: true}}\n\
+         \x20   backends:\n{back_ends}\
+         \x20 rules:\n\
+         \x20 - {{name: acme-chat, action: {action}, tenants: {{matchNames: [acme]}}}}\n\
+         {protected}"
+    )
+}
