@@ -8,7 +8,12 @@
 //! - `arbitrary`: any bytes at all.
 #![forbid(unsafe_code)]
 
+mod arbitrary;
 mod bench;
+mod contention;
+mod events;
+mod load;
+mod sweep;
 mod tables;
 
 use enforcer_tests::privilege;
