@@ -7,6 +7,7 @@
 //! - `contention`: two CPUs on one limiter;
 //! - `arbitrary`: any bytes at all.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod arbitrary;
 mod bench;
