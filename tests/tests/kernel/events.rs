@@ -38,7 +38,7 @@ spec:
 
 fn bench(events_per_window: u64) -> Bench {
     Bench::new(POLICY, FLOWS, |world| {
-        world.host.events_per_window = events_per_window
+        world.host.events_per_window = events_per_window;
     })
 }
 
