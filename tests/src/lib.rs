@@ -16,6 +16,7 @@ pub mod histogram;
 pub mod lab;
 pub mod packet;
 pub mod privilege;
+pub mod random;
 pub mod rig;
 pub mod simulator;
 pub mod world;

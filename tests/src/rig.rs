@@ -66,10 +66,10 @@ pub enum RigError {
     Lab(#[from] LabError),
     /// A program or map refused.
     #[error(transparent)]
-    Dataplane(#[from] DataplaneError),
+    Dataplane(Box<DataplaneError>),
     /// Tables could not be installed.
     #[error(transparent)]
-    Install(#[from] InstallError<DataplaneError>),
+    Install(Box<InstallError<DataplaneError>>),
     /// A test run was refused, not the packet in it.
     #[error("the kernel refused to run {program} on a frame of {frame_bytes} bytes: {source}")]
     Run {
@@ -90,6 +90,20 @@ pub struct Rig {
     sweeper: FlowSweeper,
     // Last, so that the pins go when nothing uses them any more.
     lab: Lab,
+}
+
+// === impl RigError ===
+
+impl From<DataplaneError> for RigError {
+    fn from(error: DataplaneError) -> Self {
+        Self::Dataplane(Box::new(error))
+    }
+}
+
+impl From<InstallError<DataplaneError>> for RigError {
+    fn from(error: InstallError<DataplaneError>) -> Self {
+        Self::Install(Box::new(error))
+    }
 }
 
 // === impl Verdict ===

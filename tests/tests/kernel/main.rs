@@ -7,8 +7,14 @@
 //! - `contention`: two CPUs on one limiter;
 //! - `arbitrary`: any bytes at all.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+mod arbitrary;
 mod bench;
+mod contention;
+mod events;
+mod load;
+mod sweep;
 mod tables;
 
 use enforcer_tests::privilege;

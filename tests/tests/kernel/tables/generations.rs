@@ -92,7 +92,7 @@ pub(super) fn back_ends() -> Scenario {
     let steps = vec![
         row("opened", &flow).opens("acme", &to(&flow, MAIN)).into(),
         Step::Change("gpu-1 drains", |world| {
-            world.set_backend("gpu-1", |status| status.draining = true)
+            world.set_backend("gpu-1", |status| status.draining = true);
         }),
         row("it keeps its connection", &data)
             .continues("acme", &to(&data, MAIN))
@@ -101,7 +101,7 @@ pub(super) fn back_ends() -> Scenario {
             .opens("acme", &to(&second, SPARE))
             .into(),
         Step::Change("gpu-1 fails", |world| {
-            world.set_backend("gpu-1", |status| status.healthy = false)
+            world.set_backend("gpu-1", |status| status.healthy = false);
         }),
         row("its connection moves", &data)
             .moves("acme", &to(&data, SPARE))

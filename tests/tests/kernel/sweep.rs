@@ -1,0 +1,191 @@
+//! The sweeper: what is idle for too long goes, and the counts of open connections stay exact.
+
+use std::path::Path;
+use std::time::Duration;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData};
+use enforcer_agent::adapters::dataplane::map_directory;
+use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::flow::FlowRecord;
+use enforcer_common::decide::TCP_ACK;
+use enforcer_common::schema::{backend_connections, tenant_connections};
+use enforcer_tests::packet::{Segment, syn, udp};
+use enforcer_tests::rig::TIMEOUTS;
+
+use crate::bench::{Bench, FLOWS};
+use crate::privileged;
+use crate::tables::{POLICY, from_backend, onward, prepare};
+
+fn bench() -> Option<Bench> {
+    privileged().then(|| Bench::new(POLICY, FLOWS, prepare))
+}
+
+fn send(bench: &mut Bench, segment: &Segment) {
+    let ran = bench.rig.ingress(&segment.bytes()).unwrap();
+    bench.sent[0] += 1;
+    assert!(ran.verdict.forwards(), "{segment:?}: {:?}", ran.verdict);
+}
+
+/// The same flow's answer from the only back end.
+fn answer(segment: &Segment) -> Segment {
+    from_backend(onward(segment, &segment.from.to_string(), "10.9.0.1:9000").answer())
+}
+
+fn client(port: u16) -> Segment {
+    syn(&format!("10.1.0.1:{port}"), "192.0.2.20:8000")
+}
+
+fn ports(closed: &[enforcer_agent::adapters::dataplane::ClosedFlow]) -> Vec<u16> {
+    let mut ports: Vec<u16> = closed
+        .iter()
+        .map(|flow| u16::from_be(flow.key.source_port_be))
+        .collect();
+    ports.sort_unstable();
+    ports
+}
+
+/// One flow in every state; each goes exactly when its timeout has passed.
+#[test]
+fn flows_expire_by_their_state() {
+    let Some(mut bench) = bench() else { return };
+    let opening = client(1);
+    let half_open = client(2);
+    let established = client(3);
+    let half_closed = client(4);
+    let closed = client(5);
+    let reset = client(6);
+    let direct = syn("10.1.0.1:7", "192.0.2.30:9000");
+    let direct_finished = syn("10.1.0.1:8", "192.0.2.30:9000");
+    let datagrams = udp("10.1.0.1:9", "192.0.2.20:53");
+    let ack = |segment: &Segment| segment.clone().flags(TCP_ACK);
+    for segment in [
+        &opening,
+        &half_open,
+        &established,
+        &half_closed,
+        &closed,
+        &reset,
+        &direct,
+        &direct_finished,
+    ] {
+        send(&mut bench, segment);
+    }
+    for segment in [&half_open, &established, &half_closed, &closed, &reset] {
+        send(&mut bench, &answer(segment).syn_ack());
+    }
+    for segment in [&established, &half_closed, &closed, &reset] {
+        send(&mut bench, &ack(segment));
+        send(&mut bench, &answer(&ack(segment)));
+    }
+    send(&mut bench, &half_closed.clone().fin());
+    send(&mut bench, &closed.clone().fin());
+    send(&mut bench, &answer(&closed).fin());
+    send(&mut bench, &answer(&reset).rst());
+    send(&mut bench, &ack(&direct));
+    send(&mut bench, &direct_finished.clone().fin());
+    send(&mut bench, &datagrams);
+
+    let start_ns = bench.rig.now_ns();
+    let mut open = 9;
+    for (after, expected) in [
+        (TIMEOUTS.tcp_closing, vec![5, 6, 8]),
+        (TIMEOUTS.tcp_opening, vec![1, 2]),
+        (TIMEOUTS.udp, vec![9]),
+        (TIMEOUTS.tcp_established, vec![3, 4, 7]),
+    ] {
+        let due_ns = start_ns + after.as_nanos() as u64;
+        bench.rig.set_now(due_ns - 1).unwrap();
+        let early = bench.rig.sweep().unwrap();
+        assert_eq!(
+            (ports(&early.closed), early.open),
+            (vec![], open),
+            "one nanosecond before {after:?}"
+        );
+        bench.rig.set_now(due_ns).unwrap();
+        let swept = bench.rig.sweep().unwrap();
+        open -= expected.len() as u64;
+        assert_eq!(
+            (ports(&swept.closed), swept.open),
+            (expected, open),
+            "after {after:?}"
+        );
+        assert_eq!(swept.orphans, 0, "a flow goes together with its reply entry");
+        let acme = bench.world.tenant("acme");
+        let maps = &bench.rig.dataplane().maps;
+        assert_eq!(maps.open_connections(tenant_connections(acme)).unwrap(), open);
+        assert_eq!(
+            maps.replies(usize::MAX).unwrap().len() as u64,
+            open - u64::from(open > 0),
+            "all but one direct"
+        );
+    }
+}
+
+/// A reply alone keeps its flow alive: a long answer to a short question.
+#[test]
+fn replies_keep_a_flow_alive() {
+    let Some(mut bench) = bench() else { return };
+    let question = udp("10.1.0.1:9", "192.0.2.20:53");
+    send(&mut bench, &question);
+    for _ in 0..5 {
+        let now_ns = bench.rig.now_ns() + TIMEOUTS.udp.as_nanos() as u64 - 1;
+        bench.rig.set_now(now_ns).unwrap();
+        send(&mut bench, &answer(&question));
+        assert_eq!(bench.rig.sweep().unwrap().open, 1);
+    }
+    let now_ns = bench.rig.now_ns() + TIMEOUTS.udp.as_nanos() as u64;
+    bench.rig.set_now(now_ns).unwrap();
+    let swept = bench.rig.sweep().unwrap();
+    assert_eq!(swept.closed.len(), 1);
+    let reply = swept.closed[0].reply.expect("the other direction");
+    assert_eq!((reply.packets, swept.closed[0].flow.packets), (5, 1));
+}
+
+fn pinned<T: TryFrom<Map, Error = aya::maps::MapError>>(
+    directory: &Path,
+    name: &str,
+    wrap: fn(MapData) -> Map,
+) -> T {
+    T::try_from(wrap(MapData::from_pin(directory.join(name)).unwrap())).unwrap()
+}
+
+fn set<V: Pod>(directory: &Path, name: &str, index: u32, value: V) {
+    let mut map: Array<MapData, V> = pinned(directory, name, Map::Array);
+    map.set(index, value, 0).unwrap();
+}
+
+/// An agent that is killed in the middle of a sweep leaves a reply entry without a flow, and counts that are off.
+#[test]
+fn remains_of_a_killed_agent_are_repaired() {
+    let Some(mut bench) = bench() else { return };
+    let (kept, lost) = (client(1), client(2));
+    send(&mut bench, &kept);
+    send(&mut bench, &lost);
+    let directory = map_directory(&bench.rig.lab().pin_directory());
+    let mut flows: HashMap<MapData, FlowKey, FlowRecord> = pinned(&directory, "FLOWS", Map::HashMap);
+    flows.remove(&lost.key()).unwrap();
+
+    // A reply entry is made before its flow, so that a young one is left alone.
+    assert_eq!(bench.rig.sweep().unwrap().orphans, 0);
+    let now_ns = bench.rig.now_ns() + Duration::from_secs(1).as_nanos() as u64;
+    bench.rig.set_now(now_ns).unwrap();
+    let swept = bench.rig.sweep().unwrap();
+    assert_eq!((swept.orphans, swept.open, swept.closed.len()), (1, 1, 0));
+
+    let acme = tenant_connections(bench.world.tenant("acme"));
+    let gpu = backend_connections(bench.world.backend("gpu-1"));
+    let open = |bench: &mut Bench| {
+        let maps = &bench.rig.dataplane().maps;
+        [acme, gpu].map(|index| maps.open_connections(index).unwrap())
+    };
+    assert_eq!(open(&mut bench), [2, 2], "nobody counted the flow that vanished");
+    bench.rig.sweeper().recount().unwrap();
+    assert_eq!(open(&mut bench), [1, 1]);
+    set(&directory, "CONNECTIONS_CLOSED", gpu, 77_u64);
+    bench.rig.sweeper().recount().unwrap();
+    assert_eq!(open(&mut bench), [1, 1], "and what was never right is made right");
+    // Counting again changes nothing.
+    bench.rig.sweeper().recount().unwrap();
+    assert_eq!(open(&mut bench), [1, 1]);
+}
