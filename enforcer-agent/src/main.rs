@@ -1,20 +1,7 @@
-//! The control agent.
+//! The control agent and its command line.
 
-use enforcer_agent::{config::Config, daemon};
+use std::process::ExitCode;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    tracing_subscriber::fmt().init();
-    let path = std::env::args_os()
-        .nth(3)
-        .ok_or("usage: enforcer-agent run --config FILE")?;
-    let config = Config::load(path.as_ref())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        daemon::run(config, async move {
-            terminate.recv().await;
-        })
-        .await?;
-        Ok(())
-    })
+fn main() -> ExitCode {
+    enforcer_agent::cli::main(std::env::args_os())
 }

@@ -2,6 +2,7 @@
 
 pub mod audit_file;
 pub mod dataplane;
+pub mod host_facts;
 pub mod http;
 pub mod metrics_http;
 pub mod neighbours;

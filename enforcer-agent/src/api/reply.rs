@@ -1,5 +1,7 @@
 //! What the daemon answers: one struct per request, in the terms of people, with names rather than slots.
 
+mod maps;
+
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
@@ -9,6 +11,7 @@ use super::{Actor, Direction, Protocol};
 use crate::pure::audit::AuditRecord;
 use crate::pure::policy::Diagnostic;
 use crate::pure::policy::resolved::{Forward, Limits};
+pub use maps::{MapEntry, MapField, MapRow, MapsDumpReply, MapsListReply};
 
 /// The answer to a [`super::Request`], under the same name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -524,66 +527,6 @@ pub enum FlowState {
     Established,
     /// A FIN or RST was seen.
     Closing,
-}
-
-/// All maps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MapsListReply {
-    /// In the order of the schema.
-    pub maps: Vec<MapRow>,
-}
-
-/// A map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MapRow {
-    /// Its name.
-    pub name: String,
-    /// `Array`, `PerCpuArray`, `HashMap` or `RingBuf`.
-    pub kind: String,
-    /// The kernel's id.
-    pub id: u32,
-    /// Bytes of a key.
-    pub key_bytes: u32,
-    /// Bytes of a value.
-    pub value_bytes: u32,
-    /// Entries that fit; bytes for a ring buffer.
-    pub capacity: u32,
-    /// Entries in use; `None` where every entry always exists.
-    pub entries: Option<u64>,
-}
-
-/// Entries of a map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MapsDumpReply {
-    /// The map.
-    pub name: String,
-    /// Entries that are not all zero, up to the limit.
-    pub entries: Vec<MapEntry>,
-    /// Whether there are more.
-    pub truncated: bool,
-}
-
-/// An entry of a map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MapEntry {
-    /// The index or the key, in words.
-    pub key: String,
-    /// The value, field by field.
-    pub fields: Vec<MapField>,
-}
-
-/// A field of a record in a map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MapField {
-    /// Its name in the record.
-    pub name: String,
-    /// Its value, in words.
-    pub value: String,
 }
 
 /// Records of the audit log.

@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    AttachMode, Audit, AuditSection, Config, ConfigError, Document, FlowTable, FlowTableSection,
-    MAX_INTERFACES, Nat, NatSection, Problem, Telemetry, TelemetrySection, Text,
+    AttachMode, Audit, AuditSection, Config, ConfigError, DEFAULT_SOCKET, Document, FlowTable,
+    FlowTableSection, MAX_INTERFACES, Nat, NatSection, Problem, Telemetry, TelemetrySection, Text,
 };
 use crate::pure::policy::quantity;
 use enforcer_common::schema;
@@ -56,7 +56,7 @@ pub(super) fn check(file: &str, document: Document) -> Result<Config, ConfigErro
         attach_mode: checker.value(attach_mode, "Auto", parse_attach_mode),
         audit: checker.audit(audit.unwrap_or_default(), &state_directory),
         state_directory,
-        socket: checker.path(socket, "/run/enforcer/control.sock", MAX_SOCKET_PATH_BYTES),
+        socket: checker.path(socket, DEFAULT_SOCKET, MAX_SOCKET_PATH_BYTES),
         socket_group: socket_group.and_then(|text| checker.optional(&text, name)),
         policy: policy.and_then(|text| checker.optional(&text, |text| path(text, MAX_PATH_BYTES))),
         nat: checker.nat(nat.unwrap_or_default()),

@@ -16,6 +16,8 @@ use thiserror::Error;
 
 /// Largest configuration file, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// The control socket, unless the configuration names another.
+pub const DEFAULT_SOCKET: &str = "/run/enforcer/control.sock";
 /// Most interfaces that one agent looks after.
 pub const MAX_INTERFACES: usize = 64;
 

@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod compile;
+pub mod doctor;
 pub mod explain;
 pub mod fleet;
 pub mod health;

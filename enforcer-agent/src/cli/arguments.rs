@@ -1,0 +1,279 @@
+//! What can be typed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::api::Protocol;
+
+/// Governs the traffic to inference back ends: XDP and TC programs, and the agent that feeds them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "enforcer-agent",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the agent cannot be reached, \
+                        4 the check found problems."
+)]
+pub(super) struct CommandLine {
+    /// The agent's control socket [default: /run/enforcer/control.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(super) socket: Option<PathBuf>,
+    /// For people or for programs
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub(super) output: Format,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// How answers are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Tables, for people.
+    Table,
+    /// JSON, for programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the agent: attach, enforce, and answer on the control socket
+    Run {
+        /// The agent's configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Look at this host: what would keep the agent from running here
+    Doctor {
+        /// Check this configuration and its interfaces too
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// How the agent and the data plane are
+    Status,
+    /// Take the programs off, remove all pins, and end the agent: traffic is no longer governed
+    Detach {
+        /// If no agent answers, take off what one with this configuration left
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Check, apply, show and explain the policy
+    #[command(subcommand)]
+    Policy(Policy),
+    /// List, suspend and resume tenants
+    #[command(subcommand)]
+    Tenant(Tenant),
+    /// List, drain and undrain back ends
+    #[command(subcommand)]
+    Backend(Backend),
+    /// List services
+    #[command(subcommand)]
+    Service(Service),
+    /// List open flows
+    #[command(subcommand)]
+    Flows(Flows),
+    /// List and dump the kernel maps
+    #[command(subcommand)]
+    Maps(Maps),
+    /// Read the audit log
+    #[command(subcommand)]
+    Audit(Audit),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Policy {
+    /// Check a policy, without an agent
+    Check {
+        /// The policy; `-` reads standard input
+        file: PathBuf,
+    },
+    /// Make a policy the one in force
+    Apply {
+        /// The policy; `-` reads standard input
+        file: PathBuf,
+        /// Compile it for this host, and stop before anything changes
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show the policy in force
+    Show,
+    /// What a packet would get now, and why
+    Explain(Explain),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// Where the packet comes from
+    #[arg(long, value_name = "IP[:PORT]", value_parser = parse_source)]
+    pub(super) from: SocketAddr,
+    /// Where it goes; TCP unless it says `/udp`
+    #[arg(long, value_name = "IP:PORT[/PROTO]", value_parser = parse_destination)]
+    pub(super) to: (SocketAddr, Protocol),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Tenant {
+    /// List all tenants
+    List,
+    /// Refuse everything of a tenant until it is resumed
+    Suspend {
+        /// The tenant
+        name: String,
+    },
+    /// Lift a suspension
+    Resume {
+        /// The tenant
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Backend {
+    /// List all back ends
+    List,
+    /// Give a back end no new flows; those that it has stay
+    Drain {
+        /// The back end
+        name: String,
+    },
+    /// Lift a drain
+    Undrain {
+        /// The back end
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Service {
+    /// List all services
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Flows {
+    /// List open flows
+    List {
+        /// Only those of this tenant
+        #[arg(long, value_name = "NAME")]
+        tenant: Option<String>,
+        /// Only those to this service
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        /// Only those on this back end
+        #[arg(long, value_name = "NAME")]
+        backend: Option<String>,
+        /// Most rows
+        #[arg(long, default_value_t = 100, value_name = "ROWS")]
+        limit: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Maps {
+    /// List all maps
+    List,
+    /// Print the entries of a map that are not all zero
+    Dump {
+        /// The map, as `maps list` names it
+        name: String,
+        /// Most entries
+        #[arg(long, default_value_t = 100, value_name = "ROWS")]
+        limit: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Audit {
+    /// Print the last records
+    Tail {
+        /// How many
+        #[arg(long, short = 'n', default_value_t = 20, value_name = "RECORDS")]
+        lines: u32,
+        /// Begin with this sequence number instead
+        #[arg(long, value_name = "SEQUENCE")]
+        from: Option<u64>,
+        /// Go on printing records as they come
+        #[arg(long, short)]
+        follow: bool,
+    },
+}
+
+/// An address with a port or without, where the port is zero then.
+fn parse_source(text: &str) -> Result<SocketAddr, String> {
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    text.parse().or_else(|_| bare.parse::<IpAddr>().map(|address| SocketAddr::new(address, 0))).map_err(|_| {
+        "give an address, with a port or without: 10.1.0.2, 10.1.0.2:40000, 2001:db8::2, [2001:db8::2]:40000".to_owned()
+    })
+}
+
+fn parse_destination(text: &str) -> Result<(SocketAddr, Protocol), String> {
+    let (address, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let address = address
+        .parse()
+        .map_err(|_| "give an address and a port: 192.0.2.10:8000, [2001:db8::10]:8000/udp".to_owned())?;
+    match protocol.to_ascii_lowercase().as_str() {
+        "tcp" => Ok((address, Protocol::Tcp)),
+        "udp" => Ok((address, Protocol::Udp)),
+        _ => Err("the protocol is `tcp` or `udp`".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses_are_read_in_every_form() {
+        for (text, expected) in [
+            ("10.1.0.2", Some("10.1.0.2:0")),
+            ("10.1.0.2:40000", Some("10.1.0.2:40000")),
+            ("2001:db8::2", Some("[2001:db8::2]:0")),
+            ("[2001:db8::2]", Some("[2001:db8::2]:0")),
+            ("[2001:db8::2]:4", Some("[2001:db8::2]:4")),
+            ("10.1.0", None),
+            ("10.1.0.2:70000", None),
+            ("host", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                parse_source(text)
+                    .ok()
+                    .map(|address| address.to_string())
+                    .as_deref(),
+                expected,
+                "{text}"
+            );
+        }
+        for (text, expected) in [
+            ("192.0.2.10:80", Some(("192.0.2.10:80", Protocol::Tcp))),
+            ("192.0.2.10:80/UDP", Some(("192.0.2.10:80", Protocol::Udp))),
+            (
+                "[2001:db8::10]:53/udp",
+                Some(("[2001:db8::10]:53", Protocol::Udp)),
+            ),
+            ("192.0.2.10", None),
+            ("192.0.2.10:80/sctp", None),
+            ("192.0.2.10:80/", None),
+        ] {
+            let expected = expected.map(|(address, protocol)| (address.parse().unwrap(), protocol));
+            assert_eq!(parse_destination(text).ok(), expected, "{text}");
+        }
+    }
+}

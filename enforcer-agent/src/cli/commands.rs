@@ -1,0 +1,246 @@
+//! From a command to the call that carries it out, and from the answer to what is written.
+
+use std::fs::File;
+use std::future::Future;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::CommandFactory;
+use serde::Serialize;
+use serde_json::json;
+
+use super::arguments::{
+    Audit, Backend, Command, CommandLine, Explain, Flows, Format, Maps, Policy, Service, Tenant,
+};
+use super::render::{self, Render};
+use super::{CliError, doctor, output, run};
+use crate::api::client::{Client, ClientError};
+use crate::api::reply::DetachReply;
+use crate::api::{FlowFilter, MAX_ROWS, Reply, Request};
+use crate::config::{Config, DEFAULT_SOCKET};
+use crate::daemon;
+use crate::pure::policy::bounds::MAX_TEXT_BYTES;
+use crate::pure::policy::diagnostic::render_all;
+use crate::pure::policy::{self, Severity};
+
+/// Between two looks at the audit log.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
+
+/// Carries a command out.
+pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
+    let CommandLine {
+        socket,
+        output: format,
+        command,
+    } = command_line;
+    let remote = |request| {
+        let socket = socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+        block_on(ask(&socket, request))?.and_then(|reply| show(reply, format))
+    };
+    match command {
+        Command::Run { config } => run::run(&config, format),
+        Command::Doctor { config } => block_on(doctor::examine(config.as_deref(), format))?,
+        Command::Completions { shell } => completions(shell),
+        Command::Detach { config } => block_on(detach(socket.clone(), config.as_deref(), format))?,
+        Command::Status => remote(Request::Status),
+        Command::Policy(Policy::Check { file }) => check_policy(&file, format),
+        Command::Policy(Policy::Apply { file, dry_run }) => {
+            let text = read_policy(&file)?;
+            remote(Request::PolicyApply {
+                file: file.display().to_string(),
+                text,
+                dry_run,
+            })
+        }
+        Command::Policy(Policy::Show) => remote(Request::PolicyShow),
+        Command::Policy(Policy::Explain(Explain {
+            from,
+            to: (to, protocol),
+        })) => remote(Request::PolicyExplain { from, to, protocol }),
+        Command::Tenant(Tenant::List) => remote(Request::TenantList),
+        Command::Tenant(Tenant::Suspend { name }) => remote(Request::TenantSuspend { name }),
+        Command::Tenant(Tenant::Resume { name }) => remote(Request::TenantResume { name }),
+        Command::Backend(Backend::List) => remote(Request::BackendList),
+        Command::Backend(Backend::Drain { name }) => remote(Request::BackendDrain { name }),
+        Command::Backend(Backend::Undrain { name }) => remote(Request::BackendUndrain { name }),
+        Command::Service(Service::List) => remote(Request::ServiceList),
+        Command::Flows(Flows::List {
+            tenant,
+            service,
+            backend,
+            limit,
+        }) => remote(Request::FlowsList {
+            limit,
+            filter: FlowFilter {
+                tenant,
+                service,
+                backend,
+            },
+        }),
+        Command::Maps(Maps::List) => remote(Request::MapsList),
+        Command::Maps(Maps::Dump { name, limit }) => remote(Request::MapsDump { name, limit }),
+        Command::Audit(Audit::Tail { lines, from, follow }) => {
+            let socket = socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+            block_on(tail(&socket, lines, from, follow, format))?
+        }
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::Start)?;
+    Ok(runtime.block_on(work))
+}
+
+async fn ask(socket: &Path, request: Request) -> Result<Reply, CliError> {
+    Ok(Client::connect(socket).await?.call(request).await?)
+}
+
+/// Writes a reply; every one in full as JSON, and as a table or a sentence.
+fn show(reply: Reply, format: Format) -> Result<(), CliError> {
+    match reply {
+        Reply::Status(reply) => write(&*reply, format),
+        Reply::PolicyApply(reply) => write(&reply, format),
+        Reply::PolicyShow(reply) => write(&reply, format),
+        Reply::PolicyExplain(reply) => write(&*reply, format),
+        Reply::TenantList(reply) => write(&reply, format),
+        Reply::TenantSuspend(reply) => write_change(&reply, "suspended", format),
+        Reply::TenantResume(reply) => write_change(&reply, "resumed", format),
+        Reply::BackendList(reply) => write(&reply, format),
+        Reply::BackendDrain(reply) => write_change(&reply, "drained", format),
+        Reply::BackendUndrain(reply) => write_change(&reply, "undrained", format),
+        Reply::ServiceList(reply) => write(&reply, format),
+        Reply::FlowsList(reply) => write(&reply, format),
+        Reply::MapsList(reply) => write(&reply, format),
+        Reply::MapsDump(reply) => write(&reply, format),
+        Reply::Detach(reply) => write(&reply, format),
+        other @ (Reply::AuditTail(_) | Reply::Metrics(_)) => Err(CliError::OtherReply(Box::new(other))),
+    }
+}
+
+fn write(reply: &(impl Render + Serialize), format: Format) -> Result<(), CliError> {
+    match format {
+        Format::Table => output::text(&reply.render()),
+        Format::Json => output::json(reply),
+    }
+}
+
+fn write_change(reply: &crate::api::reply::ChangeReply, done: &str, format: Format) -> Result<(), CliError> {
+    match format {
+        Format::Table => output::text(&render::change(reply, done)),
+        Format::Json => output::json(reply),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), "enforcer-agent", &mut script);
+    output::text(&String::from_utf8_lossy(&script))
+}
+
+/// Reads at most one byte more than a policy may have, so that the check says that it is too large.
+fn read_policy(path: &Path) -> Result<String, CliError> {
+    let fail = |source| CliError::ReadPolicy {
+        path: path.to_owned(),
+        source,
+    };
+    let mut source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(path).map_err(fail)?)
+    };
+    let mut text = String::new();
+    source
+        .by_ref()
+        .take(MAX_TEXT_BYTES as u64 + 1)
+        .read_to_string(&mut text)
+        .map_err(fail)?;
+    Ok(text)
+}
+
+fn check_policy(path: &Path, format: Format) -> Result<(), CliError> {
+    let text = read_policy(path)?;
+    let outcome = policy::load(&path.display().to_string(), &text);
+    let digest = outcome.policy.as_ref().map(|policy| policy.digest().to_string());
+    let valid = outcome
+        .diagnostics
+        .iter()
+        .all(|diagnostic| diagnostic.severity != Severity::Error);
+    match format {
+        Format::Json => {
+            output::json(&json!({ "valid": valid, "digest": digest, "diagnostics": outcome.diagnostics }))?;
+        }
+        Format::Table => {
+            let mut shown = render_all(&outcome.diagnostics, output::colours(&io::stdout()));
+            if let Some(policy) = &outcome.policy {
+                shown += &render::checked(policy);
+            }
+            output::text(&shown)?;
+        }
+    }
+    if valid { Ok(()) } else { Err(CliError::Problems) }
+}
+
+/// Has the daemon detach, or does it itself if none answers and the configuration says what there is.
+async fn detach(socket: Option<PathBuf>, config: Option<&Path>, format: Format) -> Result<(), CliError> {
+    let config = config.map(Config::load).transpose()?;
+    let configured = config.as_ref().map(|config| config.socket.clone());
+    let socket = socket.or(configured).unwrap_or_else(|| DEFAULT_SOCKET.into());
+    match (ask(&socket, Request::Detach).await, config) {
+        (Ok(reply), _) => show(reply, format),
+        (Err(CliError::Client(ClientError::Unreachable { .. })), Some(config)) => {
+            write(&detach_without_agent(config)?, format)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+fn detach_without_agent(config: Config) -> Result<DetachReply, CliError> {
+    let pins = config.pin_directory();
+    if !pins.exists() {
+        return Ok(DetachReply {
+            interfaces: Vec::new(),
+            pins: Vec::new(),
+        });
+    }
+    daemon::remove_instance(&config)?;
+    Ok(DetachReply {
+        interfaces: config.interfaces,
+        pins: vec![pins.display().to_string()],
+    })
+}
+
+/// Prints the last records, or those from a number on; then, if asked, further ones as they come.
+async fn tail(
+    socket: &Path,
+    lines: u32,
+    from: Option<u64>,
+    follow: bool,
+    format: Format,
+) -> Result<(), CliError> {
+    let mut client = Client::connect(socket).await?;
+    let mut request = (from, lines.min(MAX_ROWS));
+    loop {
+        let (from, limit) = request;
+        let reply = match client.call(Request::AuditTail { from, limit }).await? {
+            Reply::AuditTail(reply) => reply,
+            other => return Err(CliError::OtherReply(Box::new(other))),
+        };
+        for record in &reply.records {
+            match format {
+                Format::Table => output::text(&render::record(record))?,
+                Format::Json => output::json_line(record)?,
+            }
+        }
+        if !follow {
+            return Ok(());
+        }
+        if reply.records.is_empty() {
+            tokio::time::sleep(FOLLOW_INTERVAL).await;
+        }
+        request = (Some(reply.next), MAX_ROWS);
+    }
+}
