@@ -83,7 +83,10 @@ const fn shaped(shape: Shape, network_offset: u32) -> Frame {
 #[inline(always)]
 pub fn parse<W: Window + ?Sized>(window: &W) -> Frame {
     // First of all: here there is one path, behind the walk there are dozens, and the verifier follows each.
-    let link = window.words::<3>(0).unwrap_or([0; 3]);
+    let mut link = [0; 3];
+    if let Some(read) = window.words(0) {
+        link = read;
+    }
     let mut frame = parse_network(window);
     frame.link = link;
     frame
