@@ -82,7 +82,7 @@ impl AgentSettings {
              nat: {{ipv4: \"{ipv4}\", ipv6: \"{ipv6}\", ports: 10000-32767}}\n\
              audit: {{directory: {directory}/audit, eventsPerWindow: {events_per_window}}}\n\
              {metrics}\
-             flowTable: {{entries: {flow_entries}, tcpClosingTimeout: 1s}}\n\
+             flowTable: {{entries: {flow_entries}}}\n\
              telemetry: {{interval: 500ms, timeout: 400ms}}\n",
             interfaces = interfaces.join(", "),
         )

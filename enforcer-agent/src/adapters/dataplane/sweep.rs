@@ -1,6 +1,11 @@
 //! Expires flows. It has handles of its own, so that it can run on a thread of its own, and it alone writes
 //! `CONNECTIONS_CLOSED`.
+//!
+//! A TCP connection that has ended keeps its entry for a while, for packets that are late, but it is no longer open: it
+//! counts as closed from the first sweep that finds it ended. Otherwise short connections would use up a tenant's limit
+//! of connections, and weigh on a back end, for ten times as long as they last.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -60,6 +65,38 @@ pub struct FlowSweeper {
     opened: Array<MapData, u64>,
     closed: Array<MapData, u64>,
     timeouts: Timeouts,
+    /// Flows that are counted as closed while their entry is still there.
+    ended: BTreeMap<Tuple, Counted>,
+}
+
+/// A flow's key in a form that can be ordered.
+type Tuple = (Address, Address, u16, u16, u32);
+
+const fn tuple(key: &FlowKey) -> Tuple {
+    let FlowKey {
+        source,
+        destination,
+        source_port_be,
+        destination_port_be,
+        protocol,
+    } = *key;
+    (source, destination, source_port_be, destination_port_be, protocol)
+}
+
+/// Where a flow is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Counted {
+    tenant: u32,
+    backend: u32,
+}
+
+impl Counted {
+    const fn of(flow: &FlowRecord) -> Self {
+        Self {
+            tenant: flow.tenant,
+            backend: flow.backend,
+        }
+    }
 }
 
 fn open<T>(directory: &Path, name: &'static str, wrap: fn(MapData) -> Map) -> Result<T, DataplaneError>
@@ -85,15 +122,18 @@ impl FlowSweeper {
             opened: open(&directory, "CONNECTIONS_OPENED", Map::Array)?,
             closed: open(&directory, "CONNECTIONS_CLOSED", Map::Array)?,
             timeouts,
+            ended: BTreeMap::new(),
         })
     }
 
     /// Brings the counts of open connections in line with the flow table: an agent that was killed between removing a
-    /// flow and counting it would leave them one too high for ever.
+    /// flow and counting it would leave them one too high for ever. Flows that have ended count as open until the next
+    /// sweep.
     ///
     /// # Errors
     /// If the kernel refuses an operation.
     pub fn recount(&mut self) -> Result<(), DataplaneError> {
+        self.ended.clear();
         let mut open = vec![0_u64; (MAX_TENANTS + MAX_BACKENDS) as usize];
         for flow in &self.flows {
             let (_, flow) = flow.map_err(|source| DataplaneError::Map {
@@ -123,7 +163,7 @@ impl FlowSweeper {
     pub fn sweep(&mut self, now_ns: u64) -> Result<Swept, DataplaneError> {
         let host = get(&self.host, "HOST", 0)?;
         let mut swept = Swept::default();
-        let mut expired = Vec::new();
+        let (mut expired, mut turned) = (Vec::new(), Vec::new());
         for entry in &self.flows {
             let (key, flow) = entry.map_err(|source| DataplaneError::Map {
                 name: "FLOWS",
@@ -134,7 +174,14 @@ impl FlowSweeper {
                 expired.push(key);
             } else {
                 swept.open += 1;
+                let has_ended = has_ended(&key, &flow, reply.as_ref());
+                if self.ended.get(&tuple(&key)).copied() != has_ended.then(|| Counted::of(&flow)) {
+                    turned.push((key, flow, has_ended));
+                }
             }
+        }
+        for (key, flow, has_ended) in turned {
+            self.count_ended(&key, &flow, has_ended)?;
         }
         for key in expired {
             // The flow may have been used since it was read.
@@ -192,13 +239,8 @@ impl FlowSweeper {
         if key.protocol != TCP {
             return self.timeouts.udp;
         }
-        // Where back ends answer directly, the client's direction is all there is to see.
-        let back = if flow.forward == FORWARD_L2DSR {
-            flow.state
-        } else {
-            reply.map_or(0, |reply| reply.state)
-        };
-        if (flow.state | back) & FLOW_RST != 0 || flow.state & back & FLOW_FIN != 0 {
+        let back = state_back(flow, reply);
+        if has_ended(key, flow, reply) {
             self.timeouts.tcp_closing
         } else if flow.state & back & FLOW_ESTABLISHED != 0 || (flow.state | back) & FLOW_FIN != 0 {
             self.timeouts.tcp_established
@@ -220,11 +262,38 @@ impl FlowSweeper {
         if !remove(&mut self.flows, "FLOWS", key)? {
             return Ok(false);
         }
-        for index in [tenant_connections(flow.tenant), backend_connections(flow.backend)] {
-            let closed = get(&self.closed, "CONNECTIONS_CLOSED", index)?.wrapping_add(1);
+        self.count_ended(key, flow, true)?;
+        self.ended.remove(&tuple(key));
+        Ok(true)
+    }
+
+    /// Counts a flow as closed where it has not been, and no longer where it was but is in use again. A flow that has
+    /// changed hands since it was counted is counted for those that have it now.
+    fn count_ended(&mut self, key: &FlowKey, flow: &FlowRecord, has_ended: bool) -> Result<(), DataplaneError> {
+        let tuple = tuple(key);
+        let before = self.ended.get(&tuple).copied();
+        let now = has_ended.then(|| Counted::of(flow));
+        if before == now {
+            return Ok(());
+        }
+        if let Some(Counted { tenant, backend }) = before {
+            self.add_closed([tenant, backend], u64::MAX)?;
+            self.ended.remove(&tuple);
+        }
+        if let Some(counted @ Counted { tenant, backend }) = now {
+            self.add_closed([tenant, backend], 1)?;
+            self.ended.insert(tuple, counted);
+        }
+        Ok(())
+    }
+
+    /// `by` wraps round: `u64::MAX` takes one away.
+    fn add_closed(&mut self, [tenant, backend]: [u32; 2], by: u64) -> Result<(), DataplaneError> {
+        for index in [tenant_connections(tenant), backend_connections(backend)] {
+            let closed = get(&self.closed, "CONNECTIONS_CLOSED", index)?.wrapping_add(by);
             self.set_closed(index, closed)?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn set_closed(&mut self, index: u32, closed: u64) -> Result<(), DataplaneError> {
@@ -258,6 +327,21 @@ impl FlowSweeper {
         }
         Ok(removed)
     }
+}
+
+/// Where back ends answer directly, the client's direction is all there is to see.
+fn state_back(flow: &FlowRecord, reply: Option<&ReplyRecord>) -> u32 {
+    if flow.forward == FORWARD_L2DSR {
+        flow.state
+    } else {
+        reply.map_or(0, |reply| reply.state)
+    }
+}
+
+/// Whether a TCP connection was reset, or both sides have finished.
+fn has_ended(key: &FlowKey, flow: &FlowRecord, reply: Option<&ReplyRecord>) -> bool {
+    let back = state_back(flow, reply);
+    key.protocol == TCP && ((flow.state | back) & FLOW_RST != 0 || flow.state & back & FLOW_FIN != 0)
 }
 
 /// The key of a flow's reply entry; `None` where there is none.
