@@ -4,6 +4,7 @@
 //! of a small reader of Rust text (`source`). A rule knows names and text only: what the compiler or clippy can check is
 //! left to them.
 
+mod promises;
 mod rules;
 mod source;
 

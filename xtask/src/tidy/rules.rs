@@ -1,6 +1,6 @@
 //! The rules. Each is a pure function; the constants above it are the rule's whole configuration.
 
-use super::{Files, Finding, source};
+use super::{Files, Finding, promises, source};
 
 /// Every rule, in no particular order.
 pub(super) const ALL: &[fn(&Files) -> Vec<Finding>] = &[
@@ -16,6 +16,7 @@ pub(super) const ALL: &[fn(&Files) -> Vec<Finding>] = &[
     packages_come_from_one_registry,
     no_path_of_one_machine,
     nothing_is_left_for_later,
+    promises::promises_name_their_tests,
 ];
 
 /// Where unsafe code may live: a file, or a folder that ends in a slash. Each has a proof that it owes.
