@@ -50,7 +50,10 @@ pub(super) fn promises_name_their_tests(files: &Files) -> Vec<Finding> {
         }
         for (line, test) in tests {
             if !exists(files, test) {
-                findings.push(finding(line, format!("P{number} names `{test}`, which is not there")));
+                findings.push(finding(
+                    line,
+                    format!("P{number} names `{test}`, which is not there"),
+                ));
             }
         }
     }

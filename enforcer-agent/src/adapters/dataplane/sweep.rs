@@ -269,7 +269,12 @@ impl FlowSweeper {
 
     /// Counts a flow as closed where it has not been, and no longer where it was but is in use again. A flow that has
     /// changed hands since it was counted is counted for those that have it now.
-    fn count_ended(&mut self, key: &FlowKey, flow: &FlowRecord, has_ended: bool) -> Result<(), DataplaneError> {
+    fn count_ended(
+        &mut self,
+        key: &FlowKey,
+        flow: &FlowRecord,
+        has_ended: bool,
+    ) -> Result<(), DataplaneError> {
         let tuple = tuple(key);
         let before = self.ended.get(&tuple).copied();
         let now = has_ended.then(|| Counted::of(flow));
