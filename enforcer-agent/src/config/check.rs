@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::{
     AttachMode, Audit, AuditSection, Config, ConfigError, DEFAULT_SOCKET, Document, FlowTable,
-    FlowTableSection, MAX_INTERFACES, Nat, NatSection, Problem, Telemetry, TelemetrySection, Text,
+    FlowTableSection, MAX_INTERFACES, MAX_LOCAL_GPU_BACKENDS, Nat, NatSection, Problem, Telemetry,
+    TelemetrySection, Text,
 };
 use crate::pure::policy::quantity;
 use enforcer_common::schema;
@@ -49,6 +50,9 @@ pub(super) fn check(file: &str, document: Document) -> Result<Config, ConfigErro
             format!("name from 1 to {MAX_INTERFACES} interfaces, as in `[eth0]`"),
         );
     }
+    let telemetry = telemetry.unwrap_or_default();
+    let local_gpu_backends =
+        checker.local_gpu_backends(telemetry.local_gpu_backends.as_deref().unwrap_or_default());
     let state_directory = checker.path(state_directory, "/var/lib/enforcer", MAX_PATH_BYTES);
     let config = Config {
         instance: checker.value(instance, "enforcer", name),
@@ -62,7 +66,8 @@ pub(super) fn check(file: &str, document: Document) -> Result<Config, ConfigErro
         nat: checker.nat(nat.unwrap_or_default()),
         metrics: metrics.map(|section| checker.value(section.listen, "127.0.0.1:9464", listen_address)),
         flow_table: checker.flow_table(flow_table.unwrap_or_default()),
-        telemetry: checker.telemetry(telemetry.unwrap_or_default()),
+        telemetry: checker.telemetry(telemetry),
+        local_gpu_backends,
     };
     checker
         .problems
@@ -194,8 +199,28 @@ impl Checker<'_> {
         }
     }
 
+    fn local_gpu_backends(&mut self, names: &[Text]) -> Vec<String> {
+        if let Some(first) = names.get(MAX_LOCAL_GPU_BACKENDS) {
+            let (line, column) = (first.referenced.line(), first.referenced.column());
+            self.report(
+                line,
+                column,
+                format!("one host has at most {MAX_LOCAL_GPU_BACKENDS} back ends of its own"),
+            );
+        }
+        names
+            .iter()
+            .take(MAX_LOCAL_GPU_BACKENDS)
+            .filter_map(|text| self.optional(text, backend_name))
+            .collect()
+    }
+
     fn telemetry(&mut self, section: TelemetrySection) -> Telemetry {
-        let TelemetrySection { interval, timeout } = section;
+        let TelemetrySection {
+            interval,
+            timeout,
+            local_gpu_backends: _,
+        } = section;
         let range = Duration::from_millis(50)..=Duration::from_secs(60);
         let interval = self.value(interval, "1s", |text| duration(text, range.clone()));
         let place = timeout
@@ -342,4 +367,14 @@ fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, Str
         ));
     }
     Ok(value)
+}
+
+/// Any name that a policy may give a back end; whether there is one of it is the policy's business.
+fn backend_name(text: &str) -> Result<String, String> {
+    let allowed = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
+    if (1..=63).contains(&text.len()) && text.chars().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("a back end's name has 1 to 63 letters, digits, `-`, `_` and `.`".to_owned())
+    }
 }

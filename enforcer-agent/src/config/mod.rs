@@ -18,6 +18,8 @@ use thiserror::Error;
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The control socket, unless the configuration names another.
 pub const DEFAULT_SOCKET: &str = "/run/enforcer/control.sock";
+/// Most back ends on this host's own GPUs.
+pub const MAX_LOCAL_GPU_BACKENDS: usize = 64;
 /// Most interfaces that one agent looks after.
 pub const MAX_INTERFACES: usize = 64;
 
@@ -48,6 +50,9 @@ pub struct Config {
     pub flow_table: FlowTable,
     /// How back ends' telemetry is fetched.
     pub telemetry: Telemetry,
+    /// Names of back ends that run on this host's own GPUs, in containers or machines with addresses of their own: what
+    /// NVML says here counts for them.
+    pub local_gpu_backends: Vec<String>,
 }
 
 /// How XDP programs are attached.
@@ -237,6 +242,7 @@ struct FlowTableSection {
 struct TelemetrySection {
     interval: Option<Text>,
     timeout: Option<Text>,
+    local_gpu_backends: Option<Vec<Text>>,
 }
 
 // === impl Config ===

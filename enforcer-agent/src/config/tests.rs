@@ -43,6 +43,7 @@ fn the_least_configuration_gets_every_default() {
                 interval: Duration::from_secs(1),
                 timeout: Duration::from_millis(500)
             },
+            local_gpu_backends: Vec::new(),
         }
     );
     assert_eq!(config.pin_directory(), Path::new("/sys/fs/bpf/enforcer"));
@@ -62,7 +63,7 @@ nat: {ipv4: 192.0.2.1, ipv6: "2001:db8::1", ports: 20000-20001}
 audit: {directory: /var/log/enforcer, eventsPerWindow: 1k, segmentBytes: 128Ki}
 metrics: {listen: "[::1]:9464"}
 flowTable: {entries: 64Ki, tcpEstablishedTimeout: 6h, tcpOpeningTimeout: 5s, tcpClosingTimeout: 2s, udpTimeout: 1m}
-telemetry: {interval: 250ms, timeout: 100ms}
+telemetry: {interval: 250ms, timeout: 100ms, localGpuBackends: [gpu-1, gpu-2]}
 "#;
     let config = Config::parse("agent.yaml", text).expect("valid");
     assert_eq!(config.interfaces, ["eth0", "eth1.100"]);
@@ -72,6 +73,7 @@ telemetry: {interval: 250ms, timeout: 100ms}
     assert_eq!(config.metrics, Some("[::1]:9464".parse().expect("valid")));
     assert_eq!(config.flow_table.entries, 65_536);
     assert_eq!(config.telemetry.timeout, Duration::from_millis(100));
+    assert_eq!(config.local_gpu_backends, ["gpu-1", "gpu-2"]);
     assert_eq!(config.pin_directory(), Path::new("/sys/fs/bpf/edge-1"));
 }
 

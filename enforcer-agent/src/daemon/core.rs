@@ -29,6 +29,9 @@ use crate::pure::policy::{self, Diagnostic, ResolvedPolicy};
 use crate::pure::telemetry::GpuSample;
 use crate::pure::weights::Reading;
 
+/// The warning of a daemon that enforces nothing yet.
+pub(super) const NO_POLICY: &str = "no policy is in force: apply one with `enforcer-agent policy apply FILE`";
+
 /// The policy in force.
 #[derive(Debug, Clone)]
 pub(super) struct Active {
@@ -179,7 +182,7 @@ impl Core {
         self.active = Some(active);
         match self.reinstall() {
             Ok(installed) => {
-                self.warnings.clear();
+                self.warnings.retain(|warning| warning != NO_POLICY);
                 self.watch_destinations();
                 // Also where only the text differs: `policy show` is what was applied last.
                 if let (None, Err(error)) = (
@@ -253,15 +256,11 @@ impl Core {
         }
     }
 
-    /// The GPUs of this very host count for back ends on it that have no exporter of their own.
+    /// The GPUs of this very host count for the back ends that the configuration names.
     fn local_gpu(&mut self, sample: GpuSample) {
         self.nvml = Ok(sample.devices);
-        let Some(active) = &self.active else { return };
-        let local = active.policy.pools.iter().flat_map(|pool| &pool.backends);
-        for backend in local.filter(|backend| backend.dcgm_url.is_none()) {
-            if self.host.local_addresses.contains(&backend.address) {
-                self.fleet.gpu_said(&backend.name, Reading::Fresh(sample));
-            }
+        for backend in &self.config.local_gpu_backends {
+            self.fleet.gpu_said(backend, Reading::Fresh(sample));
         }
     }
 
@@ -269,15 +268,22 @@ impl Core {
         self.failing.remove("routes and neighbours");
         let mut changed = self.host.local_addresses != local_addresses;
         self.host.local_addresses = local_addresses;
+        let mut missing = None;
         for (name, hop) in hops {
             match hop {
                 Ok(hop) => changed |= self.fleet.routed(&name, Some(link_of(&hop))),
                 Err(NextHopError::Unresolved { .. }) => {}
-                Err(error) => {
-                    if self.failing.insert("next hops", error.to_string()).is_none() {
-                        warn!(backend = name, %error, "next hop");
-                    }
+                Err(error) => missing = missing.or(Some(format!("{name}: {error}"))),
+            }
+        }
+        match missing {
+            Some(error) => {
+                if self.failing.insert("next hops", error.clone()).is_none() {
+                    warn!(error, "next hops");
                 }
+            }
+            None => {
+                self.failing.remove("next hops");
             }
         }
         if changed {

@@ -188,7 +188,7 @@ impl super::core::Core {
             packets: counted.iter().map(packets).collect(),
             tenants,
             backends,
-            flows: (self.open_flows, self.config.flow_table.entries.into()),
+            flows: (self.open_flows, self.dataplane.flow_capacity.into()),
             audit_sequence: log.sequence,
             audit_lost: log.lost,
             audit_writable: log.error.is_none(),

@@ -22,7 +22,7 @@ use crate::pure::compile::{Directory, HostFacts};
 use crate::pure::fleet::Fleet;
 use crate::pure::policy::{self};
 
-use super::core::{Core, activate, link_of};
+use super::core::{Core, NO_POLICY, activate, link_of};
 
 impl Core {
     /// Loads or adopts the data plane, puts the policy into force and attaches the programs, in this order: no packet
@@ -77,6 +77,12 @@ impl Core {
             destinations: watch::Sender::new(Vec::new()),
             config,
         };
+        let (has, wanted) = (core.dataplane.flow_capacity, core.config.flow_table.entries);
+        if has != wanted {
+            core.warnings.push(format!(
+                "the flow table that runs holds {has} flows, not {wanted}: `flowTable.entries` takes effect after `detach`"
+            ));
+        }
         let fresh = !core.dataplane.adopted;
         match core.begin(network).await {
             Ok(()) => Ok(core),
@@ -170,8 +176,7 @@ impl Core {
                 }
             }
             (None, None) => {
-                self.warnings
-                    .push("no policy is in force: apply one with `enforcer-agent policy apply`".to_owned());
+                self.warnings.push(NO_POLICY.to_owned());
                 return Ok(());
             }
         };

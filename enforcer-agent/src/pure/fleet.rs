@@ -161,7 +161,7 @@ impl Fleet {
         }
     }
 
-    /// Takes what a GPU exporter said.
+    /// Takes what a GPU exporter or NVML said.
     pub fn gpu_said(&mut self, name: &str, reading: Reading<GpuSample>) {
         if let Some(member) = self.members.get_mut(name) {
             member.gpu = reading;

@@ -10,7 +10,7 @@ use enforcer_tests::lab::topology::Leaf;
 use rustix::net::Shutdown;
 
 /// Longest wait for anything on a socket.
-pub(super) const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 pub(super) const PORT: u16 = 8000;
 
 /// Both ends of a connection, or of a datagram, as the server sees them.
@@ -78,7 +78,9 @@ impl Drop for Echo {
 
 fn accept(listener: &TcpListener, seen: &Sender<Ends>) {
     while let Ok((mut stream, peer)) = listener.accept() {
+        // Both: a client that has gone without a word must not hold the thread for ever.
         stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
         let own = stream.local_addr().unwrap();
         let _ = seen.send(Ends {
             peer: plain(peer),
@@ -128,6 +130,7 @@ pub(super) fn connect(from: &Leaf, to: SocketAddr, limit: Duration) -> Option<Tc
         .unwrap();
     stream.ok().inspect(|stream| {
         stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
         stream.set_nodelay(true).unwrap();
     })
 }

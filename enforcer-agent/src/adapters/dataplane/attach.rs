@@ -267,6 +267,9 @@ fn attach_egress(program: &mut SchedClassifier, interface: &str, pin: &Path) -> 
 }
 
 fn failed(program: &'static str, interface: &str, source: ProgramError) -> DataplaneError {
+    if errno(&source) == Some(rustix::io::Errno::PERM.raw_os_error()) {
+        return DataplaneError::Privileges;
+    }
     DataplaneError::Attach {
         program,
         interface: interface.to_owned(),

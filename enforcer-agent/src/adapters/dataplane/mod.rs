@@ -58,8 +58,8 @@ pub enum DataplaneError {
     },
     /// The process may not use BPF.
     #[error(
-        "this process may not load BPF programs: run it as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and \
-         CAP_NET_RAW"
+        "this process may not load and attach BPF programs: run it as root, or with CAP_BPF, CAP_NET_ADMIN and \
+         CAP_PERFMON"
     )]
     Privileges,
     /// A pinned map is not what this build expects.
@@ -147,6 +147,8 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Whether the maps were there before: their content is that of an earlier agent.
     pub adopted: bool,
+    /// Flows that fit into the flow table: adopted maps keep the capacity that they were made with.
+    pub flow_capacity: u32,
 }
 
 /// Where the maps of this build's schema are pinned.
@@ -206,6 +208,7 @@ impl Dataplane {
             .load(OBJECT)
             .map_err(explain_privileges)?;
         load(&mut ebpf)?;
+        let flow_capacity = map_info(&directory, "FLOWS")?.capacity;
         let mut maps = Maps::take(&mut ebpf)?;
         if !adopted {
             maps.mark_schema()?;
@@ -215,6 +218,7 @@ impl Dataplane {
             pin_directory: settings.pin_directory.clone(),
             maps,
             adopted,
+            flow_capacity,
         })
     }
 
@@ -252,19 +256,36 @@ where
 }
 
 fn load(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
+    let refused = |name| {
+        move |source: ProgramError| {
+            if is_denied(&source) {
+                DataplaneError::Privileges
+            } else {
+                DataplaneError::Program { name, source }
+            }
+        }
+    };
     program::<Xdp>(ebpf, XDP_PROGRAM)?
         .load()
-        .map_err(|source| DataplaneError::Program {
-            name: XDP_PROGRAM,
-            source,
-        })?;
+        .map_err(refused(XDP_PROGRAM))?;
     program::<SchedClassifier>(ebpf, EGRESS_PROGRAM)?
         .load()
-        .map_err(|source| DataplaneError::Program {
-            name: EGRESS_PROGRAM,
-            source,
-        })
+        .map_err(refused(EGRESS_PROGRAM))
 }
+
+/// Without CAP_NET_ADMIN the kernel refuses the program type, without CAP_PERFMON the verifier refuses the pointers.
+fn is_denied(error: &ProgramError) -> bool {
+    let io_error = match error {
+        ProgramError::LoadError { io_error, .. } => io_error,
+        ProgramError::SyscallError(error) => &error.io_error,
+        _ => return false,
+    };
+    let denied = matches!(io_error.kind(), io::ErrorKind::PermissionDenied);
+    denied && !rustix::process::geteuid().is_root() || io_error.raw_os_error() == Some(PERMITTED)
+}
+
+/// `EPERM`, which is never about the program but about who loads it; the verifier also says `EACCES`.
+const PERMITTED: i32 = rustix::io::Errno::PERM.raw_os_error();
 
 /// The kernel answers "operation not permitted" to whoever lacks the capabilities.
 fn explain_privileges(error: EbpfError) -> DataplaneError {

@@ -174,7 +174,7 @@ impl Core {
     }
 
     pub(super) fn flows(&self, limit: u32, filter: &FlowFilter) -> Result<FlowsListReply, ApiError> {
-        let capacity = self.config.flow_table.entries as usize;
+        let capacity = self.dataplane.flow_capacity as usize;
         let (mut rows, mut matching) = (Vec::new(), 0);
         let now_ns = records::kernel_now_ns();
         for (key, flow) in self.dataplane.maps.flows(capacity).map_err(internal)? {

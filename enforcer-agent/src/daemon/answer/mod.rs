@@ -102,7 +102,7 @@ impl Core {
             packets: counters::by_reason(&counted),
             flows: FlowUsage {
                 open: self.open_flows,
-                capacity: self.config.flow_table.entries.into(),
+                capacity: self.dataplane.flow_capacity.into(),
             },
             audit: AuditStatus {
                 sequence: log.sequence,
