@@ -4,14 +4,15 @@
 //! the incremental arithmetic of the product, so that "the same segment with another destination" is a proof of every
 //! rewritten byte. [`inspect`] checks a frame with a summation of its own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use enforcer_common::abi::address::{Address, FlowKey, from_octets, from_v4};
-use enforcer_common::decide::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP};
+use enforcer_common::abi::address::{Address, FlowKey, from_octets, from_v4, to_octets};
+use enforcer_common::decide::{Packet, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP};
 use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, NetSlice,
     SingleVlanHeader, SlicedPacket, TcpHeader, TransportSlice, UdpHeader, VlanId,
 };
+use serde::{Deserialize, Serialize};
 
 /// A link-layer address.
 pub type Mac = [u8; 6];
@@ -22,7 +23,7 @@ pub const CLIENT_MAC: Mac = [0x02, 0, 0, 0, 0xc1, 0x01];
 pub const BALANCER_MAC: Mac = [0x02, 0, 0, 0, 0x1b, 0x01];
 
 /// What is carried over IP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Transport {
     /// TCP with these flags (`TCP_*`).
     Tcp(u8),
@@ -33,7 +34,7 @@ pub enum Transport {
 }
 
 /// A place in a fragmented datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fragment {
     /// In units of eight bytes.
     pub offset: u16,
@@ -42,7 +43,7 @@ pub struct Fragment {
 }
 
 /// A TCP or UDP packet on Ethernet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Link-layer source.
     pub link_source: Mac,
@@ -118,6 +119,25 @@ impl Segment {
             fragment: None,
             payload: Vec::new(),
         }
+    }
+
+    /// A packet that says the same of itself as one that was read.
+    ///
+    /// # Panics
+    /// If that one is neither TCP nor UDP, or shorter than its headers.
+    #[must_use]
+    pub fn like(packet: &Packet) -> Self {
+        let key = &packet.key;
+        let transport = match key.protocol {
+            TCP => Transport::Tcp(packet.tcp_flags),
+            UDP => Transport::Udp,
+            other => panic!("{other} is neither TCP nor UDP"),
+        };
+        let from = endpoint(&key.source, key.source_port_be);
+        let to = endpoint(&key.destination, key.destination_port_be);
+        let mut segment = Self::new(from, to, transport);
+        segment.hop_limit = packet.hop_limit;
+        segment.ip_bytes(packet.bytes as usize)
     }
 
     /// With these TCP flags.
@@ -439,6 +459,13 @@ pub fn address(ip: IpAddr) -> Address {
         IpAddr::V4(v4) => from_v4(u32::from(v4).to_be()),
         IpAddr::V6(v6) => from_octets(v6.octets()),
     }
+}
+
+/// An address and a port of a flow key.
+#[must_use]
+pub fn endpoint(address: &Address, port_be: u16) -> SocketAddr {
+    let ip = IpAddr::V6(Ipv6Addr::from(to_octets(address)));
+    SocketAddr::new(ip.to_canonical(), u16::from_be(port_be))
 }
 
 /// What a frame says, read by etherparse.
