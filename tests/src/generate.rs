@@ -9,13 +9,17 @@ use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::flow::ReplyRecord;
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::packet::{Segment, Transport, endpoint};
-use crate::plain::{Backend, Constraint, Forward, Labels, Limits, Policy, Pool, Rule, Selector, Service, Tenant};
+use crate::plain::Policy;
 use crate::random::Random;
 use crate::world::{BACKEND_SIDE_MAC, LOCAL_V4, NAT_V4, NAT_V6, mac_of};
+
+use policies::{POOLS, TENANTS, parsed};
+pub use policies::{edit, policy};
+
+mod policies;
 
 /// Something that happens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,253 +79,30 @@ pub struct Start {
     pub policy: Policy,
 }
 
-const TENANTS: [&str; 5] = ["acme", "bound", "globex", "hooli", "initech"];
-const POOLS: [&str; 3] = ["far", "main", "spare"];
-const SOURCES: [&str; 10] = [
-    "10.1.0.0/16",
-    "10.1.2.0/24",
-    "10.1.2.128/25",
-    "10.1.2.200/32",
-    "10.2.0.0/15",
-    "10.9.3.0/24",
-    "0.0.0.0/0",
-    "2001:db8:1::/48",
-    "2001:db8:1:2::/63",
-    "2001:db8:4000::/35",
+const CLIENTS_V4: [&str; 7] = [
+    "10.1.0.1",
+    "10.1.2.3",
+    "10.1.2.200",
+    "10.2.7.7",
+    "10.3.0.9",
+    "10.9.3.5",
+    "198.51.100.1",
 ];
-const CLIENTS_V4: [&str; 7] =
-    ["10.1.0.1", "10.1.2.3", "10.1.2.200", "10.2.7.7", "10.3.0.9", "10.9.3.5", "198.51.100.1"];
-const CLIENTS_V6: [&str; 4] = ["2001:db8:1::1", "2001:db8:1:2::5", "2001:db8:4fff::7", "2001:db8:7::7"];
-const OTHERS_V4: [&str; 6] = ["203.0.113.1", "10.9.0.77", "10.9.3.5", "192.0.2.99", "10.1.0.1", "10.9.0.254"];
+const CLIENTS_V6: [&str; 4] = [
+    "2001:db8:1::1",
+    "2001:db8:1:2::5",
+    "2001:db8:4fff::7",
+    "2001:db8:7::7",
+];
+const OTHERS_V4: [&str; 6] = [
+    "203.0.113.1",
+    "10.9.0.77",
+    "10.9.3.5",
+    "192.0.2.99",
+    "10.1.0.1",
+    "10.9.0.254",
+];
 const OTHERS_V6: [&str; 3] = ["2001:db8:9::77", "2001:db8:ffff::1", "2001:db8:9::250"];
-const PROTECTED: [&str; 4] = ["10.9.0.0/16", "10.9.3.0/24", "2001:db8:9::/64", "10.9.0.64/27"];
-const REGIONS: [&str; 2] = ["eu", "us"];
-
-fn parsed<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
-    text.parse().expect("a constant of this file")
-}
-
-fn labels(key: &str, value: &str) -> Labels {
-    Labels::from([(key.to_owned(), value.to_owned())])
-}
-
-fn chance<T>(random: &mut Random, percent: u64, value: impl FnOnce(&mut Random) -> T) -> Option<T> {
-    random.percent(percent).then(|| value(random))
-}
-
-/// The services: the same in every policy but for their pools, since a service that changes its forward mode or address
-/// under traffic is a matter for the tests of generations.
-fn services(random: &mut Random) -> Vec<Service> {
-    let table: [(&str, &[&str], u16, bool, Forward); 7] = [
-        ("chat", &["192.0.2.10", "2001:db8::10"], 8000, false, Forward::Nat),
-        ("dns", &["192.0.2.10"], 53, true, Forward::Nat),
-        ("seen", &["192.0.2.20", "2001:db8::20"], 8000, false, Forward::Dnat),
-        ("seen-dns", &["192.0.2.20", "192.0.2.21"], 53, true, Forward::Dnat),
-        ("seen-too", &["192.0.2.22"], 8000, false, Forward::Dnat),
-        ("direct", &["192.0.2.30", "2001:db8::30"], 9000, false, Forward::L2Dsr),
-        ("within", &["10.9.0.70"], 443, false, Forward::Nat),
-    ];
-    table
-        .into_iter()
-        .map(|(name, addresses, port, udp, forward)| {
-            let first = random.below(3) as usize;
-            let count = 1 + random.below(3) as usize;
-            let pools = (0..count).map(|index| POOLS[(first + index) % 3].to_owned()).collect();
-            Service {
-                name: name.to_owned(),
-                addresses: addresses.iter().map(|address| parsed(address)).collect(),
-                port,
-                udp,
-                labels: labels("tier", if random.percent(50) { "gold" } else { "iron" }),
-                pools,
-                forward,
-            }
-        })
-        .collect()
-}
-
-/// Each pool has a few of its back ends, at least one of each family; an address has one of two values, so that a name
-/// can come back with another.
-fn pools(random: &mut Random) -> Vec<Pool> {
-    let mut number = 0;
-    POOLS
-        .iter()
-        .map(|name| {
-            let mut backends = Vec::new();
-            for index in 0..4 {
-                number += 1;
-                // The first IPv4 and the first IPv6 one are always there.
-                if matches!(index, 1 | 3) && random.percent(50) {
-                    continue;
-                }
-                let variant = if random.percent(85) { 0 } else { 100 };
-                let address = if index < 2 {
-                    format!("10.9.0.{}", 100 + number + variant)
-                } else {
-                    format!("2001:db8:9::{:x}", 0x1000 + number + variant)
-                };
-                backends.push(Backend {
-                    name: format!("gpu-{number}"),
-                    address: parsed(&address),
-                    port: 9000,
-                    capacity: *random.pick(&[50, 100, 300]),
-                    labels: chance(random, 30, |random| labels("region", *random.pick(&REGIONS))).unwrap_or_default(),
-                });
-            }
-            Pool {
-                name: (*name).to_owned(),
-                labels: chance(random, 70, |random| labels("region", *random.pick(&REGIONS))).unwrap_or_default(),
-                backends,
-            }
-        })
-        .collect()
-}
-
-fn limits(random: &mut Random) -> Limits {
-    Limits {
-        connections: chance(random, 40, |random| *random.pick(&[3, 5, 10, 1000])),
-        packets: chance(random, 40, |random| *random.pick(&[7, 20, 100, 10_000])),
-        bytes: chance(random, 40, |random| *random.pick(&[10_000, 65_536, 1_000_000, 12_345])),
-        responses: chance(random, 40, |random| *random.pick(&[10_000, 65_536, 1_000_000, 12_345])),
-        concurrent: chance(random, 30, |random| *random.pick(&[1, 2, 5, 40])),
-        burst_ms: *random.pick(&[100, 500, 1000, 2000]),
-    }
-}
-
-fn tenants(random: &mut Random) -> Vec<Tenant> {
-    let mut tenants: Vec<Tenant> = TENANTS
-        .iter()
-        .enumerate()
-        .map(|(index, name)| Tenant {
-            name: (*name).to_owned(),
-            sources: vec![parsed(&format!("10.200.{index}.0/24"))],
-            labels: chance(random, 50, |random| labels("data", *random.pick(&REGIONS))).unwrap_or_default(),
-            limits: limits(random),
-        })
-        .collect();
-    for source in SOURCES {
-        // A prefix of everybody is rare, or nobody would be unknown.
-        if random.percent(if source == "0.0.0.0/0" { 5 } else { 75 }) {
-            let tenant = random.below(tenants.len() as u64) as usize;
-            tenants[tenant].sources.push(parsed(source));
-        }
-    }
-    tenants
-}
-
-fn tenant_selector(random: &mut Random) -> Selector {
-    match random.below(5) {
-        0 | 1 => Selector {
-            names: Some(vec![(*random.pick(&TENANTS)).to_owned(), TENANTS[random.below(2) as usize].to_owned()]),
-            labels: None,
-        },
-        2 => Selector {
-            names: None,
-            labels: Some(labels("data", *random.pick(&REGIONS))),
-        },
-        _ => Selector::default(),
-    }
-}
-
-fn service_selector(random: &mut Random) -> Selector {
-    match random.below(5) {
-        0 => Selector {
-            names: Some(vec![(*random.pick(&["chat", "dns", "seen", "direct", "within"])).to_owned()]),
-            labels: None,
-        },
-        1 => Selector {
-            names: None,
-            labels: Some(labels("tier", *random.pick(&["gold", "iron"]))),
-        },
-        _ => Selector::default(),
-    }
-}
-
-fn without_repetition(mut selector: Selector) -> Selector {
-    if let Some(names) = &mut selector.names {
-        names.sort();
-        names.dedup();
-    }
-    selector
-}
-
-fn rules(random: &mut Random) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = (0..random.below(6))
-        .map(|index| Rule {
-            name: format!("rule-{index}"),
-            deny: random.percent(35),
-            shadow: random.percent(25),
-            priority: random.below(3) as i32 - 1,
-            tenants: without_repetition(tenant_selector(random)),
-            services: service_selector(random),
-        })
-        .collect();
-    // Without it most packets would be refused, and there would be little to see.
-    if random.percent(85) {
-        let place = random.below(rules.len() as u64 + 1) as usize;
-        let all = Rule {
-            name: "all".to_owned(),
-            deny: false,
-            shadow: false,
-            priority: 0,
-            tenants: Selector::default(),
-            services: Selector::default(),
-        };
-        rules.insert(place, all);
-    }
-    rules
-}
-
-/// A policy.
-pub fn policy(random: &mut Random) -> Policy {
-    let constraints = (0..random.below(3))
-        .map(|index| Constraint {
-            name: format!("constraint-{index}"),
-            tenants: without_repetition(tenant_selector(random)),
-            services: service_selector(random),
-            require: labels("region", *random.pick(&REGIONS)),
-        })
-        .collect();
-    let mut protected: Vec<IpNet> = Vec::new();
-    for net in PROTECTED {
-        if random.percent(60) {
-            protected.push(parsed(net));
-        }
-    }
-    Policy {
-        tenants: tenants(random),
-        services: services(random),
-        pools: pools(random),
-        rules: rules(random),
-        protected,
-        constraints,
-    }
-}
-
-/// Another policy that shares most with the one before it.
-pub fn edit(random: &mut Random, before: &Policy) -> Policy {
-    let other = policy(random);
-    let mut edited = before.clone();
-    match random.below(6) {
-        0 => edited.tenants = other.tenants,
-        1 => {
-            for (tenant, source) in edited.tenants.iter_mut().zip(other.tenants) {
-                if random.percent(40) {
-                    tenant.limits = source.limits;
-                }
-            }
-        }
-        2 => edited.rules = other.rules,
-        3 => edited.pools = other.pools,
-        4 => edited.services = other.services,
-        _ => {
-            edited.constraints = other.constraints;
-            edited.protected = other.protected;
-        }
-    }
-    edited
-}
-
 /// The start of a run. Most have room for everything; in some, tables or ports run out.
 pub fn start(random: &mut Random, flow_entries: u32) -> Start {
     let nat_ports = match random.below(10) {
@@ -350,11 +131,11 @@ pub fn op(random: &mut Random, around: &Surroundings<'_>) -> Op {
         0 => Op::Policy(Box::new(edit(random, around.policy))),
         1 => backend_op(random, around.policy),
         2 => Op::Pool {
-            name: (*random.pick(&POOLS)).to_owned(),
+            name: random.word(&POOLS).to_owned(),
             failed: random.percent(40),
         },
         3 => Op::Tenant {
-            name: (*random.pick(&TENANTS)).to_owned(),
+            name: random.word(&TENANTS).to_owned(),
             suspended: random.percent(40),
         },
         4..10 => Op::Sweep,
@@ -397,12 +178,20 @@ fn packet(random: &mut Random, around: &Surroundings<'_>) -> (u32, Segment) {
         72..92 if !around.replies.is_empty() => return reply(random, around.replies),
         _ => elsewhere(random, around.policy),
     };
-    let direction = if random.percent(4) { DIRECTION_EGRESS } else { DIRECTION_INGRESS };
+    let direction = if random.percent(4) {
+        DIRECTION_EGRESS
+    } else {
+        DIRECTION_INGRESS
+    };
     (direction, adorned(random, segment))
 }
 
 fn client(random: &mut Random, v4: bool) -> SocketAddr {
-    let address: IpAddr = parsed(if v4 { *random.pick(&CLIENTS_V4) } else { *random.pick(&CLIENTS_V6) });
+    let address: IpAddr = parsed(if v4 {
+        random.word(&CLIENTS_V4)
+    } else {
+        random.word(&CLIENTS_V6)
+    });
     SocketAddr::new(address, 1000 + random.below(6) as u16)
 }
 
@@ -441,14 +230,22 @@ fn reply(random: &mut Random, replies: &BTreeMap<FlowKey, ReplyRecord>) -> (u32,
     } else {
         Transport::Udp
     };
-    let mut segment = Segment::new(endpoint(&key.source, key.source_port_be), endpoint(&key.destination, key.destination_port_be), transport);
+    let mut segment = Segment::new(
+        endpoint(&key.source, key.source_port_be),
+        endpoint(&key.destination, key.destination_port_be),
+        transport,
+    );
     if random.percent(5) {
         segment.to.set_port(segment.to.port().wrapping_add(1).max(1));
     }
     if random.percent(3) {
         segment.from.set_port(9001);
     }
-    let direction = if random.percent(15) { DIRECTION_EGRESS } else { DIRECTION_INGRESS };
+    let direction = if random.percent(15) {
+        DIRECTION_EGRESS
+    } else {
+        DIRECTION_INGRESS
+    };
     let mac = mac_of(segment.from.ip());
     (direction, adorned(random, segment.link(mac, BACKEND_SIDE_MAC)))
 }
@@ -456,8 +253,11 @@ fn reply(random: &mut Random, replies: &BTreeMap<FlowKey, ReplyRecord>) -> (u32,
 /// To no service, or to the wrong port of one.
 fn elsewhere(random: &mut Random, policy: &Policy) -> Segment {
     let v4 = random.percent(70);
-    let backends: Vec<IpAddr> =
-        policy.backends().map(|backend| backend.address).filter(|address| address.is_ipv4() == v4).collect();
+    let backends: Vec<IpAddr> = policy
+        .backends()
+        .map(|backend| backend.address)
+        .filter(|address| address.is_ipv4() == v4)
+        .collect();
     let vips: Vec<IpAddr> = policy
         .services
         .iter()
@@ -473,22 +273,34 @@ fn elsewhere(random: &mut Random, policy: &Policy) -> Segment {
         0 => *random.pick(&backends),
         1 => *random.pick(&vips),
         2 => own,
-        _ => parsed(if v4 { *random.pick(&OTHERS_V4) } else { *random.pick(&OTHERS_V6) }),
+        _ => parsed(if v4 {
+            random.word(&OTHERS_V4)
+        } else {
+            random.word(&OTHERS_V6)
+        }),
     };
     let from = if random.percent(30) {
         SocketAddr::new(*random.pick(&backends), 9000)
     } else {
         client(random, v4)
     };
-    let transport = if random.percent(60) { Transport::Tcp(tcp_flags(random)) } else { Transport::Udp };
+    let transport = if random.percent(60) {
+        Transport::Tcp(tcp_flags(random))
+    } else {
+        Transport::Udp
+    };
     let port = *random.pick(&[22, 53, 8000, 8001, 9000, 1001, 443]);
     Segment::new(from, SocketAddr::new(to, port), transport)
 }
 
 /// Lengths, hop limits, tags, options, extension headers, fragments.
 fn adorned(random: &mut Random, segment: Segment) -> Segment {
-    let mut segment = segment.payload(*random.pick(&[0, 0, 1, 10, 101, 500, 1400]));
-    segment.hop_limit = *random.pick(&[64, 64, 64, 64, 64, 255, 3, 2, 1, 0]);
+    let mut segment = segment.payload(*random.pick(&[0, 0, 1, 101, 1400, 1400]));
+    segment.hop_limit = if random.percent(6) {
+        *random.pick(&[3, 2, 1, 0])
+    } else {
+        *random.pick(&[64, 255])
+    };
     if random.percent(5) {
         segment = segment.vlan(7);
         if random.percent(50) {
@@ -498,7 +310,9 @@ fn adorned(random: &mut Random, segment: Segment) -> Segment {
     if random.percent(5) {
         segment = match segment.to {
             SocketAddr::V4(_) => segment.options(&[1; 40][..*random.pick(&[4, 8, 40])]),
-            SocketAddr::V6(_) => segment.extension(60, &[0, 0, 1, 4, 0, 0, 0, 0]).extension(0, &[0, 0, 1, 4, 0, 0, 0, 0]),
+            SocketAddr::V6(_) => segment
+                .extension(60, &[0, 0, 1, 4, 0, 0, 0, 0])
+                .extension(0, &[0, 0, 1, 4, 0, 0, 0, 0]),
         };
     }
     if random.percent(2) {
@@ -545,6 +359,24 @@ pub fn unhex(text: &str) -> Option<Vec<u8>> {
         .chunks(2)
         .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
         .collect()
+}
+
+/// An operation in a line, for a transcript.
+#[must_use]
+pub fn describe(op: &Op) -> String {
+    match op {
+        Op::Packet { direction, segment } => format!(
+            "direction {direction}: {} -> {} {:?}, hop limit {}, {} bytes, fragment {:?}",
+            segment.from,
+            segment.to,
+            segment.transport,
+            segment.hop_limit,
+            segment.network_bytes(),
+            segment.fragment
+        ),
+        Op::Policy(policy) => format!("policy {}", policy.text()),
+        other => format!("{other:?}"),
+    }
 }
 
 /// How often each kind of operation came up.

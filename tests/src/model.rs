@@ -10,7 +10,7 @@ use enforcer_agent::adapters::dataplane::Timeouts;
 use enforcer_agent::pure::snapshot::Snapshot;
 use enforcer_agent::pure::tables::Tables;
 use enforcer_common::Reason;
-use enforcer_common::abi::address::{Address, FlowKey, from_v4, to_octets};
+use enforcer_common::abi::address::{Address, FlowKey, from_v4};
 use enforcer_common::abi::config::{BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT, HostRecord};
 use enforcer_common::abi::event::{EVENT_FLOW_MOVED, EVENT_FLOW_OPENED, EVENT_REFUSED, EventRecord};
 use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord};
@@ -24,9 +24,11 @@ use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::{Frame, parse};
 use enforcer_common::schema::{backend_connections, tenant_connections};
 
-use crate::packet::Mac;
 use crate::rig::Verdict;
 use crate::world::INGRESS_IFINDEX;
+use rewrite::{Rewrite, rewritten};
+
+mod rewrite;
 
 /// Ports that the programs try before they give up a translation.
 const PORT_TRIES: u32 = 8;
@@ -74,13 +76,6 @@ pub struct Model {
     pub open: BTreeMap<u32, u64>,
     /// Packets, by (direction, tenant, reason).
     pub packets: BTreeMap<(u32, u32, Reason), u64>,
-}
-
-/// A new 5-tuple and link-layer addresses for a frame.
-struct Rewrite {
-    key: Option<FlowKey>,
-    hops: u8,
-    link: Option<(Mac, Mac)>,
 }
 
 // === impl Model ===
@@ -145,7 +140,10 @@ impl Model {
                 }
             }
         }
-        let counter = self.packets.entry((direction, decision.tenant, decision.reason)).or_insert(0);
+        let counter = self
+            .packets
+            .entry((direction, decision.tenant, decision.reason))
+            .or_insert(0);
         *counter += 1;
         let (frame, checksums) = match rewrite {
             Some(how) => rewritten(frame, &parsed, &how),
@@ -186,7 +184,11 @@ impl Model {
 
     fn count_open(&mut self, index: u32, up: bool) {
         let open = self.open.entry(index).or_insert(0);
-        *open = if up { open.wrapping_add(1) } else { open.wrapping_sub(1) };
+        *open = if up {
+            open.wrapping_add(1)
+        } else {
+            open.wrapping_sub(1)
+        };
         if let Some(open) = self.open.get(&index).copied() {
             self.snapshot.open_connections.insert(index, open);
         }
@@ -460,7 +462,9 @@ impl Model {
             .map(|(key, _)| *key)
             .collect();
         for key in expired {
-            let Some(flow) = self.flows.remove(&key) else { continue };
+            let Some(flow) = self.flows.remove(&key) else {
+                continue;
+            };
             self.snapshot.flows.remove(&key);
             if let Some(at) = self.reply_key_of(&key, &flow) {
                 self.remove_own_reply(&at, &key);
@@ -575,36 +579,4 @@ fn event_of(
         direction,
         cpu: 0,
     })
-}
-
-/// The frame with its new addresses, and where its checksums are.
-fn rewritten(frame: &[u8], parsed: &Frame, how: &Rewrite) -> (Vec<u8>, Vec<usize>) {
-    let mut out = frame.to_vec();
-    let mut put = |offset: usize, bytes: &[u8]| out[offset..offset + bytes.len()].copy_from_slice(bytes);
-    if let Some((destination, source)) = how.link {
-        put(0, &destination);
-        put(6, &source);
-    }
-    let Some(key) = how.key else { return (out, Vec::new()) };
-    let (network, transport) = (parsed.network_offset as usize, parsed.transport_offset as usize);
-    let mut checksums = Vec::new();
-    let (source, destination) = (to_octets(&key.source), to_octets(&key.destination));
-    if is_v4(&parsed.packet.key) {
-        put(network + 12, &source[12..]);
-        put(network + 16, &destination[12..]);
-        put(network + 8, &[frame[network + 8] - how.hops]);
-        checksums.push(network + 10);
-    } else {
-        put(network + 8, &source);
-        put(network + 24, &destination);
-        put(network + 7, &[frame[network + 7] - how.hops]);
-    }
-    put(transport, &key.source_port_be.to_ne_bytes());
-    put(transport + 2, &key.destination_port_be.to_ne_bytes());
-    let checksum = transport + if key.protocol == TCP { 16 } else { 6 };
-    // A UDP checksum of zero says that there is none, and stays.
-    if key.protocol == TCP || frame[checksum..checksum + 2] != [0, 0] {
-        checksums.push(checksum);
-    }
-    (out, checksums)
 }

@@ -159,7 +159,10 @@ impl Selector {
     /// Whether it chooses something of this name, with these labels.
     #[must_use]
     pub fn chooses(&self, name: &str, labels: &Labels) -> bool {
-        let named = self.names.as_ref().is_none_or(|names| names.iter().any(|one| one == name));
+        let named = self
+            .names
+            .as_ref()
+            .is_none_or(|names| names.iter().any(|one| one == name));
         let labelled = self.labels.as_ref().is_none_or(|wanted| has(labels, wanted));
         named && labelled
     }

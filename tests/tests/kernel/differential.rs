@@ -14,12 +14,12 @@ use enforcer_common::Reason;
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::DIRECTION_INGRESS;
-use enforcer_common::decide::Shape;
 use enforcer_common::decide::limiter::Limiter;
+use enforcer_common::decide::{FlowFate, Shape};
 use enforcer_common::schema::{backend_connections, tenant_connections};
 use enforcer_tests::generate::{self, Op, Start, Surroundings, unhex};
 use enforcer_tests::model::{Model, Outcome};
-use enforcer_tests::oracle::{Answer, Oracle, Prediction, Status};
+use enforcer_tests::oracle::{Answer, Fate, Oracle, Prediction, Status};
 use enforcer_tests::packet::{Segment, inspect};
 use enforcer_tests::random::{Random, SEED_VARIABLE, count, seed};
 use enforcer_tests::rig::{Ran, Rig, START_NS, TIMEOUTS};
@@ -133,10 +133,14 @@ impl<'r> Run<'r> {
                 let outcome = self.packet(DIRECTION_INGRESS, &frame)?;
                 // The oracle knows packets, not bytes. It predicts nothing of a damaged one, but is told what it did.
                 let touched = outcome.decision.reason.effect() == Effect::Forwarded
-                    || matches!(outcome.decision.reason, Reason::TableFull | Reason::TranslationExhausted);
+                    || matches!(
+                        outcome.decision.reason,
+                        Reason::TableFull | Reason::TranslationExhausted
+                    );
                 if touched {
                     let answer = self.answer(&outcome);
-                    self.oracle.observe(&Segment::like(&outcome.packet), &answer, self.now_ns);
+                    self.oracle
+                        .observe(&Segment::like(&outcome.packet), &answer, self.now_ns);
                 }
             }
             Op::Advance(by_ns) => {
@@ -145,8 +149,10 @@ impl<'r> Run<'r> {
             }
             Op::Sweep => self.sweep()?,
             Op::Policy(policy) => {
-                self.world.set_policy(&policy.text()).map_err(|error| error.to_string())?;
-                self.oracle.policy = (**policy).clone();
+                self.world
+                    .set_policy(&policy.text())
+                    .map_err(|error| error.to_string())?;
+                self.oracle.set_policy((**policy).clone());
                 self.install()?;
             }
             Op::Backend { .. } | Op::Pool { .. } | Op::Tenant { .. } => {
@@ -169,10 +175,20 @@ impl<'r> Run<'r> {
             }
         };
         match op {
-            Op::Backend { name, healthy, draining, weight, reachable } => {
+            Op::Backend {
+                name,
+                healthy,
+                draining,
+                weight,
+                reachable,
+            } => {
                 // In a run that was cut down, the back end may never have come.
-                let Some(address) =
-                    self.oracle.policy.backends().find(|known| known.name == *name).map(|known| known.address)
+                let Some(address) = self
+                    .oracle
+                    .policy()
+                    .backends()
+                    .find(|known| known.name == *name)
+                    .map(|known| known.address)
                 else {
                     return;
                 };
@@ -209,7 +225,8 @@ impl<'r> Run<'r> {
         *self.stats.reasons.entry(decision.reason).or_insert(0) += 1;
         let cell = |rig: &mut Rig| {
             let maps = &rig.dataplane().maps;
-            maps.tally(direction, decision.tenant, decision.reason as u32).unwrap()
+            maps.tally(direction, decision.tenant, decision.reason as u32)
+                .unwrap()
         };
         let before = cell(self.rig);
         let ran = match direction {
@@ -221,11 +238,19 @@ impl<'r> Run<'r> {
         unequal("verdict", &ran.verdict, &outcome.verdict)?;
         let counted = (after.packets - before.packets, after.bytes - before.bytes);
         let should = (1, u64::from(outcome.packet.bytes));
-        unequal("packets and bytes of its tally", &counted, &should)
-            .map_err(|difference| format!("{difference}\n  {:?} of tenant {}", decision.reason, decision.tenant))?;
+        unequal("packets and bytes of its tally", &counted, &should).map_err(|difference| {
+            format!(
+                "{difference}\n  {:?} of tenant {}",
+                decision.reason, decision.tenant
+            )
+        })?;
         same_frame(frame, &ran, &outcome)?;
-        let events: Vec<EventRecord> =
-            self.rig.events().into_iter().map(|event| EventRecord { cpu: 0, ..event }).collect();
+        let events: Vec<EventRecord> = self
+            .rig
+            .events()
+            .into_iter()
+            .map(|event| EventRecord { cpu: 0, ..event })
+            .collect();
         unequal("events", &events, &Vec::from_iter(outcome.event))?;
         self.compare_touched(&outcome)?;
         Ok(outcome)
@@ -237,14 +262,25 @@ impl<'r> Run<'r> {
         if outcome.packet.shape == Shape::Transport {
             let key = &outcome.packet.key;
             if outcome.decision.service != 0 {
-                unequal("its flow", &maps.flow(key).unwrap(), &self.model.flows.get(key).copied())?;
+                unequal(
+                    "its flow",
+                    &maps.flow(key).unwrap(),
+                    &self.model.flows.get(key).copied(),
+                )?;
             }
-            unequal("its reply entry", &maps.reply(key).unwrap(), &self.model.replies.get(key).copied())?;
+            unequal(
+                "its reply entry",
+                &maps.reply(key).unwrap(),
+                &self.model.replies.get(key).copied(),
+            )?;
         }
         let tenant = outcome.decision.tenant;
         if tenant != 0 {
             for limiter in Limiter::ALL {
-                let (word, model) = (maps.limiter(tenant, limiter).unwrap(), self.model.limiter(limiter.index(tenant)));
+                let (word, model) = (
+                    maps.limiter(tenant, limiter).unwrap(),
+                    self.model.limiter(limiter.index(tenant)),
+                );
                 unequal(&format!("{limiter:?} of tenant {tenant}"), &word, &model)?;
             }
         }
@@ -283,7 +319,11 @@ impl<'r> Run<'r> {
         closed.sort_unstable();
         unequal("flows that expired", &closed, &model.closed)?;
         unequal("orphans", &swept.orphans, &model.orphans)?;
-        unequal("number of flows that expired", &self.oracle.sweep(self.now_ns, &TIMEOUTS), &model.closed.len())
+        unequal(
+            "number of flows that expired",
+            &self.oracle.sweep(self.now_ns, &TIMEOUTS),
+            &model.closed.len(),
+        )
     }
 
     /// What became of a packet, with names.
@@ -293,10 +333,21 @@ impl<'r> Run<'r> {
         Answer {
             reason: decision.reason,
             tenant: directory.tenant(decision.tenant).map(str::to_owned),
-            service: directory.service(decision.service).map(|service| service.name.clone()),
+            service: directory
+                .service(decision.service)
+                .map(|service| service.name.clone()),
             rule: directory.rule(decision.rule).map(|rule| rule.name.clone()),
-            backend: directory.backend(decision.backend).map(|backend| backend.name.clone()),
+            backend: directory
+                .backend(decision.backend)
+                .map(|backend| backend.name.clone()),
             port: flow.map_or(0, |flow| u16::from_be(flow.translated_port_be)),
+            fate: match (decision.reason, decision.flow) {
+                (Reason::Allowed, FlowFate::Opened) => Some(Fate::Opens),
+                (Reason::Allowed, FlowFate::Kept | FlowFate::Renewed) => Some(Fate::Continues),
+                (Reason::Allowed, FlowFate::Moved) => Some(Fate::Moves),
+                (Reason::Allowed, FlowFate::Reopened) => Some(Fate::Reopens),
+                _ => None,
+            },
         }
     }
 
@@ -326,7 +377,12 @@ impl<'r> Run<'r> {
 /// Every byte but the checksums as the model says; the checksums add up wherever they did before.
 fn same_frame(sent: &[u8], ran: &Ran, outcome: &Outcome) -> Result<(), Difference> {
     unequal("length of the frame", &ran.frame.len(), &outcome.frame.len())?;
-    let is_checksum = |offset: usize| outcome.checksums.iter().any(|at| (*at..*at + 2).contains(&offset));
+    let is_checksum = |offset: usize| {
+        outcome
+            .checksums
+            .iter()
+            .any(|at| (*at..*at + 2).contains(&offset))
+    };
     for (offset, (kernel, model)) in ran.frame.iter().zip(&outcome.frame).enumerate() {
         if kernel != model && !is_checksum(offset) {
             return Err(format!(
@@ -358,7 +414,11 @@ impl Rigs {
     }
 
     fn of(&mut self, start: &Start) -> &mut Rig {
-        if start.flow_entries == CRAMPED { &mut self.cramped } else { &mut self.roomy }
+        if start.flow_entries == CRAMPED {
+            &mut self.cramped
+        } else {
+            &mut self.roomy
+        }
     }
 
     /// Plays operations again; the index of the one that shows a difference, and the difference.
@@ -412,10 +472,14 @@ fn report(rigs: &mut Rigs, seed: u64, step: u64, start: Start, ops: Vec<Op>, fir
     let (ops, problem) = rigs.shrink(&start, ops);
     let path = regressions().join(format!("differential-{seed}-{step}.json"));
     let recorded = Recorded { problem, start, ops };
-    let text = serde_json::to_string_pretty(&recorded).unwrap();
+    let text = serde_json::to_string(&recorded).unwrap();
     std::fs::create_dir_all(regressions()).unwrap();
     std::fs::write(&path, text + "\n").unwrap();
-    let transcript: String = recorded.ops.iter().map(|op| format!("  {op:?}\n")).collect();
+    let transcript: String = recorded
+        .ops
+        .iter()
+        .map(|op| format!("  {}\n", generate::describe(op)))
+        .collect();
     panic!(
         "{SEED_VARIABLE}={seed}, step {step}: {first}\n\ncut down to {} operations, saved as {}:\n{transcript}{}",
         recorded.ops.len(),
@@ -447,7 +511,7 @@ fn kernel_model_and_oracle_agree() {
             Ok(mut run) => {
                 for _ in 0..RUN_OPS.min(steps - done) {
                     let around = Surroundings {
-                        policy: &run.oracle.policy,
+                        policy: run.oracle.policy(),
                         replies: &run.model.replies,
                     };
                     let op = generate::op(&mut random, &around);
@@ -467,12 +531,22 @@ fn kernel_model_and_oracle_agree() {
             *kinds.entry(kind).or_insert(0) += count;
         }
     }
-    println!("{done} steps in {:.1?}: {kinds:?}, {} installations", begun.elapsed(), stats.installed);
+    println!(
+        "{done} steps in {:.1?}: {kinds:?}, {} installations",
+        begun.elapsed(),
+        stats.installed
+    );
     println!("{:?}", stats.reasons);
-    println!("the oracle predicted {} packets, and left {} open", stats.definite, stats.open);
+    println!(
+        "the oracle predicted {} packets, and left {} open",
+        stats.definite, stats.open
+    );
     if steps >= 20_000 {
         assert!(stats.definite > stats.open * 5, "an oracle that knows too little");
-        let unseen: Vec<_> = Reason::ALL.iter().filter(|reason| !stats.reasons.contains_key(reason)).collect();
+        let unseen: Vec<_> = Reason::ALL
+            .iter()
+            .filter(|reason| !stats.reasons.contains_key(reason))
+            .collect();
         assert_eq!(unseen, [&Reason::Internal], "reasons that never came up");
     }
 }
@@ -494,7 +568,11 @@ fn recorded_differences_stay_away() {
         let recorded: Recorded = serde_json::from_str(&std::fs::read_to_string(path).unwrap())
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         if let Err((index, difference)) = rigs.play(&recorded.start, &recorded.ops) {
-            panic!("{} at operation {index}: {difference}\nit once was: {}", path.display(), recorded.problem);
+            panic!(
+                "{} at operation {index}: {difference}\nit once was: {}",
+                path.display(),
+                recorded.problem
+            );
         }
     }
     println!("{} recorded runs played again", paths.len());
