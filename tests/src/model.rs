@@ -72,8 +72,12 @@ pub struct Model {
     pub flows: BTreeMap<FlowKey, FlowRecord>,
     /// `REPLIES`.
     pub replies: BTreeMap<FlowKey, ReplyRecord>,
-    /// Connections that are open, by an index of the schema.
-    pub open: BTreeMap<u32, u64>,
+    /// Flows counted up, by an index of the schema.
+    opened: BTreeMap<u32, i64>,
+    /// Flows counted as closed, likewise.
+    closed: BTreeMap<u32, i64>,
+    /// Flows that are counted as closed while they are still there: with which tenant and back end.
+    ended: BTreeMap<FlowKey, [u32; 2]>,
     /// Packets, by (direction, tenant, reason).
     pub packets: BTreeMap<(u32, u32, Reason), u64>,
 }
@@ -90,7 +94,9 @@ impl Model {
             capacity: capacity as usize,
             flows: BTreeMap::new(),
             replies: BTreeMap::new(),
-            open: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            ended: BTreeMap::new(),
             packets: BTreeMap::new(),
         }
     }
@@ -182,15 +188,43 @@ impl Model {
         }
     }
 
-    fn count_open(&mut self, index: u32, up: bool) {
-        let open = self.open.entry(index).or_insert(0);
-        *open = if up {
-            open.wrapping_add(1)
-        } else {
-            open.wrapping_sub(1)
-        };
-        if let Some(open) = self.open.get(&index).copied() {
-            self.snapshot.open_connections.insert(index, open);
+    /// Connections that are open, by an index of the schema; never less than none.
+    #[must_use]
+    pub fn open_connections(&self, index: u32) -> u64 {
+        let count = |counts: &BTreeMap<u32, i64>| counts.get(&index).copied().unwrap_or(0);
+        u64::try_from(count(&self.opened) - count(&self.closed)).unwrap_or(0)
+    }
+
+    fn mirror_open(&mut self, index: u32) {
+        let open = self.open_connections(index);
+        self.snapshot.open_connections.insert(index, open);
+    }
+
+    fn count_opened(&mut self, index: u32, by: i64) {
+        *self.opened.entry(index).or_insert(0) += by;
+        self.mirror_open(index);
+    }
+
+    fn count_closed(&mut self, [tenant, backend]: [u32; 2], by: i64) {
+        for index in [tenant_connections(tenant), backend_connections(backend)] {
+            *self.closed.entry(index).or_insert(0) += by;
+            self.mirror_open(index);
+        }
+    }
+
+    /// A flow counts as closed, or no longer, with those that have it now.
+    fn count_ended(&mut self, key: FlowKey, now: Option<[u32; 2]>) {
+        let before = self.ended.get(&key).copied();
+        if before == now {
+            return;
+        }
+        if let Some(counted) = before {
+            self.count_closed(counted, -1);
+            self.ended.remove(&key);
+        }
+        if let Some(counted) = now {
+            self.count_closed(counted, 1);
+            self.ended.insert(key, counted);
         }
     }
 
@@ -273,8 +307,8 @@ impl Model {
 
     fn renew(&mut self, flow: &mut FlowRecord, decision: &Decision) {
         if flow.tenant != decision.tenant {
-            self.count_open(tenant_connections(flow.tenant), false);
-            self.count_open(tenant_connections(decision.tenant), true);
+            self.count_opened(tenant_connections(flow.tenant), -1);
+            self.count_opened(tenant_connections(decision.tenant), 1);
         }
         flow.tenant = decision.tenant;
         flow.service = decision.service - 1;
@@ -298,8 +332,8 @@ impl Model {
         }
         let port_be = self.establish_replies(frame, decision, backend, now_ns)?;
         if flow.backend != decision.backend - 1 {
-            self.count_open(backend_connections(flow.backend), false);
-            self.count_open(backend_connections(decision.backend - 1), true);
+            self.count_opened(backend_connections(flow.backend), -1);
+            self.count_opened(backend_connections(decision.backend - 1), 1);
         }
         self.renew(&mut flow, decision);
         flow.forward = decision.forward;
@@ -346,8 +380,8 @@ impl Model {
             return Err(Reason::TableFull);
         }
         self.set_flow(key, flow);
-        self.count_open(tenant_connections(flow.tenant), true);
-        self.count_open(backend_connections(flow.backend), true);
+        self.count_opened(tenant_connections(flow.tenant), 1);
+        self.count_opened(backend_connections(flow.backend), 1);
         Ok(port_be)
     }
 
@@ -452,25 +486,22 @@ impl Model {
         Ok((Verdict::Pass, 0, how))
     }
 
-    /// Removes what is idle for too long.
+    /// Removes what is idle for too long, and counts what has ended as closed.
     pub fn sweep(&mut self, now_ns: u64, timeouts: &Timeouts) -> Sweep {
         let mut swept = Sweep::default();
-        let expired: Vec<FlowKey> = self
-            .flows
-            .iter()
-            .filter(|(key, flow)| self.is_expired(key, flow, now_ns, timeouts))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in expired {
-            let Some(flow) = self.flows.remove(&key) else {
+        for (key, flow) in self.flows.clone() {
+            let has_ended = self.has_ended(&key, &flow);
+            if !self.is_expired(&key, &flow, now_ns, timeouts) {
+                self.count_ended(key, has_ended.then_some([flow.tenant, flow.backend]));
                 continue;
-            };
-            self.snapshot.flows.remove(&key);
+            }
             if let Some(at) = self.reply_key_of(&key, &flow) {
                 self.remove_own_reply(&at, &key);
             }
-            self.count_open(tenant_connections(flow.tenant), false);
-            self.count_open(backend_connections(flow.backend), false);
+            self.flows.remove(&key);
+            self.snapshot.flows.remove(&key);
+            self.count_ended(key, Some([flow.tenant, flow.backend]));
+            self.ended.remove(&key);
             swept.closed.push(key);
         }
         let orphans: Vec<FlowKey> = self
@@ -490,19 +521,33 @@ impl Model {
         swept
     }
 
-    fn is_expired(&self, key: &FlowKey, flow: &FlowRecord, now_ns: u64, timeouts: &Timeouts) -> bool {
+    fn own_reply(&self, key: &FlowKey, flow: &FlowRecord) -> Option<&ReplyRecord> {
         let reply = self.reply_key_of(key, flow).and_then(|at| self.replies.get(&at));
-        let reply = reply.filter(|reply| reply.forward == *key);
-        let seen_ns = flow.seen_ns.max(reply.map_or(0, |reply| reply.seen_ns));
-        let here = flow.state;
-        let back = if flow.forward == FORWARD_L2DSR {
-            here
+        reply.filter(|reply| reply.forward == *key)
+    }
+
+    /// What was seen of the back end's direction: where it answers directly, the client's is all there is to see.
+    fn state_back(&self, key: &FlowKey, flow: &FlowRecord) -> u32 {
+        if flow.forward == FORWARD_L2DSR {
+            flow.state
         } else {
-            reply.map_or(0, |reply| reply.state)
-        };
+            self.own_reply(key, flow).map_or(0, |reply| reply.state)
+        }
+    }
+
+    fn has_ended(&self, key: &FlowKey, flow: &FlowRecord) -> bool {
+        let (here, back) = (flow.state, self.state_back(key, flow));
+        key.protocol == TCP && ((here | back) & FLOW_RST != 0 || here & back & FLOW_FIN != 0)
+    }
+
+    fn is_expired(&self, key: &FlowKey, flow: &FlowRecord, now_ns: u64, timeouts: &Timeouts) -> bool {
+        let seen_ns = flow
+            .seen_ns
+            .max(self.own_reply(key, flow).map_or(0, |reply| reply.seen_ns));
+        let (here, back) = (flow.state, self.state_back(key, flow));
         let timeout = if key.protocol != TCP {
             timeouts.udp
-        } else if (here | back) & FLOW_RST != 0 || here & back & FLOW_FIN != 0 {
+        } else if self.has_ended(key, flow) {
             timeouts.tcp_closing
         } else if here & back & FLOW_ESTABLISHED != 0 || (here | back) & FLOW_FIN != 0 {
             timeouts.tcp_established

@@ -108,6 +108,8 @@ struct Known {
     back_ns: u64,
     /// The back end was gone from the policy for a while: if it is back, it is by another number.
     was_gone: bool,
+    /// The tenant with which it counts as closed since the last sweep, although it is still remembered.
+    closed_for: Option<String>,
 }
 
 /// What was seen in one direction.
@@ -406,11 +408,7 @@ impl Oracle {
         if fate == Fate::Opens
             && let Some(most) = tenant.limits.concurrent
         {
-            let open = self
-                .known
-                .iter()
-                .filter(|known| known.tenant == tenant.name)
-                .count() as u64;
+            let open = self.open_connections(&tenant.name);
             if open >= most {
                 prediction.reasons.insert(Reason::Concurrency);
                 return;
@@ -425,6 +423,17 @@ impl Oracle {
             return;
         }
         prediction.reasons.insert(Reason::Allowed);
+    }
+
+    /// Connections of a tenant that have not ended, as far as the last sweep saw.
+    fn open_connections(&self, tenant: &str) -> u64 {
+        let of_tenant = self.known.iter().filter(|known| known.tenant == tenant).count();
+        let closed = self
+            .known
+            .iter()
+            .filter(|known| known.closed_for.as_deref() == Some(tenant))
+            .count();
+        of_tenant.saturating_sub(closed) as u64
     }
 
     /// The connection that a back end's packet answers.

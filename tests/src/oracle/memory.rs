@@ -85,6 +85,7 @@ impl Oracle {
             back: Signs::default(),
             back_ns: 0,
             was_gone: false,
+            closed_for: None,
         };
         let fate = answer.fate.unwrap_or(Fate::Continues);
         match own {
@@ -94,7 +95,12 @@ impl Oracle {
                 known.here.add(signs);
                 known.here_ns = now_ns;
             }
-            Some(known) => *known = fresh,
+            Some(known) => {
+                *known = Known {
+                    closed_for: known.closed_for.take(),
+                    ..fresh
+                };
+            }
         }
         if matches!(fate, Fate::Opens | Fate::Reopens) {
             self.charge(tenant, Limited::Connections, 1, now_ns);
@@ -103,7 +109,7 @@ impl Oracle {
         self.charge(tenant, Limited::Bytes, segment.network_bytes(), now_ns);
     }
 
-    /// Forgets what is idle for too long; says how many connections that were.
+    /// Forgets what is idle for too long, and notes what has ended; says how many connections were forgotten.
     pub fn sweep(&mut self, now_ns: u64, timeouts: &Timeouts) -> usize {
         let before = self.known.len();
         let l2dsr: Vec<(IpAddr, u16)> = self
@@ -113,17 +119,20 @@ impl Oracle {
             .filter(|service| service.forward == Forward::L2Dsr)
             .flat_map(|service| service.addresses.iter().map(|address| (*address, service.port)))
             .collect();
-        self.known.retain(|known| {
+        self.known.retain_mut(|known| {
             let back = if l2dsr.contains(&(known.to.ip(), known.to.port())) {
                 known.here
             } else {
                 known.back
             };
+            let here = known.here;
+            let has_ended = !known.udp && (here.reset || back.reset || (here.finished && back.finished));
+            known.closed_for = has_ended.then(|| known.tenant.clone());
             let timeout = if known.udp {
                 timeouts.udp
-            } else if known.here.reset || back.reset || (known.here.finished && back.finished) {
+            } else if has_ended {
                 timeouts.tcp_closing
-            } else if (known.here.beyond_syn && back.beyond_syn) || known.here.finished || back.finished {
+            } else if (here.beyond_syn && back.beyond_syn) || here.finished || back.finished {
                 timeouts.tcp_established
             } else {
                 timeouts.tcp_opening

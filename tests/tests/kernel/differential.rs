@@ -306,7 +306,7 @@ impl<'r> Run<'r> {
             .chain((0..BACKEND_SLOTS).map(backend_connections));
         for index in indexes {
             let open = maps.open_connections(index).unwrap();
-            let model = self.model.open.get(&index).copied().unwrap_or(0);
+            let model = self.model.open_connections(index);
             unequal(&format!("open connections at {index}"), &open, &model)?;
         }
         Ok(())
