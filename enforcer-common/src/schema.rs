@@ -46,6 +46,17 @@ pub const fn backend_connections(backend: u32) -> u32 {
     MAX_TENANTS + backend
 }
 
+/// Connections that are open, from `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of one index.
+///
+/// Both counts wrap, since each is also counted down. A connection that has ended counts as closed with those who had it
+/// then; if it is used again by others before the next sweep, its old owner has for a moment more closed than opened: that
+/// is none.
+#[inline(always)]
+pub const fn open_connections(opened: u64, closed: u64) -> u64 {
+    let open = opened.wrapping_sub(closed);
+    if open > u64::MAX / 2 { 0 } else { open }
+}
+
 /// Calls `$expand!` with every map: `NAME: Kind<types>, max capacity;`.
 ///
 /// | map | written by | holds |

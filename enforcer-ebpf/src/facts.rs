@@ -23,7 +23,7 @@ use enforcer_common::decide::limiter::{Charge, Payment};
 use enforcer_common::decide::{Facts, Flow, Reply};
 use enforcer_common::schema::{
     MAGLEV_BLOCKS, MAX_BACKENDS, MAX_ROWS, MAX_SERVICES, MAX_SETS, MAX_TENANTS, MAX_TRIE_NODES,
-    tenant_connections,
+    open_connections, tenant_connections,
 };
 
 use crate::maps;
@@ -215,7 +215,7 @@ impl Facts for MapFacts {
             (Some(opened), Some(closed)) => {
                 // Closed first: a removal between the two reads can then only be missed, not counted too often.
                 let closed = load(closed);
-                load(opened).wrapping_sub(closed)
+                open_connections(load(opened), closed)
             }
             _ => 0,
         }

@@ -168,7 +168,7 @@ fn keep(
             let address = (*entry).backend_address;
             let nat = nat_source(host, frame, decision.forward, (*entry).translated_port_be);
             let key = reply_key(&frame.packet.key, address, (*entry).backend_port_be, nat);
-            if let Some(reply) = maps::REPLIES.get_ptr_mut(&key) {
+            if let Some(reply) = own_reply(&key, &frame.packet.key) {
                 (*reply).tenant = decision.tenant;
                 (*reply).service = decision.service - 1;
             }
@@ -216,7 +216,9 @@ fn retarget(
                 (*entry).backend_port_be,
                 nat,
             );
-            let _ = maps::REPLIES.remove(&old);
+            if own_reply(&old, &frame.packet.key).is_some() {
+                let _ = maps::REPLIES.remove(&old);
+            }
         }
         let port_be = establish_replies(ctx, host, frame, decision, backend, now_ns)?;
         if (*entry).backend != decision.backend - 1 {
@@ -346,6 +348,16 @@ fn establish_replies(
         hash = hash.rotate_left(17).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
     Err(Reason::TranslationExhausted)
+}
+
+/// The entry at `key`, if it is that of the flow `forward`. Another flow can have the key: one of the same client port to
+/// another VIP that goes to the same back end, or one that got the translated port after this flow had lost it.
+#[inline(always)]
+fn own_reply(key: &FlowKey, forward: &FlowKey) -> Option<*mut ReplyRecord> {
+    let entry = maps::REPLIES.get_ptr_mut(key)?;
+    // SAFETY: as in `reply`.
+    let owner = unsafe { (*entry).forward };
+    if owner == *forward { Some(entry) } else { None }
 }
 
 /// A `Dnat` reply key can already be taken: by a remainder of this very flow, which is replaced, or by a flow of the

@@ -43,6 +43,14 @@ impl Random {
         &choices[self.below(choices.len() as u64) as usize]
     }
 
+    /// One of several words.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn word<'w>(&mut self, words: &[&'w str]) -> &'w str {
+        words[self.below(words.len() as u64) as usize]
+    }
+
     /// So many bytes.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.bits() as u8).collect()

@@ -5,13 +5,15 @@
 //! - `load`: what the verifier says of the programs, and the layout of maps and records;
 //! - `sweep`, `events`: expiry of flows, and the audit's completeness;
 //! - `contention`: two CPUs on one limiter;
-//! - `arbitrary`: any bytes at all.
+//! - `arbitrary`: any bytes at all;
+//! - `differential`: kernel, model and oracle on the same random traffic.
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod arbitrary;
 mod bench;
 mod contention;
+mod differential;
 mod events;
 mod load;
 mod sweep;

@@ -189,3 +189,29 @@ fn remains_of_a_killed_agent_are_repaired() {
     bench.rig.sweeper().recount().unwrap();
     assert_eq!(open(&mut bench), [1, 1]);
 }
+
+/// A connection that has ended counts as closed with the tenant that had it; if its client becomes another tenant's and
+/// sends on it again, neither tenant may end up with a count below zero, which would read as more than any limit.
+#[test]
+fn a_connection_that_ended_and_changed_hands_leaves_no_negative_count() {
+    let Some(mut bench) = bench() else { return };
+    let flow = client(1);
+    send(&mut bench, &flow);
+    send(&mut bench, &flow.clone().rst());
+    bench.rig.sweep().unwrap();
+    let (acme, inside) = (bench.world.tenant("acme"), bench.world.tenant("inside"));
+    let open = |bench: &mut Bench| {
+        let maps = &bench.rig.dataplane().maps;
+        [acme, inside].map(|tenant| maps.open_connections(tenant_connections(tenant)).unwrap())
+    };
+    assert_eq!(open(&mut bench), [0, 0], "it has ended");
+    let handed_over = POLICY
+        .replace("10.1.0.0/16", "10.8.0.0/16")
+        .replace("10.9.77.0/24", "10.1.0.0/16");
+    bench.world.set_policy(&handed_over).unwrap();
+    bench.apply();
+    send(&mut bench, &flow.clone().flags(TCP_ACK));
+    assert_eq!(open(&mut bench), [0, 1], "until the sweep has looked at it");
+    bench.rig.sweep().unwrap();
+    assert_eq!(open(&mut bench), [0, 0]);
+}

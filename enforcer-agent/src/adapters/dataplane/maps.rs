@@ -13,6 +13,7 @@ use enforcer_common::abi::tally::{TallyRecord, tally_index};
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::{
     MAGLEV_BLOCKS, MAX_BACKENDS, MAX_ROWS, MAX_SERVICES, MAX_SETS, MAX_TENANTS, MAX_TRIE_NODES, SCHEMA_HASH,
+    open_connections,
 };
 
 use super::DataplaneError;
@@ -151,7 +152,8 @@ impl Maps {
     /// If the kernel refuses a look-up.
     pub fn open_connections(&self, index: u32) -> Result<u64, DataplaneError> {
         let closed = read(&self.connections_closed, "CONNECTIONS_CLOSED", index)?;
-        Ok(read(&self.connections_opened, "CONNECTIONS_OPENED", index)?.wrapping_sub(closed))
+        let opened = read(&self.connections_opened, "CONNECTIONS_OPENED", index)?;
+        Ok(open_connections(opened, closed))
     }
 
     /// A tally, summed over all CPUs.

@@ -256,7 +256,10 @@ impl FlowSweeper {
         key: &FlowKey,
         flow: &FlowRecord,
     ) -> Result<bool, DataplaneError> {
-        if let Some(reply) = reply_key_of(host, key, flow) {
+        // The key may by now be another flow's.
+        if let Some(reply) = reply_key_of(host, key, flow)
+            && self.reply_of(host, key, flow)?.is_some()
+        {
             remove(&mut self.replies, "REPLIES", &reply)?;
         }
         if !remove(&mut self.flows, "FLOWS", key)? {

@@ -1,0 +1,48 @@
+//! A frame with other addresses: written byte by byte, without a thought for checksums.
+
+use enforcer_common::abi::address::{FlowKey, to_octets};
+use enforcer_common::decide::{TCP, is_v4};
+use enforcer_common::parse::Frame;
+
+use crate::packet::Mac;
+
+/// A new 5-tuple and link-layer addresses for a frame.
+pub(super) struct Rewrite {
+    pub(super) key: Option<FlowKey>,
+    pub(super) hops: u8,
+    pub(super) link: Option<(Mac, Mac)>,
+}
+
+/// The frame with its new addresses, and where its checksums are.
+pub(super) fn rewritten(frame: &[u8], parsed: &Frame, how: &Rewrite) -> (Vec<u8>, Vec<usize>) {
+    let mut out = frame.to_vec();
+    let mut put = |offset: usize, bytes: &[u8]| out[offset..offset + bytes.len()].copy_from_slice(bytes);
+    if let Some((destination, source)) = how.link {
+        put(0, &destination);
+        put(6, &source);
+    }
+    let Some(key) = how.key else {
+        return (out, Vec::new());
+    };
+    let (network, transport) = (parsed.network_offset as usize, parsed.transport_offset as usize);
+    let mut checksums = Vec::new();
+    let (source, destination) = (to_octets(&key.source), to_octets(&key.destination));
+    if is_v4(&parsed.packet.key) {
+        put(network + 12, &source[12..]);
+        put(network + 16, &destination[12..]);
+        put(network + 8, &[frame[network + 8] - how.hops]);
+        checksums.push(network + 10);
+    } else {
+        put(network + 8, &source);
+        put(network + 24, &destination);
+        put(network + 7, &[frame[network + 7] - how.hops]);
+    }
+    put(transport, &key.source_port_be.to_ne_bytes());
+    put(transport + 2, &key.destination_port_be.to_ne_bytes());
+    let checksum = transport + if key.protocol == TCP { 16 } else { 6 };
+    // A UDP checksum of zero says that there is none, and stays.
+    if key.protocol == TCP || frame[checksum..checksum + 2] != [0, 0] {
+        checksums.push(checksum);
+    }
+    (out, checksums)
+}

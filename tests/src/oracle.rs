@@ -1,0 +1,545 @@
+//! What a packet should get, worked out naively from the text of the policy: lists are searched from one end to the
+//! other, there is no trie, no table, no hash, no fixed-point step. Written from the description of the policy
+//! language alone; it shares no code with the compiler, the decision or the parser.
+//!
+//! It does not know which of several allowed back ends the hash picks, so it predicts the set of them, and is then told
+//! which one it was. Its limiters count in 2^-40 ns; where the data path may round to either side of a limit, it allows
+//! both answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use enforcer_common::Reason;
+use enforcer_common::abi::tally::DIRECTION_EGRESS;
+use enforcer_common::decide::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use ipnet::IpNet;
+
+use crate::packet::{Segment, Transport};
+use crate::plain::{Backend, Forward, Policy, Service, Tenant};
+use limits::{Debt, Limited};
+use rules::Choice;
+
+mod limits;
+mod memory;
+mod rules;
+
+/// What is known of a back end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its probes succeed.
+    pub healthy: bool,
+    /// It takes no new flows.
+    pub draining: bool,
+    /// It has no share of new flows.
+    pub weightless: bool,
+    /// The way to it is known.
+    pub reachable: bool,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            healthy: true,
+            draining: false,
+            weightless: false,
+            reachable: true,
+        }
+    }
+}
+
+/// What should become of a packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prediction {
+    /// Why: one reason, or several where rounding or a hash decides.
+    pub reasons: BTreeSet<Reason>,
+    /// The tenant's name.
+    pub tenant: Option<String>,
+    /// The service's name.
+    pub service: Option<String>,
+    /// The deciding rule's name.
+    pub rule: Option<String>,
+    /// Names of the back ends that it may go to; empty where none is chosen.
+    pub backends: BTreeSet<String>,
+    /// Those of them to which the way is not known.
+    pub unreachable: BTreeSet<String>,
+    /// Those of them where another connection has the client's address and port already.
+    pub taken: BTreeSet<String>,
+    /// Whether the number by which the data path remembers the back end may have lost its meaning.
+    pub is_nameless: bool,
+    /// What the packet may do to its connection if it is admitted.
+    pub fates: BTreeSet<Fate>,
+}
+
+/// What became of a packet, with names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Why.
+    pub reason: Reason,
+    /// The tenant's name.
+    pub tenant: Option<String>,
+    /// The service's name.
+    pub service: Option<String>,
+    /// The deciding rule's name.
+    pub rule: Option<String>,
+    /// The back end's name.
+    pub backend: Option<String>,
+    /// The client's port towards the back end.
+    pub port: u16,
+    /// What the packet did to its connection; `None` if it was not admitted to a service.
+    pub fate: Option<Fate>,
+}
+
+/// A connection, as the oracle remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    from: SocketAddr,
+    to: SocketAddr,
+    udp: bool,
+    tenant: String,
+    backend: String,
+    target: SocketAddr,
+    /// The client's address and port as the back end sees them.
+    seen_as: SocketAddr,
+    /// Whether its replies find their way back.
+    has_replies: bool,
+    here: Signs,
+    here_ns: u64,
+    back: Signs,
+    back_ns: u64,
+    /// The back end was gone from the policy for a while: if it is back, it is by another number.
+    was_gone: bool,
+    /// The tenant with which it counts as closed since the last sweep, although it is still remembered.
+    closed_for: Option<String>,
+}
+
+/// What was seen in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Signs {
+    finished: bool,
+    reset: bool,
+    beyond_syn: bool,
+}
+
+/// What a packet does to the connection that it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fate {
+    /// There was none.
+    Opens,
+    /// It goes on as it is.
+    Continues,
+    /// It gets another back end.
+    Moves,
+    /// The client uses the port of an old connection again.
+    Reopens,
+}
+
+/// The oracle: a policy, what is known of the world, and what it was told of the traffic so far.
+#[derive(Clone, Debug)]
+pub struct Oracle {
+    policy: Policy,
+    /// Of back ends, by name; healthy unless it says otherwise.
+    pub statuses: BTreeMap<String, Status>,
+    /// Pools that have failed.
+    pub failed_pools: BTreeSet<String>,
+    /// Tenants that are suspended.
+    pub suspended: BTreeSet<String>,
+    nat: Vec<IpAddr>,
+    local: Vec<IpAddr>,
+    /// Whether tables or ports may run out: then the oracle allows for it.
+    tight: bool,
+    known: Vec<Known>,
+    debts: BTreeMap<(String, Limited), Debt>,
+}
+
+// === impl Signs ===
+
+impl Signs {
+    fn of(segment: &Segment) -> Self {
+        match segment.transport {
+            Transport::Tcp(flags) => Self {
+                finished: flags & TCP_FIN != 0,
+                reset: flags & TCP_RST != 0,
+                beyond_syn: flags & TCP_SYN == 0,
+            },
+            Transport::Udp | Transport::UdpUnchecked => Self {
+                beyond_syn: true,
+                ..Self::default()
+            },
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.finished |= other.finished;
+        self.reset |= other.reset;
+        self.beyond_syn |= other.beyond_syn;
+    }
+
+    fn any(self) -> bool {
+        self != Self::default()
+    }
+}
+
+fn is_udp(segment: &Segment) -> bool {
+    !matches!(segment.transport, Transport::Tcp(_))
+}
+
+fn is_opening(segment: &Segment) -> bool {
+    matches!(segment.transport, Transport::Tcp(flags) if flags & TCP_SYN != 0 && flags & TCP_ACK == 0)
+}
+
+// === impl Oracle ===
+
+impl Oracle {
+    /// An oracle that has seen no traffic.
+    #[must_use]
+    pub fn new(policy: Policy, nat: Vec<IpAddr>, local: Vec<IpAddr>, tight: bool) -> Self {
+        Self {
+            policy,
+            statuses: BTreeMap::new(),
+            failed_pools: BTreeSet::new(),
+            suspended: BTreeSet::new(),
+            nat,
+            local,
+            tight,
+            known: Vec::new(),
+            debts: BTreeMap::new(),
+        }
+    }
+
+    /// What is enforced.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Another policy is enforced from now on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+        for known in &mut self.known {
+            if !self
+                .policy
+                .backends()
+                .any(|backend| backend.name == known.backend)
+            {
+                known.was_gone = true;
+            }
+        }
+    }
+
+    fn status(&self, backend: &str) -> Status {
+        self.statuses.get(backend).copied().unwrap_or_default()
+    }
+
+    fn tenant_of(&self, source: IpAddr) -> Option<&Tenant> {
+        let mut best: Option<(u8, &Tenant)> = None;
+        for tenant in &self.policy.tenants {
+            for net in &tenant.sources {
+                if net.contains(&source) && best.is_none_or(|(length, _)| net.prefix_len() > length) {
+                    best = Some((net.prefix_len(), tenant));
+                }
+            }
+        }
+        best.map(|(_, tenant)| tenant)
+    }
+
+    fn service_of(&self, segment: &Segment) -> Option<&Service> {
+        self.policy.services.iter().find(|service| {
+            service.addresses.contains(&segment.to.ip())
+                && service.port == segment.to.port()
+                && service.udp == is_udp(segment)
+        })
+    }
+
+    fn is_vip(&self, address: IpAddr) -> bool {
+        self.policy
+            .services
+            .iter()
+            .any(|service| service.addresses.contains(&address))
+    }
+
+    fn is_backend(&self, address: IpAddr) -> bool {
+        self.policy.backends().any(|backend| backend.address == address)
+    }
+
+    fn is_protected(&self, address: IpAddr) -> bool {
+        // The host's own addresses are no part of what is protected.
+        let own = self.nat.contains(&address) || self.local.contains(&address);
+        !own && self
+            .policy
+            .protected
+            .iter()
+            .any(|net: &IpNet| net.contains(&address))
+    }
+
+    /// What a packet should get.
+    #[must_use]
+    pub fn predict(&self, direction: u32, segment: &Segment, now_ns: u64) -> Prediction {
+        if direction == DIRECTION_EGRESS {
+            return self.judge_reply(segment, Reason::NotService, 0, now_ns);
+        }
+        let one = |reason| Prediction {
+            reasons: BTreeSet::from([reason]),
+            ..Prediction::default()
+        };
+        if segment.fragment.is_some() {
+            return if self.is_vip(segment.to.ip()) {
+                one(Reason::FragmentUnsupported)
+            } else if self.is_protected(segment.to.ip()) {
+                one(Reason::Bypass)
+            } else {
+                one(Reason::NotService)
+            };
+        }
+        if let Some(service) = self.service_of(segment) {
+            return self.to_service(service, segment, now_ns);
+        }
+        let to = segment.to.ip();
+        if self.local.contains(&to) && !self.nat.contains(&to) {
+            return one(Reason::NotService);
+        }
+        let otherwise = if self.is_protected(to) {
+            Reason::Bypass
+        } else {
+            Reason::NotService
+        };
+        self.judge_reply(segment, otherwise, 1, now_ns)
+    }
+
+    fn known(&self, segment: &Segment) -> Option<&Known> {
+        let udp = is_udp(segment);
+        self.known
+            .iter()
+            .find(|known| known.from == segment.from && known.to == segment.to && known.udp == udp)
+    }
+
+    /// What the packet may do to its connection, and the back ends that it may go to then.
+    fn fates<'a>(&self, segment: &Segment, choice: &'a Choice<'a>) -> Vec<(Fate, Vec<&'a Backend>)> {
+        let takers = || choice.takers.clone();
+        let Some(known) = self.known(segment) else {
+            return vec![(Fate::Opens, takers())];
+        };
+        if is_opening(segment) && known.here.any() {
+            return vec![(Fate::Reopens, takers())];
+        }
+        let own = choice.members.iter().find(|member| {
+            member.name == known.backend && SocketAddr::new(member.address, member.port) == known.target
+        });
+        match own {
+            Some(backend) if known.was_gone => {
+                vec![(Fate::Continues, vec![*backend]), (Fate::Moves, takers())]
+            }
+            Some(backend) => vec![(Fate::Continues, vec![*backend])],
+            None => vec![(Fate::Moves, takers())],
+        }
+    }
+
+    fn to_service(&self, service: &Service, segment: &Segment, now_ns: u64) -> Prediction {
+        let mut prediction = Prediction {
+            service: Some(service.name.clone()),
+            ..Prediction::default()
+        };
+        let Some(tenant) = self.tenant_of(segment.from.ip()) else {
+            prediction.reasons.insert(Reason::UnknownTenant);
+            return prediction;
+        };
+        let Some(choice) = self.standing(tenant, service, segment.to.is_ipv4(), &mut prediction) else {
+            return prediction;
+        };
+        if segment.hop_limit <= 1 && service.forward != Forward::L2Dsr {
+            prediction.reasons.insert(Reason::HopLimit);
+            return prediction;
+        }
+        let fates = self.fates(segment, &choice);
+        let mut opens = None;
+        for (fate, backends) in &fates {
+            if backends.is_empty() {
+                prediction.reasons.insert(Reason::NoHealthyBackend);
+                continue;
+            }
+            prediction.fates.insert(*fate);
+            opens = Some(*fate);
+            for backend in backends {
+                prediction.backends.insert(backend.name.clone());
+                if !self.status(&backend.name).reachable {
+                    prediction.unreachable.insert(backend.name.clone());
+                }
+                let establishes = service.forward == Forward::Dnat && *fate != Fate::Continues;
+                if establishes && self.is_taken(segment, backend) {
+                    prediction.taken.insert(backend.name.clone());
+                }
+            }
+        }
+        let Some(fate) = opens else { return prediction };
+        self.limits(tenant, segment, fate, now_ns, &mut prediction);
+        if self.tight && fate != Fate::Continues && prediction.reasons.contains(&Reason::Allowed) {
+            prediction
+                .reasons
+                .extend([Reason::TableFull, Reason::TranslationExhausted]);
+        }
+        prediction
+    }
+
+    /// Whether another connection of the same client's port goes to the same back end without translation.
+    fn is_taken(&self, segment: &Segment, backend: &Backend) -> bool {
+        let target = SocketAddr::new(backend.address, backend.port);
+        self.known.iter().any(|known| {
+            known.has_replies
+                && known.seen_as == segment.from
+                && known.udp == is_udp(segment)
+                && known.target == target
+                && known.to != segment.to
+        })
+    }
+
+    fn limits(
+        &self,
+        tenant: &Tenant,
+        segment: &Segment,
+        fate: Fate,
+        now_ns: u64,
+        prediction: &mut Prediction,
+    ) {
+        if matches!(fate, Fate::Opens | Fate::Reopens) {
+            let within = self.within(tenant, Limited::Connections, 1, now_ns);
+            if !self.limit(prediction, Reason::ConnectionRate, within) {
+                return;
+            }
+        }
+        if fate == Fate::Opens
+            && let Some(most) = tenant.limits.concurrent
+        {
+            let open = self.open_connections(&tenant.name);
+            if open >= most {
+                prediction.reasons.insert(Reason::Concurrency);
+                return;
+            }
+        }
+        let within = self.within(tenant, Limited::Packets, 1, now_ns);
+        if !self.limit(prediction, Reason::PacketRate, within) {
+            return;
+        }
+        let within = self.within(tenant, Limited::Bytes, segment.network_bytes(), now_ns);
+        if !self.limit(prediction, Reason::ByteRate, within) {
+            return;
+        }
+        prediction.reasons.insert(Reason::Allowed);
+    }
+
+    /// Connections of a tenant that have not ended, as far as the last sweep saw.
+    fn open_connections(&self, tenant: &str) -> u64 {
+        let of_tenant = self.known.iter().filter(|known| known.tenant == tenant).count();
+        let closed = self
+            .known
+            .iter()
+            .filter(|known| known.closed_for.as_deref() == Some(tenant))
+            .count();
+        of_tenant.saturating_sub(closed) as u64
+    }
+
+    /// The connection that a back end's packet answers.
+    fn answered(&self, segment: &Segment) -> Option<usize> {
+        self.known.iter().position(|known| {
+            known.has_replies
+                && known.target == segment.from
+                && known.seen_as == segment.to
+                && known.udp == is_udp(segment)
+        })
+    }
+
+    fn judge_reply(&self, segment: &Segment, otherwise: Reason, hops: u8, now_ns: u64) -> Prediction {
+        let mut prediction = Prediction::default();
+        let mut one = |reason| {
+            prediction.reasons = BTreeSet::from([reason]);
+            prediction.clone()
+        };
+        if segment.fragment.is_some() || !self.is_backend(segment.from.ip()) {
+            return one(otherwise);
+        }
+        let Some(known) = self.answered(segment).map(|index| &self.known[index]) else {
+            return one(otherwise);
+        };
+        let service = self.policy.services.iter().find(|service| {
+            service.addresses.contains(&known.to.ip())
+                && service.port == known.to.port()
+                && service.udp == known.udp
+        });
+        let tenant = self
+            .policy
+            .tenants
+            .iter()
+            .find(|tenant| tenant.name == known.tenant);
+        let (Some(service), Some(tenant)) = (service, tenant) else {
+            unreachable!("generated policies keep their tenants and services")
+        };
+        prediction.service = Some(service.name.clone());
+        prediction.backends.insert(known.backend.clone());
+        prediction.is_nameless = known.was_gone;
+        if self
+            .standing(tenant, service, known.to.is_ipv4(), &mut prediction)
+            .is_none()
+        {
+            return prediction;
+        }
+        if segment.hop_limit <= hops {
+            prediction.reasons.insert(Reason::HopLimit);
+            return prediction;
+        }
+        let within = self.within(tenant, Limited::Responses, segment.network_bytes(), now_ns);
+        if self.limit(&mut prediction, Reason::ResponseRate, within) {
+            prediction.reasons.insert(Reason::Reply);
+        }
+        prediction
+    }
+}
+
+// === impl Prediction ===
+
+impl Prediction {
+    /// Whether it leaves no choice.
+    #[must_use]
+    pub fn is_definite(&self) -> bool {
+        self.reasons.len() == 1
+    }
+
+    /// What is wrong with an answer; `None` if it is as predicted.
+    #[must_use]
+    pub fn contradicts(&self, answer: &Answer) -> Option<String> {
+        let differs = |what: &str, is: &Option<String>, should: &Option<String>| {
+            (is != should).then(|| format!("{what} is {is:?}, should be {should:?}"))
+        };
+        if let Some(problem) = differs("tenant", &answer.tenant, &self.tenant)
+            .or_else(|| differs("service", &answer.service, &self.service))
+            .or_else(|| differs("rule", &answer.rule, &self.rule))
+        {
+            return Some(problem);
+        }
+        if let Some(fate) = answer.fate
+            && !self.fates.contains(&fate)
+        {
+            return Some(format!(
+                "the connection {fate:?}, should be one of {:?}",
+                self.fates
+            ));
+        }
+        let mut reasons = self.reasons.clone();
+        match &answer.backend {
+            _ if self.is_nameless => {}
+            None if self.backends.is_empty() || reasons.contains(&Reason::NoHealthyBackend) => {}
+            Some(backend) if self.backends.contains(backend) => {
+                if self.unreachable.contains(backend) {
+                    reasons = BTreeSet::from([Reason::NoNextHop]);
+                } else if self.taken.contains(backend) && reasons.remove(&Reason::Allowed) {
+                    reasons.insert(Reason::TranslationExhausted);
+                }
+            }
+            backend => {
+                return Some(format!(
+                    "back end is {backend:?}, should be one of {:?}",
+                    self.backends
+                ));
+            }
+        }
+        (!reasons.contains(&answer.reason))
+            .then(|| format!("reason is {:?}, should be one of {reasons:?}", answer.reason))
+    }
+}

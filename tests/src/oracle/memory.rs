@@ -1,0 +1,144 @@
+//! What the oracle remembers of the traffic: the connections, as it was told of them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use enforcer_agent::adapters::dataplane::Timeouts;
+use enforcer_common::Reason;
+
+use super::limits::Limited;
+use super::{Answer, Fate, Known, Oracle, Signs, is_udp};
+use crate::packet::Segment;
+use crate::plain::Forward;
+
+impl Oracle {
+    /// Takes in what became of a packet.
+    pub fn observe(&mut self, segment: &Segment, answer: &Answer, now_ns: u64) {
+        match answer.reason {
+            Reason::Allowed => self.admitted(segment, answer, now_ns),
+            Reason::Reply => {
+                let Some(index) = self.answered(segment) else {
+                    return;
+                };
+                let known = &mut self.known[index];
+                known.back.add(Signs::of(segment));
+                known.back_ns = now_ns;
+                let tenant = known.tenant.clone();
+                self.charge(&tenant, Limited::Responses, segment.network_bytes(), now_ns);
+            }
+            Reason::TranslationExhausted | Reason::TableFull => self.stranded(segment),
+            _ => {}
+        }
+    }
+
+    /// A connection that was to go elsewhere and found no room there has lost its way back.
+    fn stranded(&mut self, segment: &Segment) {
+        let udp = is_udp(segment);
+        let own =
+            |known: &&mut Known| known.from == segment.from && known.to == segment.to && known.udp == udp;
+        if let Some(known) = self.known.iter_mut().find(own) {
+            known.has_replies = false;
+            known.back = Signs::default();
+            known.back_ns = 0;
+        }
+    }
+
+    fn admitted(&mut self, segment: &Segment, answer: &Answer, now_ns: u64) {
+        let (Some(tenant), Some(backend)) = (&answer.tenant, &answer.backend) else {
+            return;
+        };
+        let Some(service) = self.service_of(segment) else {
+            return;
+        };
+        let forward = service.forward;
+        let Some(target) = self
+            .policy
+            .backends()
+            .find(|known| known.name == *backend)
+            .map(|known| SocketAddr::new(known.address, known.port))
+        else {
+            return;
+        };
+        let seen_as = match forward {
+            Forward::Nat => {
+                let nat = self.nat.iter().find(|nat| nat.is_ipv4() == segment.to.is_ipv4());
+                SocketAddr::new(*nat.expect("an address for Nat in each family"), answer.port)
+            }
+            Forward::Dnat | Forward::L2Dsr => segment.from,
+        };
+        let signs = Signs::of(segment);
+        let udp = is_udp(segment);
+        let own = self
+            .known
+            .iter_mut()
+            .find(|known| known.from == segment.from && known.to == segment.to && known.udp == udp);
+        let fresh = Known {
+            from: segment.from,
+            to: segment.to,
+            udp,
+            tenant: tenant.clone(),
+            backend: backend.clone(),
+            target,
+            seen_as,
+            has_replies: forward != Forward::L2Dsr,
+            here: signs,
+            here_ns: now_ns,
+            back: Signs::default(),
+            back_ns: 0,
+            was_gone: false,
+            closed_for: None,
+        };
+        let fate = answer.fate.unwrap_or(Fate::Continues);
+        match own {
+            None => self.known.push(fresh),
+            Some(known) if fate == Fate::Continues => {
+                known.tenant.clone_from(tenant);
+                known.here.add(signs);
+                known.here_ns = now_ns;
+            }
+            Some(known) => {
+                *known = Known {
+                    closed_for: known.closed_for.take(),
+                    ..fresh
+                };
+            }
+        }
+        if matches!(fate, Fate::Opens | Fate::Reopens) {
+            self.charge(tenant, Limited::Connections, 1, now_ns);
+        }
+        self.charge(tenant, Limited::Packets, 1, now_ns);
+        self.charge(tenant, Limited::Bytes, segment.network_bytes(), now_ns);
+    }
+
+    /// Forgets what is idle for too long, and notes what has ended; says how many connections were forgotten.
+    pub fn sweep(&mut self, now_ns: u64, timeouts: &Timeouts) -> usize {
+        let before = self.known.len();
+        let l2dsr: Vec<(IpAddr, u16)> = self
+            .policy
+            .services
+            .iter()
+            .filter(|service| service.forward == Forward::L2Dsr)
+            .flat_map(|service| service.addresses.iter().map(|address| (*address, service.port)))
+            .collect();
+        self.known.retain_mut(|known| {
+            let back = if l2dsr.contains(&(known.to.ip(), known.to.port())) {
+                known.here
+            } else {
+                known.back
+            };
+            let here = known.here;
+            let has_ended = !known.udp && (here.reset || back.reset || (here.finished && back.finished));
+            known.closed_for = has_ended.then(|| known.tenant.clone());
+            let timeout = if known.udp {
+                timeouts.udp
+            } else if has_ended {
+                timeouts.tcp_closing
+            } else if (here.beyond_syn && back.beyond_syn) || here.finished || back.finished {
+                timeouts.tcp_established
+            } else {
+                timeouts.tcp_opening
+            };
+            now_ns.saturating_sub(known.here_ns.max(known.back_ns)) < timeout.as_nanos() as u64
+        });
+        before - self.known.len()
+    }
+}

@@ -1,0 +1,122 @@
+//! What the rules and the constraints say.
+
+use std::collections::BTreeSet;
+
+use enforcer_common::Reason;
+
+use super::{Oracle, Prediction};
+use crate::plain::{Backend, Labels, Pool, Rule, Service, Tenant, has};
+
+/// The back ends that a tenant may use for a service.
+pub(super) struct Choice<'a> {
+    pub(super) compliant: usize,
+    pub(super) members: Vec<&'a Backend>,
+    pub(super) takers: Vec<&'a Backend>,
+}
+
+impl Oracle {
+    /// The rule that decides: the highest priority; of equals, one that denies; of those, the first.
+    fn rule_for(&self, tenant: &Tenant, service: &Service) -> Option<&Rule> {
+        let mut best: Option<&Rule> = None;
+        for rule in &self.policy.rules {
+            let matches = !rule.shadow
+                && rule.tenants.chooses(&tenant.name, &tenant.labels)
+                && rule.services.chooses(&service.name, &service.labels);
+            if !matches {
+                continue;
+            }
+            let better = match best {
+                None => true,
+                Some(other) => (rule.priority, rule.deny) > (other.priority, other.deny),
+            };
+            if better {
+                best = Some(rule);
+            }
+        }
+        best
+    }
+
+    fn complies(&self, tenant: &Tenant, service: &Service, pool: &Pool, backend: &Backend) -> bool {
+        let mut labels: Labels = pool.labels.clone();
+        labels.extend(backend.labels.clone());
+        self.policy.constraints.iter().all(|constraint| {
+            let binds = constraint.tenants.chooses(&tenant.name, &tenant.labels)
+                && constraint.services.chooses(&service.name, &service.labels);
+            !binds || has(&labels, &constraint.require)
+        })
+    }
+
+    fn choice(&self, tenant: &Tenant, service: &Service, v4: bool) -> Choice<'_> {
+        let mut choice = Choice {
+            compliant: 0,
+            members: Vec::new(),
+            takers: Vec::new(),
+        };
+        let mut by_pool: Vec<(bool, Vec<&Backend>)> = Vec::new();
+        for name in &service.pools {
+            let Some(pool) = self.policy.pools.iter().find(|pool| pool.name == *name) else {
+                continue;
+            };
+            let mut takers = Vec::new();
+            for backend in &pool.backends {
+                if backend.address.is_ipv4() != v4 || !self.complies(tenant, service, pool, backend) {
+                    continue;
+                }
+                choice.compliant += 1;
+                let status = self.status(&backend.name);
+                if status.healthy {
+                    choice.members.push(backend);
+                    if !status.draining && !status.weightless {
+                        takers.push(backend);
+                    }
+                }
+            }
+            by_pool.push((self.failed_pools.contains(name), takers));
+        }
+        for failed in [false, true] {
+            for (has_failed, takers) in &by_pool {
+                if *has_failed == failed && choice.takers.is_empty() {
+                    choice.takers.clone_from(takers);
+                }
+            }
+        }
+        choice
+    }
+
+    /// The answer of the rules, with the prediction filled in as far as it goes; `None` if it is a refusal.
+    pub(super) fn standing<'s>(
+        &'s self,
+        tenant: &'s Tenant,
+        service: &Service,
+        v4: bool,
+        prediction: &mut Prediction,
+    ) -> Option<Choice<'s>> {
+        let refuse = |prediction: &mut Prediction, reason| {
+            prediction.reasons = BTreeSet::from([reason]);
+        };
+        prediction.tenant = Some(tenant.name.clone());
+        if self.suspended.contains(&tenant.name) {
+            refuse(prediction, Reason::Suspended);
+            return None;
+        }
+        let Some(rule) = self.rule_for(tenant, service) else {
+            refuse(prediction, Reason::NoRule);
+            return None;
+        };
+        prediction.rule = Some(rule.name.clone());
+        if rule.deny {
+            refuse(prediction, Reason::RuleDeny);
+            return None;
+        }
+        let choice = self.choice(tenant, service, v4);
+        if choice.compliant == 0 {
+            refuse(prediction, Reason::NoCompliantBackend);
+            return None;
+        }
+        if choice.members.is_empty() {
+            refuse(prediction, Reason::NoHealthyBackend);
+            return None;
+        }
+        Some(choice)
+    }
+}

@@ -1,0 +1,579 @@
+//! The same traffic under the same policies, three times: in the kernel, in the model (the shared decision over tables
+//! in memory), and in the oracle (the text of the policy, read naively). Kernel and model have to agree on every bit,
+//! model and oracle on everything that the oracle can know.
+//!
+//! A difference is cut down to the operations that it needs and saved below `tests/regressions`, from where every later
+//! run plays it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use enforcer_common::Reason;
+use enforcer_common::abi::event::EventRecord;
+use enforcer_common::abi::reason::Effect;
+use enforcer_common::abi::tally::DIRECTION_INGRESS;
+use enforcer_common::decide::limiter::Limiter;
+use enforcer_common::decide::{FlowFate, Shape};
+use enforcer_common::schema::{backend_connections, tenant_connections};
+use enforcer_tests::generate::{self, Op, Start, Surroundings, unhex};
+use enforcer_tests::model::{Model, Outcome};
+use enforcer_tests::oracle::{Answer, Fate, Oracle, Prediction, Status};
+use enforcer_tests::packet::{Segment, inspect};
+use enforcer_tests::random::{Random, SEED_VARIABLE, count, seed};
+use enforcer_tests::rig::{Ran, Rig, START_NS, TIMEOUTS};
+use enforcer_tests::world::{LOCAL_V4, NAT_V4, NAT_V6, World, next_hop};
+use serde::{Deserialize, Serialize};
+
+use crate::privileged;
+
+/// Room for every flow of the generator's universe.
+const ROOMY: u32 = 4096;
+/// Room for far fewer.
+const CRAMPED: u32 = 24;
+/// Operations of one run: then a new policy, and tables without traffic.
+const RUN_OPS: u64 = 2000;
+/// All flows, replies and counts are compared so often.
+const COMPARE_ALL_EVERY: u64 = 250;
+/// Time for cutting a failing run down.
+const SHRINK_LIMIT: Duration = Duration::from_secs(60);
+/// Ports for `Nat` with which no run is short of ports.
+const PLENTY_OF_PORTS: u16 = 20_000;
+/// Slots that the generator's tenants and back ends can have.
+const TENANT_SLOTS: u32 = 8;
+const BACKEND_SLOTS: u32 = 32;
+
+/// A run that is kept.
+#[derive(Serialize, Deserialize)]
+struct Recorded {
+    /// What was seen.
+    problem: String,
+    start: Start,
+    ops: Vec<Op>,
+}
+
+/// What was seen along the way.
+#[derive(Default)]
+struct Stats {
+    reasons: BTreeMap<Reason, u64>,
+    /// Predictions that left no choice, and those that did.
+    definite: u64,
+    open: u64,
+    installed: u64,
+}
+
+/// One run of the three.
+struct Run<'r> {
+    rig: &'r mut Rig,
+    model: Model,
+    oracle: Oracle,
+    world: World,
+    now_ns: u64,
+    steps: u64,
+    stats: &'r mut Stats,
+}
+
+/// A difference, in words.
+type Difference = String;
+
+fn unequal<T: PartialEq + std::fmt::Debug>(what: &str, kernel: &T, model: &T) -> Result<(), Difference> {
+    if kernel == model {
+        Ok(())
+    } else {
+        Err(format!("{what}\n  kernel {kernel:?}\n  model  {model:?}"))
+    }
+}
+
+impl<'r> Run<'r> {
+    fn begin(rig: &'r mut Rig, start: &Start, stats: &'r mut Stats) -> Result<Self, Difference> {
+        let mut world = World::new(&start.policy.text()).map_err(|error| error.to_string())?;
+        world.host.events_per_window = u64::MAX;
+        world.host.nat_port_count = start.nat_ports;
+        rig.set_now(START_NS).unwrap();
+        rig.forget_traffic(TENANT_SLOTS).unwrap();
+        rig.events();
+        let tight = start.flow_entries < ROOMY || start.nat_ports < PLENTY_OF_PORTS;
+        let nat: Vec<IpAddr> = vec![NAT_V4.into(), NAT_V6.into()];
+        let local: Vec<IpAddr> = vec![LOCAL_V4.into(), NAT_V4.into()];
+        let mut run = Self {
+            rig,
+            model: Model::new(start.flow_entries),
+            oracle: Oracle::new(start.policy.clone(), nat, local, tight),
+            world,
+            now_ns: START_NS,
+            steps: 0,
+            stats,
+        };
+        run.install()?;
+        Ok(run)
+    }
+
+    fn install(&mut self) -> Result<(), Difference> {
+        let compiled = self.world.compile().map_err(|error| error.to_string())?;
+        let host = self.world.host.record();
+        self.rig.set_host(&host).unwrap();
+        let installed = self.rig.install(compiled.tables.clone()).unwrap();
+        self.model.install(compiled.tables, installed.generation, host);
+        self.stats.installed += 1;
+        Ok(())
+    }
+
+    /// Does one thing, three times.
+    fn step(&mut self, op: &Op) -> Result<(), Difference> {
+        self.steps += 1;
+        match op {
+            Op::Packet { direction, segment } => {
+                let prediction = self.oracle.predict(*direction, segment, self.now_ns);
+                let outcome = self.packet(*direction, &segment.bytes())?;
+                self.ask_oracle(segment, &prediction, &outcome)?;
+            }
+            Op::Frame(digits) => {
+                let frame = unhex(digits).ok_or("a frame that is no hexadecimal text")?;
+                let outcome = self.packet(DIRECTION_INGRESS, &frame)?;
+                // The oracle knows packets, not bytes. It predicts nothing of a damaged one, but is told what it did.
+                let touched = outcome.decision.reason.effect() == Effect::Forwarded
+                    || matches!(
+                        outcome.decision.reason,
+                        Reason::TableFull | Reason::TranslationExhausted
+                    );
+                if touched {
+                    let answer = self.answer(&outcome);
+                    self.oracle
+                        .observe(&Segment::like(&outcome.packet), &answer, self.now_ns);
+                }
+            }
+            Op::Advance(by_ns) => {
+                self.now_ns += by_ns;
+                self.rig.set_now(self.now_ns).unwrap();
+            }
+            Op::Sweep => self.sweep()?,
+            Op::Policy(policy) => {
+                self.world
+                    .set_policy(&policy.text())
+                    .map_err(|error| error.to_string())?;
+                self.oracle.set_policy((**policy).clone());
+                self.install()?;
+            }
+            Op::Backend { .. } | Op::Pool { .. } | Op::Tenant { .. } => {
+                self.change(op);
+                self.install()?;
+            }
+        }
+        if self.steps.is_multiple_of(COMPARE_ALL_EVERY) {
+            self.compare_all()?;
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, op: &Op) {
+        let put = |set: &mut BTreeSet<String>, name: &String, member: bool| {
+            if member {
+                set.insert(name.clone());
+            } else {
+                set.remove(name);
+            }
+        };
+        match op {
+            Op::Backend {
+                name,
+                healthy,
+                draining,
+                weight,
+                reachable,
+            } => {
+                // In a run that was cut down, the back end may never have come.
+                let Some(address) = self
+                    .oracle
+                    .policy()
+                    .backends()
+                    .find(|known| known.name == *name)
+                    .map(|known| known.address)
+                else {
+                    return;
+                };
+                self.world.set_backend(name, |status| {
+                    status.healthy = *healthy;
+                    status.draining = *draining;
+                    status.weight = *weight;
+                    status.next_hop = reachable.then(|| next_hop(address));
+                });
+                let status = Status {
+                    healthy: *healthy,
+                    draining: *draining,
+                    weightless: *weight == 0,
+                    reachable: *reachable,
+                };
+                self.oracle.statuses.insert(name.clone(), status);
+            }
+            Op::Pool { name, failed } => {
+                put(&mut self.world.failed_pools, name, *failed);
+                put(&mut self.oracle.failed_pools, name, *failed);
+            }
+            Op::Tenant { name, suspended } => {
+                put(&mut self.world.suspended, name, *suspended);
+                put(&mut self.oracle.suspended, name, *suspended);
+            }
+            _ => {}
+        }
+    }
+
+    /// Kernel against model, on one frame.
+    fn packet(&mut self, direction: u32, frame: &[u8]) -> Result<Outcome, Difference> {
+        let outcome = self.model.run(direction, frame, self.now_ns);
+        let decision = &outcome.decision;
+        *self.stats.reasons.entry(decision.reason).or_insert(0) += 1;
+        let cell = |rig: &mut Rig| {
+            let maps = &rig.dataplane().maps;
+            maps.tally(direction, decision.tenant, decision.reason as u32)
+                .unwrap()
+        };
+        let before = cell(self.rig);
+        let ran = match direction {
+            DIRECTION_INGRESS => self.rig.ingress(frame),
+            _ => self.rig.egress(frame),
+        }
+        .map_err(|error| error.to_string())?;
+        let after = cell(self.rig);
+        unequal("verdict", &ran.verdict, &outcome.verdict)?;
+        let counted = (after.packets - before.packets, after.bytes - before.bytes);
+        let should = (1, u64::from(outcome.packet.bytes));
+        unequal("packets and bytes of its tally", &counted, &should).map_err(|difference| {
+            format!(
+                "{difference}\n  {:?} of tenant {}",
+                decision.reason, decision.tenant
+            )
+        })?;
+        same_frame(frame, &ran, &outcome)?;
+        let events: Vec<EventRecord> = self
+            .rig
+            .events()
+            .into_iter()
+            .map(|event| EventRecord { cpu: 0, ..event })
+            .collect();
+        unequal("events", &events, &Vec::from_iter(outcome.event))?;
+        self.compare_touched(&outcome)?;
+        Ok(outcome)
+    }
+
+    /// What one packet may have touched.
+    fn compare_touched(&mut self, outcome: &Outcome) -> Result<(), Difference> {
+        let maps = &self.rig.dataplane().maps;
+        if outcome.packet.shape == Shape::Transport {
+            let key = &outcome.packet.key;
+            if outcome.decision.service != 0 {
+                unequal(
+                    "its flow",
+                    &maps.flow(key).unwrap(),
+                    &self.model.flows.get(key).copied(),
+                )?;
+            }
+            unequal(
+                "its reply entry",
+                &maps.reply(key).unwrap(),
+                &self.model.replies.get(key).copied(),
+            )?;
+        }
+        let tenant = outcome.decision.tenant;
+        if tenant != 0 {
+            for limiter in Limiter::ALL {
+                let (word, model) = (
+                    maps.limiter(tenant, limiter).unwrap(),
+                    self.model.limiter(limiter.index(tenant)),
+                );
+                unequal(&format!("{limiter:?} of tenant {tenant}"), &word, &model)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every flow, reply entry, limiter and count.
+    fn compare_all(&mut self) -> Result<(), Difference> {
+        let maps = &self.rig.dataplane().maps;
+        let flows: BTreeMap<_, _> = maps.flows(usize::MAX).unwrap().into_iter().collect();
+        unequal("all flows", &flows, &self.model.flows)?;
+        let replies: BTreeMap<_, _> = maps.replies(usize::MAX).unwrap().into_iter().collect();
+        unequal("all reply entries", &replies, &self.model.replies)?;
+        for tenant in 1..TENANT_SLOTS {
+            for limiter in Limiter::ALL {
+                let index = limiter.index(tenant);
+                let word = maps.limiter(tenant, limiter).unwrap();
+                unequal(&format!("limiter {index}"), &word, &self.model.limiter(index))?;
+            }
+        }
+        let indexes = (0..TENANT_SLOTS)
+            .map(tenant_connections)
+            .chain((0..BACKEND_SLOTS).map(backend_connections));
+        for index in indexes {
+            let open = maps.open_connections(index).unwrap();
+            let model = self.model.open_connections(index);
+            unequal(&format!("open connections at {index}"), &open, &model)?;
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self) -> Result<(), Difference> {
+        let swept = self.rig.sweep().unwrap();
+        let model = self.model.sweep(self.now_ns, &TIMEOUTS);
+        let mut closed: Vec<_> = swept.closed.iter().map(|flow| flow.key).collect();
+        closed.sort_unstable();
+        unequal("flows that expired", &closed, &model.closed)?;
+        unequal("orphans", &swept.orphans, &model.orphans)?;
+        unequal(
+            "number of flows that expired",
+            &self.oracle.sweep(self.now_ns, &TIMEOUTS),
+            &model.closed.len(),
+        )
+    }
+
+    /// What became of a packet, with names.
+    fn answer(&self, outcome: &Outcome) -> Answer {
+        let (decision, directory) = (&outcome.decision, &self.world.directory);
+        let flow = self.model.flows.get(&outcome.packet.key);
+        Answer {
+            reason: decision.reason,
+            tenant: directory.tenant(decision.tenant).map(str::to_owned),
+            service: directory
+                .service(decision.service)
+                .map(|service| service.name.clone()),
+            rule: directory.rule(decision.rule).map(|rule| rule.name.clone()),
+            backend: directory
+                .backend(decision.backend)
+                .map(|backend| backend.name.clone()),
+            port: flow.map_or(0, |flow| u16::from_be(flow.translated_port_be)),
+            fate: match (decision.reason, decision.flow) {
+                (Reason::Allowed, FlowFate::Opened) => Some(Fate::Opens),
+                (Reason::Allowed, FlowFate::Kept | FlowFate::Renewed) => Some(Fate::Continues),
+                (Reason::Allowed, FlowFate::Moved) => Some(Fate::Moves),
+                (Reason::Allowed, FlowFate::Reopened) => Some(Fate::Reopens),
+                _ => None,
+            },
+        }
+    }
+
+    /// Model against oracle.
+    fn ask_oracle(
+        &mut self,
+        segment: &Segment,
+        prediction: &Prediction,
+        outcome: &Outcome,
+    ) -> Result<(), Difference> {
+        let answer = self.answer(outcome);
+        if let Some(problem) = prediction.contradicts(&answer) {
+            return Err(format!(
+                "the oracle disagrees: {problem}\n  answer     {answer:?}\n  prediction {prediction:?}"
+            ));
+        }
+        if prediction.is_definite() {
+            self.stats.definite += 1;
+        } else {
+            self.stats.open += 1;
+        }
+        self.oracle.observe(segment, &answer, self.now_ns);
+        Ok(())
+    }
+}
+
+/// Every byte but the checksums as the model says; the checksums add up wherever they did before.
+fn same_frame(sent: &[u8], ran: &Ran, outcome: &Outcome) -> Result<(), Difference> {
+    unequal("length of the frame", &ran.frame.len(), &outcome.frame.len())?;
+    let is_checksum = |offset: usize| {
+        outcome
+            .checksums
+            .iter()
+            .any(|at| (*at..*at + 2).contains(&offset))
+    };
+    for (offset, (kernel, model)) in ran.frame.iter().zip(&outcome.frame).enumerate() {
+        if kernel != model && !is_checksum(offset) {
+            return Err(format!(
+                "byte {offset} of the frame\n  kernel {}\n  model  {}",
+                generate::hex(&ran.frame),
+                generate::hex(&outcome.frame)
+            ));
+        }
+    }
+    if !outcome.checksums.is_empty() && inspect(sent).is_ok() {
+        inspect(&ran.frame).map_err(|error| format!("{error}\n  kernel {}", generate::hex(&ran.frame)))?;
+    }
+    Ok(())
+}
+
+/// The rigs: one with room, one without.
+struct Rigs {
+    roomy: Rig,
+    cramped: Rig,
+}
+
+impl Rigs {
+    fn new() -> Self {
+        let rig = |entries| Rig::new(entries).unwrap_or_else(|error| panic!("{error}"));
+        Self {
+            roomy: rig(ROOMY),
+            cramped: rig(CRAMPED),
+        }
+    }
+
+    fn of(&mut self, start: &Start) -> &mut Rig {
+        if start.flow_entries == CRAMPED {
+            &mut self.cramped
+        } else {
+            &mut self.roomy
+        }
+    }
+
+    /// Plays operations again; the index of the one that shows a difference, and the difference.
+    fn play(&mut self, start: &Start, ops: &[Op]) -> Result<(), (usize, Difference)> {
+        let mut stats = Stats::default();
+        let mut run = Run::begin(self.of(start), start, &mut stats).map_err(|difference| (0, difference))?;
+        for (index, op) in ops.iter().enumerate() {
+            run.step(op).map_err(|difference| (index, difference))?;
+        }
+        run.compare_all().map_err(|difference| (ops.len(), difference))
+    }
+
+    /// Leaves out what the difference does not need: ever smaller pieces, as long as there is time.
+    fn shrink(&mut self, start: &Start, mut ops: Vec<Op>) -> (Vec<Op>, Difference) {
+        let begun = Instant::now();
+        let mut problem = String::from("the difference does not show when the run is played again");
+        match self.play(start, &ops) {
+            Err((index, difference)) => {
+                ops.truncate(index + 1);
+                problem = difference;
+            }
+            Ok(()) => return (ops, problem),
+        }
+        let mut piece = ops.len() / 2;
+        while piece > 0 && begun.elapsed() < SHRINK_LIMIT {
+            let mut at = 0;
+            while at < ops.len() && begun.elapsed() < SHRINK_LIMIT {
+                let end = (at + piece).min(ops.len());
+                let shorter = [&ops[..at], &ops[end..]].concat();
+                match self.play(start, &shorter) {
+                    Err((index, difference)) => {
+                        ops = shorter;
+                        ops.truncate(index + 1);
+                        problem = difference;
+                    }
+                    Ok(()) => at = end,
+                }
+            }
+            piece /= 2;
+        }
+        (ops, problem)
+    }
+}
+
+fn regressions() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions")
+}
+
+/// Shrinks, saves, and fails.
+fn report(rigs: &mut Rigs, seed: u64, step: u64, start: Start, ops: Vec<Op>, first: &str) -> ! {
+    let (ops, problem) = rigs.shrink(&start, ops);
+    let path = regressions().join(format!("differential-{seed}-{step}.json"));
+    let recorded = Recorded { problem, start, ops };
+    let text = serde_json::to_string(&recorded).unwrap();
+    std::fs::create_dir_all(regressions()).unwrap();
+    std::fs::write(&path, text + "\n").unwrap();
+    let transcript: String = recorded
+        .ops
+        .iter()
+        .map(|op| format!("  {}\n", generate::describe(op)))
+        .collect();
+    panic!(
+        "{SEED_VARIABLE}={seed}, step {step}: {first}\n\ncut down to {} operations, saved as {}:\n{transcript}{}",
+        recorded.ops.len(),
+        path.display(),
+        recorded.problem
+    );
+}
+
+#[test]
+fn kernel_model_and_oracle_agree() {
+    if !privileged() {
+        return;
+    }
+    let (seed, steps) = (seed(), count("DIFFERENTIAL_STEPS", 100_000));
+    println!("{SEED_VARIABLE}={seed} DIFFERENTIAL_STEPS={steps}");
+    let begun = Instant::now();
+    let mut random = Random::new(seed);
+    let mut rigs = Rigs::new();
+    let mut stats = Stats::default();
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut done = 0;
+    while done < steps {
+        let entries = if random.percent(20) { CRAMPED } else { ROOMY };
+        let start = generate::start(&mut random, entries);
+        let mut ops = Vec::new();
+        let mut failed = None;
+        match Run::begin(rigs.of(&start), &start, &mut stats) {
+            Err(difference) => failed = Some(difference),
+            Ok(mut run) => {
+                for _ in 0..RUN_OPS.min(steps - done) {
+                    let around = Surroundings {
+                        policy: run.oracle.policy(),
+                        replies: &run.model.replies,
+                    };
+                    let op = generate::op(&mut random, &around);
+                    ops.push(op.clone());
+                    done += 1;
+                    if let Err(difference) = run.step(&op) {
+                        failed = Some(difference);
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(difference) = failed {
+            report(&mut rigs, seed, done, start, ops, &difference);
+        }
+        for (kind, count) in generate::tally(&ops) {
+            *kinds.entry(kind).or_insert(0) += count;
+        }
+    }
+    println!(
+        "{done} steps in {:.1?}: {kinds:?}, {} installations",
+        begun.elapsed(),
+        stats.installed
+    );
+    println!("{:?}", stats.reasons);
+    println!(
+        "the oracle predicted {} packets, and left {} open",
+        stats.definite, stats.open
+    );
+    if steps >= 20_000 {
+        assert!(stats.definite > stats.open * 5, "an oracle that knows too little");
+        let unseen: Vec<_> = Reason::ALL
+            .iter()
+            .filter(|reason| !stats.reasons.contains_key(reason))
+            .collect();
+        assert_eq!(unseen, [&Reason::Internal], "reasons that never came up");
+    }
+}
+
+/// Every difference that was ever found stays found.
+#[test]
+fn recorded_differences_stay_away() {
+    if !privileged() {
+        return;
+    }
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(regressions())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .collect();
+    paths.sort();
+    let mut rigs = Rigs::new();
+    for path in &paths {
+        let recorded: Recorded = serde_json::from_str(&std::fs::read_to_string(path).unwrap())
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        if let Err((index, difference)) = rigs.play(&recorded.start, &recorded.ops) {
+            panic!(
+                "{} at operation {index}: {difference}\nit once was: {}",
+                path.display(),
+                recorded.problem
+            );
+        }
+    }
+    println!("{} recorded runs played again", paths.len());
+}
