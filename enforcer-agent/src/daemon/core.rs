@@ -31,6 +31,8 @@ use crate::pure::weights::Reading;
 
 /// The warning of a daemon that enforces nothing yet.
 pub(super) const NO_POLICY: &str = "no policy is in force: apply one with `enforcer-agent policy apply FILE`";
+/// Generations whose policy digest is remembered.
+const MAX_DIGESTS: usize = 1024;
 
 /// The policy in force.
 #[derive(Debug, Clone)]
@@ -64,6 +66,8 @@ pub(super) struct Core {
     pub(super) state: State,
     pub(super) active: Option<Active>,
     pub(super) directory: Directory,
+    /// Digests of the policies of the last generations: flows and events outlive the one that they were judged under.
+    pub(super) digests: BTreeMap<u64, String>,
     pub(super) audit: AuditHandle,
     pub(super) attachments: Vec<Attachment>,
     pub(super) started: Instant,
@@ -86,6 +90,20 @@ impl Core {
 
     pub(super) fn digest(&self) -> Option<String> {
         self.active.as_ref().map(|active| active.digest.clone())
+    }
+
+    /// The digest of the policy of a generation; `None` if that is too long ago, or was before this agent's time.
+    fn digest_of(&self, generation: u64) -> Option<String> {
+        self.digests.get(&generation).cloned()
+    }
+
+    fn remember_digest(&mut self, generation: u64) {
+        if let Some(active) = &self.active {
+            self.digests.insert(generation, active.digest.clone());
+        }
+        while self.digests.len() > MAX_DIGESTS {
+            self.digests.pop_first();
+        }
     }
 
     pub(super) fn events_ready(&self) -> std::io::Result<EventsReady> {
@@ -169,6 +187,7 @@ impl Core {
         let installed = self.installer.install(&mut self.dataplane.maps, tables)?;
         self.state = state;
         self.directory = directory;
+        self.remember_digest(installed.generation);
         Ok(installed)
     }
 
@@ -295,8 +314,9 @@ impl Core {
         self.failing.remove("flow sweeper");
         self.open_flows = swept.open;
         for closed in &swept.closed {
+            let digest = self.digest_of(closed.flow.generation);
             self.audit
-                .record(records::flow_closed(closed, &self.directory, self.digest()));
+                .record(records::flow_closed(closed, &self.directory, digest));
         }
     }
 
@@ -428,12 +448,13 @@ impl Core {
 
     /// Takes up to `limit` events of the programs; how many there were.
     pub(super) fn take_kernel_events(&mut self, limit: usize) -> usize {
-        let (offset_ns, digest) = (records::wall_offset_ns(), self.digest());
+        let offset_ns = records::wall_offset_ns();
         for taken in 0..limit {
             let Some(event) = self.dataplane.maps.next_event() else {
                 return taken;
             };
-            match audit::decision(&event, &self.directory, digest.clone(), offset_ns) {
+            let digest = self.digest_of(event.generation);
+            match audit::decision(&event, &self.directory, digest, offset_ns) {
                 Ok(entry) => self.audit.record(entry),
                 Err(error) => {
                     self.failing.insert("kernel events", error.to_string());

@@ -65,6 +65,7 @@ impl Core {
             state,
             active: None,
             directory: Directory::default(),
+            digests: BTreeMap::new(),
             audit,
             attachments: Vec::new(),
             started: Instant::now(),

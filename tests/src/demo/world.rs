@@ -11,7 +11,7 @@ use enforcer_agent::pure::audit::{AuditRecord, Direction};
 
 use crate::client::{LoadPlan, Mode, Summary, Target, run};
 use crate::harness::{
-    Agent, AgentSettings, HarnessError, KernelObjects, ServerSettings, Stream, eventually, start_simulator,
+    Agent, AgentSettings, HarnessError, ServerSettings, Stream, eventually, start_simulator,
 };
 use crate::lab::topology::{self, Leaf, Routed};
 use crate::lab::{Host, Lab, Process};
@@ -47,8 +47,6 @@ pub(super) struct World {
     pub(super) lab: Lab,
     /// Long streams, by tenant and service, that steps open for later ones.
     pub(super) streams: BTreeMap<&'static str, Stream>,
-    /// What the agent had pinned when it was asked last.
-    pub(super) kernel_objects: KernelObjects,
     /// Frames that the balancer's devices had received before the programs were attached.
     pub(super) frames_before: u64,
     /// The same right after.
@@ -77,7 +75,6 @@ impl World {
             routed,
             lab,
             streams: BTreeMap::new(),
-            kernel_objects: KernelObjects::default(),
             frames_before: 0,
             frames_after_attach: 0,
             shares: BTreeMap::new(),
@@ -298,6 +295,12 @@ pub(super) fn packets_of(status: &StatusReply, direction: Direction, reason: &st
     rows.filter(|row| row.direction == direction && row.reason == reason)
         .map(|row| row.packets)
         .sum()
+}
+
+/// What caused a change, as its record says.
+pub(super) fn causes(record: &AuditRecord) -> String {
+    let change = record.entry.change.as_ref();
+    change.map(|change| change.causes.join("; ")).unwrap_or_default()
 }
 
 fn leaf<'world>(leaves: &'world [Leaf], name: &str) -> &'world Leaf {

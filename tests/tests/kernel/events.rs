@@ -49,7 +49,8 @@ fn send(bench: &mut Bench, segment: &Segment) {
 
 fn rule(bench: &Bench, name: &str) -> u32 {
     let rules = &bench.world.directory.rules;
-    rules.iter().position(|rule| rule.name == name).unwrap() as u32 + 1
+    let (number, _) = rules.iter().find(|(_, rule)| rule.name == name).unwrap();
+    number + 1
 }
 
 #[test]

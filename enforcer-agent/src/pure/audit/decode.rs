@@ -21,8 +21,8 @@ pub trait Names {
     fn service(&self, slot: u32) -> Option<&str>;
     /// The back end in a slot.
     fn backend(&self, slot: u32) -> Option<&str>;
-    /// The rule with an index.
-    fn rule(&self, index: u32) -> Option<&str>;
+    /// The rule with a number.
+    fn rule(&self, number: u32) -> Option<&str>;
 }
 
 /// An event that this agent does not understand: the programs are of another version.
@@ -144,7 +144,7 @@ impl Names for Directory {
         self.backends.get(&slot).map(|backend| backend.name.as_str())
     }
 
-    fn rule(&self, index: u32) -> Option<&str> {
-        self.rules.get(index as usize).map(|rule| rule.name.as_str())
+    fn rule(&self, number: u32) -> Option<&str> {
+        self.rules.get(&number).map(|rule| rule.name.as_str())
     }
 }

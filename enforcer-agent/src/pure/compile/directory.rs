@@ -20,8 +20,8 @@ pub struct Directory {
     pub services: BTreeMap<u32, ServiceEntry>,
     /// By back-end slot.
     pub backends: BTreeMap<u32, BackendEntry>,
-    /// In the order of judgement; records and events hold the index plus one.
-    pub rules: Vec<RuleEntry>,
+    /// By number; records and events hold the number plus one.
+    pub rules: BTreeMap<u32, RuleEntry>,
 }
 
 /// One family of a service of the policy.
@@ -114,12 +114,19 @@ impl Directory {
             };
             (slotted.slot, entry)
         });
-        let rules = policy.rules.iter().map(|rule| RuleEntry {
-            name: rule.name.clone(),
-            line: rule.line,
-            action: rule.action,
-            mode: rule.mode,
-        });
+        let rules = policy
+            .rules
+            .iter()
+            .zip(&layout.rule_numbers)
+            .map(|(rule, number)| {
+                let entry = RuleEntry {
+                    name: rule.name.clone(),
+                    line: rule.line,
+                    action: rule.action,
+                    mode: rule.mode,
+                };
+                (*number, entry)
+            });
         Self {
             tenants: tenants
                 .map(|(tenant, slot)| (*slot, tenant.name.clone()))
@@ -148,9 +155,9 @@ impl Directory {
         self.backends.get(&slot_plus_one.checked_sub(1)?)
     }
 
-    /// The rule of an index plus one, as decisions and events hold it: zero is none.
+    /// The rule of a number plus one, as decisions and events hold it: zero is none.
     #[must_use]
-    pub fn rule(&self, index_plus_one: u32) -> Option<&RuleEntry> {
-        self.rules.get(index_plus_one.checked_sub(1)? as usize)
+    pub fn rule(&self, number_plus_one: u32) -> Option<&RuleEntry> {
+        self.rules.get(&number_plus_one.checked_sub(1)?)
     }
 }

@@ -236,6 +236,8 @@ struct Layout<'a> {
     inputs: Inputs<'a>,
     /// By index in the policy.
     tenant_slots: Vec<u32>,
+    /// In the order of the policy's rules.
+    rule_numbers: Vec<u32>,
     /// By slot.
     services: Vec<SlottedService<'a>>,
     /// By pool index, then by index in the pool.
@@ -310,6 +312,7 @@ fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError>
             .pools
             .iter()
             .flat_map(|pool| pool.backends.iter().map(|backend| backend.name.clone())),
+        policy.rules.iter().map(|rule| rule.name.clone()),
     )?;
     let mut services: Vec<SlottedService<'a>> = halves
         .into_iter()
@@ -340,6 +343,11 @@ fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError>
             .tenants
             .iter()
             .map(|tenant| slots.tenants.slot(&tenant.name))
+            .collect(),
+        rule_numbers: policy
+            .rules
+            .iter()
+            .map(|rule| slots.rules.slot(&rule.name))
             .collect(),
         services,
         backends: policy

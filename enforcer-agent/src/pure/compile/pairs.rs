@@ -64,9 +64,9 @@ pub(super) fn decide(layout: &Layout<'_>) -> Result<Decisions, CompileError> {
             };
             row[service.slot as usize] = PairRecord {
                 reason: reason as u32,
-                rule: number(judgement.decided_by),
+                rule: number(layout, judgement.decided_by),
                 set,
-                shadow_rule: number(judgement.shadowed_by),
+                shadow_rule: number(layout, judgement.shadowed_by),
                 shadow_reason: shadow_reason as u32,
             };
         }
@@ -97,11 +97,9 @@ pub(super) fn decide(layout: &Layout<'_>) -> Result<Decisions, CompileError> {
     })
 }
 
-/// A rule as records hold it: its index in the order of judgement plus one, or zero.
-fn number(rule: Option<usize>) -> u32 {
-    rule.map_or(0, |rule| {
-        u32::try_from(rule + 1).expect("the number of rules is bounded")
-    })
+/// A rule as records hold it: its number plus one, or zero.
+fn number(layout: &Layout<'_>, rule: Option<usize>) -> u32 {
+    rule.map_or(0, |rule| layout.rule_numbers[rule] + 1)
 }
 
 /// The sets that have been needed so far.

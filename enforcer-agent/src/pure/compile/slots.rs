@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{CompileError, Family};
 
+/// Numbers that rules take in turn. Nothing is indexed by them, so there may be many, and a number that a record bears
+/// is given to another rule as late as can be.
+const RULE_NUMBERS: u32 = 1 << 20;
+
 /// Slots by name, for all that has slots. Serialisable, since it has to outlive the agent as long as the maps do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -22,6 +26,10 @@ pub struct Slots {
     pub services: SlotMap,
     /// By name.
     pub backends: SlotMap,
+    /// By name: what records and events bear in place of a rule's name, plus one. A rule's place in the order of
+    /// judgement would not do: flows outlive it.
+    #[serde(default)]
+    pub rules: SlotMap,
 }
 
 /// Slots by name.
@@ -48,6 +56,7 @@ impl Slots {
         tenants: impl Iterator<Item = String>,
         services: impl Iterator<Item = String>,
         backends: impl Iterator<Item = String>,
+        rules: impl Iterator<Item = String>,
     ) -> Result<Self, CompileError> {
         let full = |what, capacity| CompileError::Capacity {
             what,
@@ -67,6 +76,10 @@ impl Slots {
                 .backends
                 .next(backends, 0..MAX_BACKENDS)
                 .ok_or(full("back ends", MAX_BACKENDS))?,
+            rules: self
+                .rules
+                .next(rules, 0..RULE_NUMBERS)
+                .ok_or(full("rules", RULE_NUMBERS))?,
         })
     }
 }

@@ -47,7 +47,6 @@ pub(super) fn start(world: &mut World, step: &mut Step<'_>) -> Result<(), Harnes
     let digest = status.policy.map(|policy| policy.digest).unwrap_or_default();
     step.equal("digest in force", digest, applied.digest);
     step.figure("mapWrites", applied.map_writes);
-    world.kernel_objects = world.agent.kernel_objects()?;
     Ok(())
 }
 
@@ -185,18 +184,7 @@ pub(super) fn refused(world: &mut World, step: &mut Step<'_>) -> Result<(), Harn
             REQUESTS,
         );
         step.at_least(&format!("packets of them counted as {reason}"), counted, REQUESTS);
-        let record = world.wait_for_record(first_record, reason, |record| {
-            record.entry.kind == Kind::Refused && record.entry.reason.as_deref() == Some(reason)
-        })?;
-        let from = record.entry.flow.map(|flow| flow.from.ip());
-        let leaf = world.client(who);
-        let is_from = from == Some(leaf.ipv4.into()) || from == Some(leaf.ipv6.into());
-        step.check(
-            &format!("source in the audit record of {reason}"),
-            is_from,
-            who,
-            from.map_or("none".into(), |from| from.to_string()),
-        );
+        recorded(world, step, first_record, who, reason)?;
     }
     // Nobody listens there, and it is the host itself that says so: what is not for a service passes untouched.
     let own: SocketAddr = ([10, 1, 4, 1], 22).into();
@@ -205,6 +193,28 @@ pub(super) fn refused(world: &mut World, step: &mut Step<'_>) -> Result<(), Harn
         "connections to the balancer's own address that reached it",
         summary.refused,
         3,
+    );
+    Ok(())
+}
+
+/// A refusal is in the audit log, with the one who was refused as its source.
+fn recorded(
+    world: &World,
+    step: &mut Step<'_>,
+    from: u64,
+    who: &str,
+    reason: &str,
+) -> Result<(), HarnessError> {
+    let record = world.wait_for_record(from, reason, |record| {
+        record.entry.kind == Kind::Refused && record.entry.reason.as_deref() == Some(reason)
+    })?;
+    let source = record.entry.flow.map(|flow| flow.from.ip());
+    let leaf = world.client(who);
+    step.check(
+        &format!("source in the audit record of {reason}"),
+        source == Some(leaf.ipv4.into()) || source == Some(leaf.ipv6.into()),
+        who,
+        source.map_or("none".into(), |source| source.to_string()),
     );
     Ok(())
 }

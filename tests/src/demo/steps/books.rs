@@ -1,6 +1,6 @@
 //! The books: what is counted in one place agrees with what is counted in another. And the end of everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -93,6 +93,7 @@ fn decisions(world: &World, step: &mut Step<'_>) -> Result<(), HarnessError> {
         tally.aggregated,
         status.audit.aggregated,
     );
+    attribution(world, step)?;
     step.equal("decisions lost", tally.lost.max(status.audit.lost), 0);
     let decided = status.audit.recorded + status.audit.aggregated + status.audit.lost;
     let refused = refused_packets(&status);
@@ -101,6 +102,22 @@ fn decisions(world: &World, step: &mut Step<'_>) -> Result<(), HarnessError> {
         decided >= refused,
         format_args!("at least the {refused} packets refused"),
         format_args!("{decided}, {refused} of them refusals"),
+    );
+    Ok(())
+}
+
+/// Flows outlive a policy, and its rules their place in it: the records name what decided then, not what is there now.
+fn attribution(world: &World, step: &mut Step<'_>) -> Result<(), HarnessError> {
+    let records = world.audit_from(1)?;
+    let of_flows = records.iter().map(|record| &record.entry).filter(|entry| {
+        matches!(entry.kind, Kind::FlowOpened | Kind::FlowClosed) && entry.tenant.as_deref() == Some("acme")
+    });
+    let rules: BTreeSet<&str> = of_flows.filter_map(|entry| entry.rule.as_deref()).collect();
+    let found = rules.into_iter().collect::<Vec<_>>().join(", ");
+    step.equal(
+        "rules in the records of acme's flows, under all policies",
+        found.as_str(),
+        "chat-for-all",
     );
     Ok(())
 }

@@ -3,92 +3,61 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use enforcer_agent::api::reply::BackendHealth;
+use enforcer_agent::api::reply::{BackendHealth, StatusReply};
 use enforcer_agent::pure::audit::{Direction, Kind};
 
 use super::admission::refused_plan;
 use crate::client::Summary;
 use crate::demo::report::Step;
-use crate::demo::world::{CHAT, LIMIT, World};
-use crate::harness::HarnessError;
+use crate::demo::world::{CHAT, LIMIT, World, causes, packets_of};
+use crate::harness::{HarnessError, KernelObjects};
+
+/// What became of the tenants' connections while servers died.
+struct Deaths {
+    /// acme and initech, when one compliant server was left.
+    one_left: [Summary; 2],
+    /// acme, when none was.
+    none_left: Summary,
+    /// Packets that acme lost then, by the reason's own counter.
+    refused: u64,
+    /// initech, then.
+    elsewhere: Summary,
+}
 
 pub(super) fn back_ends_die(world: &mut World, step: &mut Step<'_>) -> Result<(), HarnessError> {
     let first_record = world.next_record()?;
     // The stream goes with the server that it is on.
     world.streams.remove("acme");
-    let mut rows = Vec::new();
-    let mut found = |event: &str, who: &str, summary: &Summary| {
-        let answers: Vec<String> = summary
-            .back_ends
-            .iter()
-            .map(|(name, count)| format!("{count} of {name}"))
-            .collect();
-        let answers = if answers.is_empty() {
-            "none".into()
-        } else {
-            answers.join(", ")
-        };
-        rows.push([event.to_owned(), who.to_owned(), answers]);
-    };
-    let dead_after = kill_and_wait(world, "gpu-1")?;
-    let one_left = world.load_all([
-        ("acme", world.plan("acme", CHAT, 40.0, 0.5)),
-        ("initech", world.plan("initech", CHAT, 40.0, 0.5)),
-    ])?;
-    found("gpu-1 is dead", "acme (eu only)", &one_left[0]);
-    found("gpu-1 is dead", "initech", &one_left[1]);
-
-    kill_and_wait(world, "gpu-2")?;
-    let before = world.tenant_packets("acme", "NoHealthyBackend")?;
-    let none_left = world.load("acme", refused_plan(world, "acme", CHAT, 10))?;
-    let refused = world.tenant_packets("acme", "NoHealthyBackend")? - before;
-    let elsewhere = world.load("initech", world.plan("initech", CHAT, 40.0, 0.5))?;
-    found("gpu-2 is dead too", "acme (eu only)", &none_left);
-    found("gpu-2 is dead too", "initech", &elsewhere);
-    step.table(["event", "tenant", "answers"], &rows);
-
-    for (who, summary) in ["acme", "initech"].iter().zip(&one_left) {
-        let from_gpu_2 = summary.back_ends.get("gpu-2").copied().unwrap_or_default();
-        step.equal(
-            &format!("{who}'s answers, all from gpu-2"),
-            from_gpu_2,
-            summary.attempted,
-        );
+    let deaths = deaths(world, step)?;
+    for (who, summary) in ["acme", "initech"].iter().zip(&deaths.one_left) {
+        let what = format!("{who}'s answers, all from gpu-2");
+        step.equal(&what, answers_from(summary, "gpu-2"), summary.attempted);
     }
+    let Deaths {
+        none_left, elsewhere, ..
+    } = &deaths;
     step.equal("acme's answers without a compliant server", none_left.ok, 0);
-    step.at_least("its packets refused as NoHealthyBackend", refused, 10);
-    let from_gpu_3 = elsewhere.back_ends.get("gpu-3").copied().unwrap_or_default();
+    step.at_least("its packets refused as NoHealthyBackend", deaths.refused, 10);
     step.equal(
         "initech's answers, all from gpu-3 in the other region",
-        from_gpu_3,
+        answers_from(elsewhere, "gpu-3"),
         elsewhere.attempted,
     );
     let strays = world.audit_from(1)?.into_iter().filter(|record| {
-        let is_us = record
-            .entry
-            .backend
-            .as_deref()
-            .is_some_and(|name| name.starts_with("gpu-3"));
-        record.entry.tenant.as_deref() == Some("acme") && is_us
+        let back_end = record.entry.backend.as_deref().unwrap_or_default();
+        record.entry.tenant.as_deref() == Some("acme") && back_end.starts_with("gpu-3")
     });
     step.equal("audit records of acme on gpu-3, ever", strays.count(), 0);
     let pool = world.wait_for_record(first_record, "pool h100-eu failed", |record| {
         record.entry.kind == Kind::PoolState && record.entry.backend.as_deref() == Some("h100-eu")
     })?;
-    let causes = pool
-        .entry
-        .change
-        .map(|change| change.causes)
-        .unwrap_or_default()
-        .join("; ");
+    let causes = causes(&pool);
     step.check(
         "cause in the audit record of the pool's failure",
         !causes.is_empty(),
         "a cause",
         causes,
     );
-    step.figure("detectedAfterMs", dead_after.as_secs_f64() * 1000.0);
-
     for gpu in ["gpu-1", "gpu-2"] {
         world.start_gpu(gpu)?;
     }
@@ -98,6 +67,51 @@ pub(super) fn back_ends_die(world: &mut World, step: &mut Step<'_>) -> Result<()
         })?;
     }
     Ok(())
+}
+
+fn deaths(world: &mut World, step: &mut Step<'_>) -> Result<Deaths, HarnessError> {
+    let dead_after = kill_and_wait(world, "gpu-1")?;
+    let one_left = world.load_all([
+        ("acme", world.plan("acme", CHAT, 40.0, 0.5)),
+        ("initech", world.plan("initech", CHAT, 40.0, 0.5)),
+    ])?;
+    kill_and_wait(world, "gpu-2")?;
+    let before = world.tenant_packets("acme", "NoHealthyBackend")?;
+    let none_left = world.load("acme", refused_plan(world, "acme", CHAT, 10))?;
+    let refused = world.tenant_packets("acme", "NoHealthyBackend")? - before;
+    let elsewhere = world.load("initech", world.plan("initech", CHAT, 40.0, 0.5))?;
+    let row = |event: &str, who: &str, summary: &Summary| {
+        let answers = summary.back_ends.iter();
+        let answers: Vec<String> = answers
+            .map(|(name, count)| format!("{count} of {name}"))
+            .collect();
+        let none = answers.is_empty().then(|| "none".into());
+        [
+            event.to_owned(),
+            who.to_owned(),
+            none.unwrap_or_else(|| answers.join(", ")),
+        ]
+    };
+    step.table(
+        ["event", "tenant", "answers"],
+        &[
+            row("gpu-1 is dead", "acme (eu only)", &one_left[0]),
+            row("gpu-1 is dead", "initech", &one_left[1]),
+            row("gpu-2 is dead too", "acme (eu only)", &none_left),
+            row("gpu-2 is dead too", "initech", &elsewhere),
+        ],
+    );
+    step.figure("detectedAfterMs", dead_after.as_secs_f64() * 1000.0);
+    Ok(Deaths {
+        one_left,
+        none_left,
+        refused,
+        elsewhere,
+    })
+}
+
+fn answers_from(summary: &Summary, back_end: &str) -> u64 {
+    summary.back_ends.get(back_end).copied().unwrap_or_default()
 }
 
 fn kill_and_wait(world: &mut World, gpu: &str) -> Result<Duration, HarnessError> {
@@ -154,32 +168,37 @@ pub(super) fn agent_dies(world: &mut World, step: &mut Step<'_>) -> Result<(), H
         0.0,
         1000.0,
     );
-    let now = world.agent.kernel_objects()?;
+    step.figure("restartMs", start_ms);
+    adopted(
+        step,
+        [&objects, &world.agent.kernel_objects()?],
+        [&before, &after],
+    );
+    Ok(())
+}
+
+/// The new agent goes on where the old one ended: both pairs are what there was before and what there is now.
+fn adopted(step: &mut Step<'_>, objects: [&KernelObjects; 2], statuses: [&StatusReply; 2]) {
+    let [before, now] = objects.map(|objects| &objects.links);
     step.check(
         "links to the interfaces",
-        now.links == objects.links,
+        now == before,
         "the very same",
         format_args!(
             "{} of {} are the same",
-            now.links.intersection(&objects.links).count(),
-            objects.links.len()
+            now.intersection(before).count(),
+            before.len()
         ),
     );
-    let digest = |status: &enforcer_agent::api::reply::StatusReply| {
-        status
-            .policy
-            .as_ref()
-            .map(|policy| policy.digest.clone())
-            .unwrap_or_default()
-    };
-    step.equal("policy digest after the restart", digest(&after), digest(&before));
-    let counted = |status| crate::demo::world::packets_of(status, Direction::Ingress, "Allowed");
+    let [before, now] = statuses.map(|status| {
+        let digest = status.policy.as_ref().map(|policy| policy.digest.as_str());
+        let counted = packets_of(status, Direction::Ingress, "Allowed");
+        (digest.unwrap_or_default(), counted)
+    });
+    step.equal("policy digest after the restart", now.0, before.0);
     step.at_least(
         "packets counted as Allowed, kept over the restart",
-        counted(&after),
-        counted(&before),
+        now.1,
+        before.1,
     );
-    step.figure("restartMs", start_ms);
-    world.kernel_objects = now;
-    Ok(())
 }

@@ -1,10 +1,14 @@
 //! Load: a noisy tenant, a saturated server.
 
-use enforcer_agent::pure::audit::Kind;
+use std::collections::BTreeMap;
+
+use enforcer_agent::api::reply::BackendRow;
+use enforcer_agent::pure::audit::{AuditRecord, Kind};
 
 use super::admission::share;
+use crate::client::Summary;
 use crate::demo::report::Step;
-use crate::demo::world::{CHAT, OWN_SERVER, World};
+use crate::demo::world::{CHAT, OWN_SERVER, World, causes};
 use crate::harness::{self, HarnessError};
 
 /// globex's limits in the policy: new connections a second, and how many may come at once.
@@ -34,8 +38,8 @@ pub(super) fn noisy_neighbour(world: &mut World, step: &mut Step<'_>) -> Result<
         ("globex", world.plan("globex", CHAT, NOISY_RATE, NOISY_SECONDS)),
     ])?;
     let refused = world.tenant_packets("globex", "ConnectionRate")? - refused_before;
-    let p99 = |summary: &crate::client::Summary| summary.latency_ms.p99.unwrap_or(f64::NAN);
-    let row = |who: &str, when: &str, summary: &crate::client::Summary| {
+    let p99 = |summary: &Summary| summary.latency_ms.p99.unwrap_or(f64::NAN);
+    let row = |who: &str, when: &str, summary: &Summary| {
         [
             who.to_owned(),
             when.to_owned(),
@@ -102,26 +106,23 @@ pub(super) fn saturation(world: &mut World, step: &mut Step<'_>) -> Result<(), H
     let after = world.back_ends()?;
     harness::post(&gpu, OWN_SERVER, "/admin/clear", "")?;
 
-    // The weight goes on falling while it is measured: the share lies between what it began and ended with.
-    let ideal = |rows: &std::collections::BTreeMap<String, _>, weight: fn(&_) -> u32| {
-        let [first, second] = ["gpu-1", "gpu-2"].map(|name| f64::from(weight(&rows[name])));
-        first / (first + second)
-    };
-    let weight = |row: &enforcer_agent::api::reply::BackendRow| row.weight;
-    let (began, ended) = (ideal(&before, weight), ideal(&after, weight));
     let old_share = world.shares.get("gpu-1").copied().unwrap_or_default();
     let new_share = share(&summary, "gpu-1");
     let rows = ["gpu-1", "gpu-2"].map(|name| {
-        let row = &after[name];
+        let BackendRow {
+            full_weight, weight, ..
+        } = &after[name];
+        let shares = [
+            world.shares.get(name).copied().unwrap_or_default(),
+            share(&summary, name),
+        ];
+        let [old, new] = shares.map(|share| format!("{:.1}%", share * 100.0));
         [
             name.to_owned(),
-            row.full_weight.to_string(),
-            row.weight.to_string(),
-            format!(
-                "{:.1}%",
-                world.shares.get(name).copied().unwrap_or_default() * 100.0
-            ),
-            format!("{:.1}%", share(&summary, name) * 100.0),
+            full_weight.to_string(),
+            weight.to_string(),
+            old,
+            new,
         ]
     });
     step.table(
@@ -133,6 +134,8 @@ pub(super) fn saturation(world: &mut World, step: &mut Step<'_>) -> Result<(), H
         summary.ok,
         summary.attempted,
     );
+    // The weight goes on falling while it is measured: the share lies between what it began and ended with.
+    let (began, ended) = (ideal_share(&before), ideal_share(&after));
     step.within(
         &format!("share of gpu-1, by weight {ended:.2}"),
         new_share,
@@ -140,22 +143,37 @@ pub(super) fn saturation(world: &mut World, step: &mut Step<'_>) -> Result<(), H
         ended.max(began) + SHARE_TOLERANCE,
     );
     step.within("fall of its share", old_share - new_share, 0.2, 1.0);
-    let record = world.wait_for_record(first_record, "gpu-1's weight", |record| {
-        record.entry.kind == Kind::WeightChange && record.entry.backend.as_deref() == Some("gpu-1")
-    })?;
-    let causes = record
-        .entry
-        .change
-        .map(|change| change.causes)
-        .unwrap_or_default()
-        .join("; ");
-    step.check(
-        "signal in the audit record of the change",
-        causes.contains("wait") || causes.contains("queue") || causes.contains("cache"),
-        "the queue or the key-value cache",
-        causes,
-    );
+    signal_recorded(world, step, first_record)?;
     step.figure("shareBefore", old_share);
     step.figure("shareAfter", new_share);
     Ok(())
+}
+
+/// The audit log says which signal moved the weight.
+fn signal_recorded(world: &World, step: &mut Step<'_>, first_record: u64) -> Result<(), HarnessError> {
+    let names_signal = |record: &AuditRecord| {
+        let causes = causes(record);
+        causes.contains("requests wait") || causes.contains("key-value cache")
+    };
+    let record = world.wait_for_record(
+        first_record,
+        "gpu-1's weight and the signal that moved it",
+        |record| {
+            let is_weight = record.entry.kind == Kind::WeightChange;
+            is_weight && record.entry.backend.as_deref() == Some("gpu-1") && names_signal(record)
+        },
+    )?;
+    step.check(
+        "signal in the audit record of the change",
+        true,
+        "the queue or the key-value cache",
+        causes(&record),
+    );
+    Ok(())
+}
+
+/// The share of gpu-1 that the weights ask for.
+fn ideal_share(back_ends: &BTreeMap<String, BackendRow>) -> f64 {
+    let [first, second] = ["gpu-1", "gpu-2"].map(|name| f64::from(back_ends[name].weight));
+    first / (first + second)
 }

@@ -87,3 +87,35 @@ fn names_keep_their_slots_when_others_come_and_go() {
     }
     assert_eq!(slots.tenants.get("aaa"), Some(3));
 }
+
+#[test]
+fn a_rule_keeps_its_number_wherever_it_stands() {
+    let mut world = World::new(POLICY);
+    let before = world.compile().unwrap();
+    let number = |compiled: &Compiled, name: &str| {
+        let mut rules = compiled.directory.rules.iter();
+        rules
+            .find(|(_, rule)| rule.name == name)
+            .map(|(number, _)| *number)
+    };
+    // Both a rule in front of it and one that is judged before it for another reason: it denies.
+    let text = POLICY
+        .replace(
+            "  rules:\n",
+            "  rules:\n  - {name: first, action: Allow, priority: 1, tenants: {matchNames: [globex]}}\n",
+        )
+        .replace(
+            "name: dns-for-globex, action: Allow",
+            "name: dns-for-globex, action: Deny",
+        );
+    world.policy = World::new(&text).policy;
+    world.slots = before.slots.clone();
+    let after = world.compile().unwrap();
+    for name in ["chat-for-all", "dns-for-globex"] {
+        assert!(number(&before, name).is_some());
+        assert_eq!(number(&before, name), number(&after, name), "{name}");
+    }
+    assert_eq!(number(&after, "first"), Some(2), "the next free number");
+    let decision = ask(&after, &packet("10.1.0.1", "192.0.2.10", 8000, TCP, 4000));
+    assert_eq!(after.directory.rule(decision.rule).unwrap().name, "chat-for-all");
+}
