@@ -104,11 +104,28 @@ pub fn enforcer_egress(ctx: TcContext) -> i32 {
     {
         decision = decision.refused(reason);
     }
+    #[cfg(feature = "log")]
+    log_decision(&ctx, &decision);
     emit::count(DIRECTION_EGRESS, &decision, &frame.packet, 0, now_ns);
     match decision.reason.effect() {
         Effect::Refused => TC_ACT_SHOT,
         Effect::Passed | Effect::Forwarded => TC_ACT_OK,
     }
+}
+
+/// A line for each packet, for debugging the programs themselves: a release build holds neither code nor map for it.
+#[cfg(feature = "log")]
+#[inline(always)]
+fn log_decision<C: aya_ebpf::EbpfContext>(ctx: &C, decision: &decide::Decision) {
+    aya_log_ebpf::debug!(
+        ctx,
+        "reason {} tenant {} service {} back end {} generation {}",
+        decision.reason as u32,
+        decision.tenant,
+        decision.service,
+        decision.backend,
+        decision.generation
+    );
 }
 
 #[cfg(not(test))]

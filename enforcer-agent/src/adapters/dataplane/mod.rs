@@ -8,6 +8,8 @@
 
 mod attach;
 mod events;
+#[cfg(feature = "kernel-log")]
+mod kernel_log;
 mod maps;
 mod sweep;
 
@@ -208,6 +210,8 @@ impl Dataplane {
             .load(OBJECT)
             .map_err(explain_privileges)?;
         load(&mut ebpf)?;
+        #[cfg(feature = "kernel-log")]
+        kernel_log::forward(&mut ebpf);
         let flow_capacity = map_info(&directory, "FLOWS")?.capacity;
         let mut maps = Maps::take(&mut ebpf)?;
         if !adopted {
