@@ -46,6 +46,20 @@ fn conversation(opening: &Segment, onward: impl Fn(&Segment) -> Segment, backend
     ]
 }
 
+/// The packet with a payload for which the checksum behind the translation is zero, which UDP writes as all ones.
+fn with_checksum_of_all_ones(segment: &Segment, backend: &str) -> Segment {
+    let checksum = |segment: &Segment| {
+        let bytes = translated(segment, backend).bytes();
+        [bytes[14 + 20 + 6], bytes[14 + 20 + 7]]
+    };
+    let mut segment = segment.clone().payload(2);
+    segment.payload = vec![0, 0];
+    // What is missing from a sum of all ones is the checksum itself.
+    segment.payload = checksum(&segment).to_vec();
+    assert_eq!(checksum(&segment), [0xff, 0xff]);
+    segment
+}
+
 pub(super) fn nat() -> Scenario {
     let v4 = opening();
     let v6 = syn("[2001:db8:1::1]:40000", "[2001:db8::10]:8000");
@@ -72,6 +86,11 @@ pub(super) fn nat() -> Scenario {
     let answer = from_backend(first.answer());
     rows.push(row("UDP without a checksum stays without", &unchecked).opens("acme", &first));
     rows.push(row("so does its answer", &answer).replies("acme", &homeward(&answer, &unchecked)));
+    let all_ones = with_checksum_of_all_ones(&udp("10.1.0.8:40000", "192.0.2.10:53"), "10.9.0.1:9000");
+    rows.push(
+        row("a checksum that comes out as zero is sent as all ones", &all_ones)
+            .opens("acme", &translated(&all_ones, "10.9.0.1:9000")),
+    );
     let beside = syn("10.1.0.1:40000", "192.0.2.40:8000");
     let out = onward(&beside, &nat_source(&beside), "10.9.0.2:9000");
     rows.push(
