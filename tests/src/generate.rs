@@ -129,16 +129,16 @@ pub struct Surroundings<'a> {
 pub fn op(random: &mut Random, around: &Surroundings<'_>) -> Op {
     match random.below(1000) {
         0 => Op::Policy(Box::new(edit(random, around.policy))),
-        1 => backend_op(random, around.policy),
-        2 => Op::Pool {
+        1 | 2 => backend_op(random, around.policy),
+        3 => Op::Pool {
             name: random.word(&POOLS).to_owned(),
             failed: random.percent(40),
         },
-        3 => Op::Tenant {
+        4 => Op::Tenant {
             name: random.word(&TENANTS).to_owned(),
             suspended: random.percent(40),
         },
-        4..10 => Op::Sweep,
+        5..10 => Op::Sweep,
         10..80 => Op::Advance(*random.pick(&[
             1_000_000,
             3_333_333,
@@ -166,7 +166,7 @@ fn backend_op(random: &mut Random, policy: &Policy) -> Op {
         healthy: random.percent(70),
         draining: random.percent(20),
         weight: *random.pick(&[0, 1000, 50_000, 100_000, 100_000]),
-        reachable: random.percent(90),
+        reachable: random.percent(75),
     }
 }
 
@@ -295,7 +295,7 @@ fn elsewhere(random: &mut Random, policy: &Policy) -> Segment {
 
 /// Lengths, hop limits, tags, options, extension headers, fragments.
 fn adorned(random: &mut Random, segment: Segment) -> Segment {
-    let mut segment = segment.payload(*random.pick(&[0, 0, 1, 101, 1400, 1400]));
+    let mut segment = segment.payload(*random.pick(&[0, 0, 1, 101, 1400, 3000, 3000]));
     segment.hop_limit = if random.percent(6) {
         *random.pick(&[3, 2, 1, 0])
     } else {
