@@ -118,6 +118,13 @@ pub fn rack(
     };
     let clients = leaves(clients, 101)?;
     let back_ends = leaves(back_ends, 11)?;
+    for leaf in clients.iter().chain(&back_ends) {
+        // A switch merges no frames. With receive offload it would hand the balancer frames larger than the MTU, which
+        // XDP cannot send on: the transfer then crawls from one lost segment to the next.
+        switch
+            .host()
+            .run(&format!("ethtool -K {} gro off", leaf.host.name()))?;
+    }
     for service in services {
         let is_ipv6 = super::address(service)?.is_ipv6();
         for client in &clients {

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aya::programs::XdpMode;
+use enforcer_agent::adapters::dataplane::{Dataplane, Settings};
 use enforcer_agent::api::reply::{BackendListReply, PolicyApplyReply, StatusReply, TenantListReply};
 use enforcer_agent::pure::audit::Direction;
 use enforcer_tests::harness::{Agent, AgentSettings, eventually};
@@ -24,6 +26,8 @@ pub(super) const REFUSED_LIMIT: Duration = Duration::from_millis(500);
 pub(super) struct Bench<Network> {
     pub(super) agent: Agent,
     pub(super) network: Network,
+    /// Keeps the switch's program attached.
+    _switch: Option<Dataplane>,
     pub(super) lab: Lab,
 }
 
@@ -68,15 +72,45 @@ pub(super) fn routed(interfaces: &[&str], policy: &str) -> Bench<Routed> {
     let mut lab = Lab::new().unwrap();
     let network = topology::routed(&mut lab, &["acme", "stranger"], &["gpu-1", "gpu-2"]).unwrap();
     let agent = start(&lab, &network.balancer, interfaces, policy);
-    Bench { agent, network, lab }
+    Bench {
+        agent,
+        network,
+        _switch: None,
+        lab,
+    }
 }
 
 /// The same on one Ethernet segment.
 pub(super) fn rack(policy: &str) -> Bench<Rack> {
     let mut lab = Lab::new().unwrap();
     let network = topology::rack(&mut lab, &["acme"], &["gpu-1", "gpu-2"], &[VIP, VIP_V6]).unwrap();
+    let switch = passing_switch(&lab, &network);
     let agent = start(&lab, &network.balancer.host, &["rack"], policy);
-    Bench { agent, network, lab }
+    Bench {
+        agent,
+        network,
+        _switch: Some(switch),
+        lab,
+    }
+}
+
+/// Frames that the balancer sends back by `XDP_TX` reach a veth peer at once only if that runs XDP itself (in
+/// `veth_xdp_flush`; offload settings do not do): so the switch's port does, with programs that have no policy and pass
+/// everything. A network card needs none of this.
+fn passing_switch(lab: &Lab, network: &Rack) -> Dataplane {
+    let settings = Settings {
+        pin_directory: lab.pin_directory().join("switch"),
+        flow_entries: 1024,
+        test_clock: false,
+    };
+    let mut dataplane = Dataplane::open(&settings).unwrap();
+    let port = network.balancer.host.name();
+    let attached = network
+        .switch
+        .host()
+        .enter(|| dataplane.xdp().unwrap().attach(port, XdpMode::Driver).map(|_| ()));
+    attached.unwrap().unwrap();
+    dataplane
 }
 
 pub(super) const ALL_INTERFACES: [&str; 4] = ["acme", "stranger", "gpu-1", "gpu-2"];
