@@ -168,6 +168,12 @@ fn yes_or_problem(name: &str, yes: bool, good: &str, bad: &str) -> Check {
 }
 
 /// Major and minor number of a release such as `6.18.44-generic`.
+/// Whether a kernel release is known to be too old; a release that is no number is given the benefit of the doubt.
+#[must_use]
+pub fn is_too_old(release: &str) -> bool {
+    version(release).is_some_and(|found| found < OLDEST_KERNEL)
+}
+
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release
         .split(|letter: char| !letter.is_ascii_digit())

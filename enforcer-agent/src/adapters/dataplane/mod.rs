@@ -23,6 +23,8 @@ use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use enforcer_common::schema::{MAPS, SCHEMA_HASH};
 
+use crate::pure::doctor::{OLDEST_KERNEL, is_too_old};
+
 pub use attach::{AttachMode, Attachment, Mode, detach};
 pub use events::EventsReady;
 pub use maps::{Maps, Tally};
@@ -57,6 +59,16 @@ pub enum DataplaneError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The kernel lacks what is needed.
+    #[error(
+        "kernel {release} is too old: run {}.{} or later, which has TCX links; nothing was changed",
+        OLDEST_KERNEL.0,
+        OLDEST_KERNEL.1
+    )]
+    KernelTooOld {
+        /// Its release.
+        release: String,
     },
     /// The process may not use BPF.
     #[error(
@@ -187,6 +199,7 @@ impl Dataplane {
     /// # Errors
     /// [`DataplaneError`]; nothing that was attached before has been touched.
     pub fn open(settings: &Settings) -> Result<Self, DataplaneError> {
+        refuse_old_kernel(&rustix::system::uname().release().to_string_lossy())?;
         let directory = map_directory(&settings.pin_directory);
         std::fs::create_dir_all(&directory).map_err(|source| match source.kind() {
             io::ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => {
@@ -241,6 +254,15 @@ impl Dataplane {
     pub fn egress(&mut self) -> Result<&mut SchedClassifier, DataplaneError> {
         program(&mut self.ebpf, EGRESS_PROGRAM)
     }
+}
+
+fn refuse_old_kernel(release: &str) -> Result<(), DataplaneError> {
+    if is_too_old(release) {
+        return Err(DataplaneError::KernelTooOld {
+            release: release.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 fn program<'e, P>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut P, DataplaneError>
@@ -343,4 +365,23 @@ fn compare_with_schema(directory: &Path) -> Result<(), DataplaneError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_kernel_is_refused_in_one_sentence_before_anything_is_touched() {
+        for release in ["6.5.13", "5.15.0-91-generic", "4.19"] {
+            let error = refuse_old_kernel(release).unwrap_err().to_string();
+            assert!(
+                error.contains(release) && error.contains("6.6 or later"),
+                "{error}"
+            );
+        }
+        for release in ["6.6.0", "6.12.3-amd64", "7.0-rc1"] {
+            refuse_old_kernel(release).unwrap();
+        }
+    }
 }
