@@ -10,7 +10,7 @@ use enforcer_tests::lab::topology::Leaf;
 use rustix::net::Shutdown;
 
 /// Longest wait for anything on a socket.
-pub(super) const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 pub(super) const PORT: u16 = 8000;
 
 /// Both ends of a connection, or of a datagram, as the server sees them.
