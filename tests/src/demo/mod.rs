@@ -4,6 +4,7 @@
 //! Every step drives the product by its command line, measures what tenants get, and holds the figures against what the
 //! policy promises. It needs root; it leaves nothing behind, also when it is killed (see [`crate::lab`]).
 
+mod keep;
 mod report;
 mod steps;
 mod world;
@@ -15,9 +16,10 @@ use std::time::Instant;
 
 use crate::harness::HarnessError;
 use crate::lab::namespaces_of;
+use keep::{EndSignals, invite};
 use report::{Console, Summary};
 use steps::{DETACH_TITLE, STEPS, detach};
-use world::{BATCH, CHAT, METRICS, World};
+use world::World;
 
 /// What the demo is asked for.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +44,7 @@ pub fn run(options: &Options) -> Result<bool, io::Error> {
         summary.error = Some(error.to_string());
     }
     summary.passed = summary.error.is_none() && summary.checks_failed == 0;
-    summary.seconds = started.elapsed().as_secs_f64();
+    summary.seconds += started.elapsed().as_secs_f64();
     console.verdict(&summary);
     if let Some(out) = &options.out {
         fs::create_dir_all(out)?;
@@ -66,8 +68,12 @@ fn show(options: &Options, console: &Console, summary: &mut Summary) -> Result<(
         console.line(format_args!("The agent's last lines:\n{}", world.agent.tail()));
     }
     if options.keep {
-        invite(console, &world);
-        wait_for_signal()?;
+        let signals = EndSignals::listen()?;
+        invite(console, &world)?;
+        let kept = Instant::now();
+        signals.wait();
+        // How long somebody looks around is no part of how long the demo takes.
+        summary.seconds -= kept.elapsed().as_secs_f64();
     }
     let result = result.and_then(|()| {
         let mut step = console.step(STEPS.len() + 1, DETACH_TITLE);
@@ -112,59 +118,6 @@ fn remove(world: World) -> Result<(), HarnessError> {
         limit: std::time::Duration::ZERO,
         last: format!("{namespaces:?}, pins: {}", pins.exists()),
     })
-}
-
-/// What to try while everything runs.
-fn invite(console: &Console, world: &World) {
-    let run = world.lab.run();
-    let agent = format!(
-        "{} --socket {}",
-        world.agent.program().display(),
-        world.agent.socket().display()
-    );
-    let request = r#"'{"messages":[{"role":"user","content":"Hello"}],"stream":true,"max_tokens":20}'"#;
-    let json = "-H 'content-type: application/json'";
-    let lines = [
-        "\nEverything runs. Try, in another terminal:".to_owned(),
-        format!("  {agent} status"),
-        format!("  {agent} tenant list"),
-        format!("  {agent} backend list"),
-        format!("  {agent} policy explain --from 10.1.1.10:40000 --to {CHAT}"),
-        format!("  {agent} tenant suspend acme"),
-        format!("  {agent} audit tail"),
-        format!("  ip netns exec {run}-acme curl -N http://{CHAT}/v1/chat/completions {json} -d {request}"),
-        format!(
-            "  ip netns exec {run}-initech curl -N http://{BATCH}/v1/chat/completions {json} -d {request}"
-        ),
-        format!("  ip netns exec {run}-stranger curl -m 2 http://{CHAT}/health"),
-        format!("  ip netns exec {run}-lb curl http://{METRICS}/metrics"),
-        format!(
-            "  edit {0} and {agent} policy apply {0}",
-            world.file("policy.yaml").display()
-        ),
-        "Ctrl-C ends it and removes everything.".to_owned(),
-    ];
-    for line in lines {
-        console.line(line);
-    }
-}
-
-/// Waits for Ctrl-C or SIGTERM.
-fn wait_for_signal() -> Result<(), HarnessError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let wait = || -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
-            let mut terminate = signal(SignalKind::terminate())?;
-            tokio::select! {
-                result = tokio::signal::ctrl_c() => result,
-                _ = terminate.recv() => Ok(()),
-            }
-        })
-    };
-    wait().map_err(HarnessError::io("wait for", "a signal"))
 }
 
 /// Copies what is worth reading afterwards. A log of an earlier run in the same place is removed first: two logs in one

@@ -148,7 +148,7 @@ pub fn eventually<T>(
 
 /// A program of this workspace: named by a variable, or beside the running program, or above it if that is a test in
 /// `deps`.
-fn program(
+pub(crate) fn program(
     name: &'static str,
     package: &'static str,
     variable: Option<&str>,

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread;
@@ -247,8 +248,10 @@ impl Host {
         })?
     }
 
-    /// A child inherits the namespace of the thread that starts it.
+    /// A child inherits the namespace of the thread that starts it. It gets a process group of its own: Ctrl-C in a
+    /// terminal is meant for the run, which decides what ends when.
     fn start(&self, command: &mut Command) -> io::Result<Child> {
+        command.process_group(0);
         self.enter(|| command.spawn()).map_err(io::Error::other)?
     }
 }
