@@ -218,14 +218,7 @@ fn attach_xdp(
     let link = program
         .take_link(id)
         .map_err(|source| failed(XDP_PROGRAM, interface, source))?;
-    let link = FdLink::try_from(link).map_err(|source| DataplaneError::Link {
-        path: pin.to_owned(),
-        source,
-    })?;
-    link.pin(pin).map_err(|source| DataplaneError::Pin {
-        path: pin.to_owned(),
-        source,
-    })?;
+    pin_link(link, pin)?;
     Ok(mode)
 }
 
@@ -255,15 +248,22 @@ fn attach_egress(program: &mut SchedClassifier, interface: &str, pin: &Path) -> 
     let link = program
         .take_link(id)
         .map_err(|source| failed(EGRESS_PROGRAM, interface, source))?;
+    pin_link(link, pin)
+}
+
+/// Pins a new link, which keeps its program attached when the agent is gone.
+fn pin_link<L>(link: L, pin: &Path) -> Result<(), DataplaneError>
+where
+    FdLink: TryFrom<L, Error = LinkError>,
+{
     let link = FdLink::try_from(link).map_err(|source| DataplaneError::Link {
         path: pin.to_owned(),
         source,
     })?;
-    link.pin(pin).map_err(|source| DataplaneError::Pin {
+    link.pin(pin).map(drop).map_err(|source| DataplaneError::Pin {
         path: pin.to_owned(),
         source,
-    })?;
-    Ok(())
+    })
 }
 
 fn failed(program: &'static str, interface: &str, source: ProgramError) -> DataplaneError {
