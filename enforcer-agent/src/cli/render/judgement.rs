@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::lists::protocol;
 use super::{Render, clean, or_absent};
-use crate::api::reply::{Effect, PolicyExplainReply, RuleRef};
+use crate::api::reply::{Effect, ExplainStep, PolicyExplainReply, RuleRef};
 use crate::pure::audit::{AuditRecord, Change, Entry};
 
 impl Render for PolicyExplainReply {
@@ -38,14 +38,22 @@ impl Render for PolicyExplainReply {
             let _infallible = writeln!(text, "{name:<12}{}", clean(&value));
         }
         text.push('\n');
-        let longest = self.steps.iter().map(|step| step.step.chars().count()).max();
-        let width = longest.unwrap_or(0) + 2;
-        for (index, step) in self.steps.iter().enumerate() {
-            let (number, name, finding) = (index + 1, clean(&step.step), clean(&step.finding));
-            let _infallible = writeln!(text, "{number}. {name:<width$}{finding}");
-        }
+        text.push_str(&steps(&self.steps));
         text
     }
+}
+
+/// Numbered lines: numbers stand to the right, names in a column.
+fn steps(steps: &[ExplainStep]) -> String {
+    let digits = steps.len().to_string().len();
+    let longest = steps.iter().map(|step| step.step.chars().count()).max();
+    let width = longest.unwrap_or(0) + 2;
+    let mut text = String::new();
+    for (index, step) in steps.iter().enumerate() {
+        let (number, name, finding) = (index + 1, clean(&step.step), clean(&step.finding));
+        let _infallible = writeln!(text, "{number:>digits$}. {name:<width$}{finding}");
+    }
+    text
 }
 
 fn rule(rule: &RuleRef) -> String {

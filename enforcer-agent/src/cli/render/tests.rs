@@ -1,4 +1,6 @@
 use super::*;
+use crate::api::Protocol;
+use crate::api::reply::{Effect, ExplainStep, PolicyExplainReply};
 
 #[test]
 fn bytes_have_units_and_are_never_rounded_up() {
@@ -49,4 +51,44 @@ fn text_from_outside_cannot_move_the_cursor() {
 #[test]
 fn an_empty_table_has_its_titles() {
     assert_eq!(table(&["NAME", "#COUNT"], []), "NAME  COUNT\n");
+}
+
+/// An explanation with so many steps, two names in turn.
+fn explanation(steps: usize) -> PolicyExplainReply {
+    let step = |index: usize| ExplainStep {
+        step: ["rule", "back end"][index % 2].to_owned(),
+        finding: format!("finding {index}"),
+    };
+    PolicyExplainReply {
+        from: "10.1.1.10:40000".parse().unwrap(),
+        to: "192.0.2.10:8000".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        generation: 1,
+        reason: "NoRule".into(),
+        sentence: "No rule.".into(),
+        effect: Effect::Refused,
+        tenant: None,
+        service: None,
+        rule: None,
+        backend: None,
+        shadow: None,
+        steps: (0..steps).map(step).collect(),
+    }
+}
+
+#[test]
+fn steps_of_an_explanation_stand_in_columns_however_many_there_are() {
+    for (steps, first, last) in [
+        (2, "1. rule      finding 0", "2. back end  finding 1"),
+        (9, "1. rule      finding 0", "9. rule      finding 8"),
+        (10, " 1. rule      finding 0", "10. back end  finding 9"),
+        (100, "  1. rule      finding 0", "100. back end  finding 99"),
+    ] {
+        let text = explanation(steps).render();
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains("finding")).collect();
+        assert_eq!(lines.len(), steps);
+        assert_eq!((lines[0], lines[steps - 1]), (first, last));
+        let columns: Vec<Option<usize>> = lines.iter().map(|line| line.find("finding")).collect();
+        assert!(columns.iter().all(|column| *column == columns[0]), "{text}");
+    }
 }
