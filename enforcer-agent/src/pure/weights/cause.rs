@@ -66,6 +66,21 @@ pub enum WeightCause {
     SlowStart {
         /// Milliseconds since it recovered.
         elapsed_ms: u64,
+        /// Milliseconds that regaining all of it takes.
+        of_ms: u64,
+    },
+    /// The share rises towards what the present load allows, and is not there yet: the average of the load has to
+    /// fall, or the share to rise step by step.
+    Recovering {
+        /// The share that the present load allows, per mille.
+        towards_per_mille: u16,
+        /// The average of the load, as saturation, per mille.
+        load_per_mille: u16,
+    },
+    /// The average of the load moved the share: no signal is as strong at the moment.
+    Average {
+        /// The average of the load, as saturation, per mille.
+        load_per_mille: u16,
     },
     /// A source has been silent for so long that its last word no longer counts.
     Silent {
@@ -134,15 +149,31 @@ impl fmt::Display for WeightCause {
             Self::FaultCleared => f.write_str("GPU fault cleared"),
             Self::NotServing => f.write_str("takes no new connections"),
             Self::Recovered => f.write_str("takes new connections again"),
-            Self::SlowStart { elapsed_ms } => write!(
+            Self::SlowStart { elapsed_ms, of_ms } => {
+                write!(f, "slow start, {} of {} s", Seconds(elapsed_ms), Seconds(of_ms))
+            }
+            Self::Recovering {
+                towards_per_mille,
+                load_per_mille,
+            } => write!(
                 f,
-                "slow start, {}.{} s in",
-                elapsed_ms / 1000,
-                elapsed_ms % 1000 / 100
+                "recovering towards {} of the full weight, load averages {}",
+                Percent(towards_per_mille),
+                Percent(load_per_mille)
             ),
+            Self::Average { load_per_mille } => write!(f, "load averages {}", Percent(load_per_mille)),
             Self::Silent { source, misses } => write!(f, "{source} metrics silent, {misses} misses in a row"),
             Self::Heard { source } => write!(f, "{source} metrics are back"),
         }
+    }
+}
+
+/// Milliseconds shown as seconds with one decimal, cut off.
+struct Seconds(u64);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 100)
     }
 }
 

@@ -1,6 +1,6 @@
 //! One step of a back end's weight.
 
-use super::pressure::{Known, Pressure};
+use super::pressure::{Known, Pressure, per_mille};
 use super::{FULL_SHARE_PER_MILLE, Reading, Signals, Source, Tuning, WeightCause, weight_of};
 use crate::pure::telemetry::{Brakes, EngineSample, GpuSample, is_fault_xid};
 
@@ -55,7 +55,7 @@ pub struct Folded {
     pub state: BackendState,
     /// The weight to build tables from; the scale is described at [`weight_of`].
     pub weight: u32,
-    /// What moved the weight, or which verdict began or ended; empty if neither happened.
+    /// What moved the weight, or which verdict began or ended; empty only if neither happened.
     pub causes: Vec<WeightCause>,
 }
 
@@ -255,13 +255,17 @@ impl BackendState {
 
     /// The share that the back end deserves now, before dead band and step limit.
     fn target_share(&self, now_ns: u64, tuning: &Tuning) -> u16 {
+        self.share_at(self.saturation.unwrap_or(0.0), now_ns, tuning)
+    }
+
+    /// The share that it would deserve now at this saturation.
+    fn share_at(&self, saturation: f64, now_ns: u64, tuning: &Tuning) -> u16 {
         if self.is_out() {
             return 0;
         }
         let full = u32::from(FULL_SHARE_PER_MILLE);
         let floor = u32::from(tuning.floor_per_mille).min(full);
-        let saturation = self.saturation.unwrap_or(0.0).clamp(0.0, 1.0);
-        let taken = (saturation * f64::from(full - floor)).round() as u32;
+        let taken = (saturation.clamp(0.0, 1.0) * f64::from(full - floor)).round() as u32;
         let mut share = full - taken.min(full - floor);
         if self.brakes.any() {
             share /= 2;
@@ -339,9 +343,8 @@ fn causes(
     tuning: &Tuning,
 ) -> Vec<WeightCause> {
     let mut causes = Vec::new();
-    let moved = previous
-        .published_per_mille
-        .is_some_and(|before| before != state.share_per_mille());
+    // A first share that is not the full one has moved too.
+    let moved = previous.share_per_mille() != state.share_per_mille();
     let began = |was: bool, is: bool| is && (moved || !was);
     let ended = |was: bool, is: bool| was && !is;
 
@@ -393,8 +396,47 @@ fn causes(
         let elapsed_ms = |since_ns: u64| now_ns.saturating_sub(since_ns) / 1_000_000;
         causes.extend(state.recovered_at_ns.map(|since| WeightCause::SlowStart {
             elapsed_ms: elapsed_ms(since),
+            of_ms: tuning.slow_start_ns / 1_000_000,
         }));
-        causes.extend(strongest.and_then(|pressure| pressure.cause));
+        causes.extend(load_cause(previous, state, strongest, now_ns, tuning));
     }
     causes
+}
+
+/// What the load has to do with a share that moved. A signal is named while it presses the share down; afterwards the
+/// average does, which follows it slowly.
+fn load_cause(
+    previous: &BackendState,
+    state: &BackendState,
+    strongest: Option<Pressure>,
+    now_ns: u64,
+    tuning: &Tuning,
+) -> Option<WeightCause> {
+    let load = strongest.map_or(0.0, |pressure| pressure.saturation);
+    let average = state.saturation.unwrap_or(0.0);
+    let share = state.share_per_mille();
+    let of_average = WeightCause::Average {
+        load_per_mille: per_mille(average),
+    };
+    if share < previous.share_per_mille() {
+        return if load < average {
+            Some(of_average)
+        } else {
+            strongest
+                .filter(|_| load > 0.0)
+                .and_then(|pressure| pressure.cause)
+        };
+    }
+    if state.recovered_at_ns.is_some() {
+        // A slow start says so itself.
+        return None;
+    }
+    let towards_per_mille = state.share_at(load, now_ns, tuning);
+    if towards_per_mille.saturating_sub(share) < tuning.dead_band_per_mille.max(1) {
+        return Some(of_average);
+    }
+    Some(WeightCause::Recovering {
+        towards_per_mille,
+        load_per_mille: per_mille(average),
+    })
 }

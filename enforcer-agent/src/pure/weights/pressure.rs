@@ -94,7 +94,8 @@ fn ramp(value: f64, from_per_mille: u16, to_per_mille: u16) -> f64 {
     ((value - from) / width).clamp(0.0, 1.0).max(0.0)
 }
 
-fn per_mille(ratio: f64) -> u16 {
+/// A ratio of 0 to 1, rounded.
+pub(super) fn per_mille(ratio: f64) -> u16 {
     // The clamp keeps it in range, and a NaN becomes 0 in the conversion.
     (ratio.clamp(0.0, 1.0) * 1000.0).round() as u16
 }
