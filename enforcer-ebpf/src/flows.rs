@@ -144,6 +144,17 @@ fn touch_reply(entry: *mut ReplyRecord, frame: &Frame, now_ns: u64) {
     }
 }
 
+/// Counts a packet of a flow. Its state is the caller's: a flow that moved begins anew.
+#[inline(always)]
+fn touch_flow(entry: *mut FlowRecord, frame: &Frame, now_ns: u64) {
+    // SAFETY: as in `touch_reply`.
+    unsafe {
+        add(&raw mut (*entry).packets, 1);
+        add(&raw mut (*entry).bytes, u64::from(frame.packet.bytes));
+        (*entry).seen_ns = now_ns;
+    }
+}
+
 /// Another packet of a flow that keeps its back end; answers its translated port.
 #[inline(always)]
 fn keep(
@@ -154,11 +165,9 @@ fn keep(
     now_ns: u64,
 ) -> Result<u16, Reason> {
     let entry = facts.found_flow().ok_or(Reason::Internal)?;
+    touch_flow(entry, frame, now_ns);
     // SAFETY: as in `touch_reply`.
     unsafe {
-        add(&raw mut (*entry).packets, 1);
-        add(&raw mut (*entry).bytes, u64::from(frame.packet.bytes));
-        (*entry).seen_ns = now_ns;
         let bits = flow_bits(&frame.packet);
         if (*entry).state & bits != bits {
             (*entry).state |= bits;
@@ -232,9 +241,7 @@ fn retarget(
         (*entry).backend_port_be = backend.port_be;
         (*entry).translated_port_be = port_be;
         (*entry).state = flow_bits(&frame.packet);
-        (*entry).seen_ns = now_ns;
-        add(&raw mut (*entry).packets, 1);
-        add(&raw mut (*entry).bytes, u64::from(frame.packet.bytes));
+        touch_flow(entry, frame, now_ns);
         Ok(port_be)
     }
 }
