@@ -136,11 +136,12 @@ pub(super) fn saturation(world: &mut World, step: &mut Step<'_>) -> Result<(), H
     );
     // The weight goes on falling while it is measured: the share lies between what it began and ended with.
     let (began, ended) = (ideal_share(&before), ideal_share(&after));
+    let (least, most) = (ended.min(began), ended.max(began));
     step.within(
-        &format!("share of gpu-1, by weight {ended:.2}"),
+        &format!("share of gpu-1, by weight {least:.2} to {most:.2}"),
         new_share,
-        ended.min(began) - SHARE_TOLERANCE,
-        ended.max(began) + SHARE_TOLERANCE,
+        least - SHARE_TOLERANCE,
+        most + SHARE_TOLERANCE,
     );
     step.within("fall of its share", old_share - new_share, 0.2, 1.0);
     signal_recorded(world, step, first_record)?;
