@@ -77,6 +77,15 @@ impl Installer {
         }
     }
 
+    /// The same knowledge under another clock.
+    #[cfg(test)]
+    pub(crate) fn with_clock(&self, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            ..self.clone()
+        }
+    }
+
     /// The tables in force; `None` if this process did not put them there, or if a change in place failed midway.
     #[must_use]
     pub fn live(&self, generation: u64) -> Option<&Tables> {

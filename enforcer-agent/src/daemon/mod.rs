@@ -19,6 +19,8 @@ mod counters;
 mod monitor;
 pub(crate) mod persist;
 mod records;
+#[cfg(test)]
+mod simulation;
 mod start;
 
 use std::future::Future;
