@@ -46,7 +46,7 @@ pub enum InstallError<E: std::error::Error + 'static> {
 pub struct Installer {
     clock: Arc<dyn Clock>,
     banks: [Option<Tables>; BANKS as usize],
-    flipped_ns: Option<u64>,
+    flipped_ns: u64,
 }
 
 impl Default for Installer {
@@ -71,9 +71,10 @@ impl Installer {
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
+            // An earlier agent may have flipped a moment ago.
+            flipped_ns: clock.monotonic_ns(),
             clock,
             banks: [None, None],
-            flipped_ns: None,
         }
     }
 
@@ -131,11 +132,9 @@ impl Installer {
     ) -> Result<Installed, InstallError<B::Error>> {
         let generation = live + 1;
         let bank = bank_of(generation);
-        if let Some(flipped_ns) = self.flipped_ns {
-            let since = Duration::from_nanos(self.clock.monotonic_ns().saturating_sub(flipped_ns));
-            if since < GRACE {
-                self.clock.pause(GRACE.saturating_sub(since));
-            }
+        let since = Duration::from_nanos(self.clock.monotonic_ns().saturating_sub(self.flipped_ns));
+        if since < GRACE {
+            self.clock.pause(GRACE.saturating_sub(since));
         }
         // Its content is unknown until all of it has been read back, whatever fails.
         let held = self.banks[bank as usize].take();
@@ -155,7 +154,7 @@ impl Installer {
         self.banks[bank as usize] = Some(desired);
         maps.set_generation(generation)
             .map_err(|source| InstallError::Map { live, source })?;
-        self.flipped_ns = Some(self.clock.monotonic_ns());
+        self.flipped_ns = self.clock.monotonic_ns();
         Ok(Installed {
             generation,
             writes: writes.len(),
@@ -279,6 +278,16 @@ mod tests {
         }
     }
 
+    /// Both banks are known, so that the next installation writes differences only; `tables(1)` are live.
+    fn running() -> (Fake, Installer) {
+        let (mut maps, mut installer) = (Fake::default(), Installer::default());
+        for limit in [3, 1] {
+            let installed = installer.install(&mut maps, tables(limit));
+            installed.expect("nothing fails yet");
+        }
+        (maps, installer)
+    }
+
     /// What the live bank holds after an installation without a failure.
     fn whole(tables: Tables) -> BTreeMap<String, Write> {
         let mut maps = Fake::default();
@@ -290,9 +299,7 @@ mod tests {
 
     #[test]
     fn every_operation_fails_once_and_the_old_or_the_new_generation_is_whole() {
-        let mut clean = Fake::default();
-        let mut installer = Installer::default();
-        installer.install(&mut clean, tables(1)).expect("nothing fails");
+        let (mut clean, mut installer) = running();
         let old = clean.live().clone();
         let before = clean.operations.get();
         installer.install(&mut clean, tables(2)).expect("nothing fails");
@@ -301,24 +308,20 @@ mod tests {
         assert!(operations > 8, "the test would not reach far enough");
 
         for nth in 1..=operations {
-            let mut maps = Fake::default();
-            let mut installer = Installer::default();
-            installer
-                .install(&mut maps, tables(1))
-                .expect("nothing fails yet");
+            let (mut maps, mut installer) = running();
             maps.fail_at = Some(maps.operations.get() + nth);
             installer
                 .install(&mut maps, tables(2))
                 .expect_err("one operation failed");
             assert_eq!(maps.live(), &old, "operation {nth}: the old generation is whole");
-            assert_eq!(maps.generation, 1);
+            assert_eq!(maps.generation, 2);
             maps.fail_at = None;
             let mut other = (maps.clone(), installer.clone());
             let installed = installer
                 .install(&mut maps, tables(2))
                 .expect("the second try succeeds");
             assert_eq!(maps.live(), &new, "operation {nth}: the new generation is whole");
-            assert_eq!(installed.generation, 2);
+            assert_eq!(installed.generation, 3);
 
             other.1.install(&mut other.0, half(2)).expect("nothing fails");
             assert_eq!(

@@ -32,6 +32,8 @@ use crate::pure::weights::Reading;
 
 /// The warning of a daemon that enforces nothing yet.
 pub(super) const NO_POLICY: &str = "no policy is in force: apply one with `enforcer-agent policy apply FILE`";
+/// Key of the warning that what is wanted could not be put into force: the next fold tries again.
+const INSTALL: &str = "install";
 /// Generations whose policy digest is remembered.
 const MAX_DIGESTS: usize = 1024;
 
@@ -156,6 +158,7 @@ impl Core {
     pub(super) fn reinstall(&mut self) -> Result<Option<Installed>, ChangeError> {
         let Some(active) = &self.active else {
             self.save_if_needed()?;
+            self.failing.remove(INSTALL);
             return Ok(None);
         };
         let compiled = self.compile(&active.policy)?;
@@ -165,6 +168,7 @@ impl Core {
         let outcome = self.put_into_force(compiled.tables, &slots);
         if outcome.is_ok() {
             self.directory = compiled.directory;
+            self.failing.remove(INSTALL);
         } else {
             self.unsaved |= slots != self.state.slots;
             self.state.slots = slots;
@@ -184,7 +188,11 @@ impl Core {
     }
 
     /// The state file goes first: slots that the kernel uses and nobody remembers would be given to others.
-    fn put_into_force(&mut self, tables: Tables, old_slots: &Slots) -> Result<Option<Installed>, ChangeError> {
+    fn put_into_force(
+        &mut self,
+        tables: Tables,
+        old_slots: &Slots,
+    ) -> Result<Option<Installed>, ChangeError> {
         if self.live != 0 && self.installer.live(self.live) == Some(&tables) {
             self.save_if_needed()?;
             return Ok(None);
@@ -339,8 +347,12 @@ impl Core {
         self.open_flows = swept.open;
         for closed in &swept.closed {
             let digest = self.digest_of(closed.flow.generation);
-            self.audit
-                .record(records::flow_closed(closed, &self.directory, digest, &*self.clock));
+            self.audit.record(records::flow_closed(
+                closed,
+                &self.directory,
+                digest,
+                &*self.clock,
+            ));
         }
     }
 
@@ -370,7 +382,7 @@ impl Core {
             };
             self.note(Kind::WeightChange, Some(change.backend), change_record);
         }
-        if self.judge_pools() | moved | self.failing.contains_key("install") {
+        if self.judge_pools() | moved | self.failing.contains_key(INSTALL) {
             self.refresh("weights");
         }
         self.record_unrecorded();
@@ -415,13 +427,10 @@ impl Core {
                     why,
                     "new generation"
                 );
-                self.failing.remove("install");
             }
-            Ok(_) => {
-                self.failing.remove("install");
-            }
+            Ok(_) => {}
             Err(error) => {
-                if self.failing.insert("install", error.to_string()).is_none() {
+                if self.failing.insert(INSTALL, error.to_string()).is_none() {
                     warn!(%error, why, "what was enforced before still is");
                 }
             }

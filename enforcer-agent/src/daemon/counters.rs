@@ -102,7 +102,11 @@ impl Unrecorded {
     }
 
     /// Looks through some of the tenants, and nobody's counters.
-    pub(super) fn look(&mut self, maps: &dyn Dataplane, directory: &Directory) -> Result<Vec<News>, DataplaneError> {
+    pub(super) fn look(
+        &mut self,
+        maps: &dyn Dataplane,
+        directory: &Directory,
+    ) -> Result<Vec<News>, DataplaneError> {
         let tenants: Vec<u32> = directory.tenants.keys().copied().collect();
         let first = if self.next < tenants.len() { self.next } else { 0 };
         let turn = tenants.iter().skip(first).take(TENANTS_PER_LOOK);

@@ -182,7 +182,10 @@ impl Core {
                     why, "XDP runs in the generic hook, at a fraction of its speed"
                 );
             }
-            let known = self.attachments.iter_mut().find(|known| known.interface == interface);
+            let known = self
+                .attachments
+                .iter_mut()
+                .find(|known| known.interface == interface);
             match known {
                 // What is known of its mode still holds.
                 Some(known) if attachment.mode == Mode::Adopted => known.ifindex = attachment.ifindex,

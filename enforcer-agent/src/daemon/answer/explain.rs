@@ -67,13 +67,16 @@ impl Core {
         };
         for slot in self.directory.tenants.keys() {
             for limiter in Limiter::ALL {
-                snapshot
-                    .limiters
-                    .insert(limiter.index(*slot), maps.limiter(*slot, limiter).map_err(internal)?);
+                snapshot.limiters.insert(
+                    limiter.index(*slot),
+                    maps.limiter(*slot, limiter).map_err(internal)?,
+                );
             }
-            snapshot
-                .open_connections
-                .insert(*slot, maps.open_connections(tenant_connections(*slot)).map_err(internal)?);
+            snapshot.open_connections.insert(
+                *slot,
+                maps.open_connections(tenant_connections(*slot))
+                    .map_err(internal)?,
+            );
         }
         let key = question.key();
         if let Some(record) = maps.flow(&key).map_err(internal)? {

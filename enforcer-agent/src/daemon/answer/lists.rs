@@ -164,9 +164,9 @@ impl Core {
             host.nat_v6
         };
         let nat = (flow.forward == FORWARD_NAT).then_some((nat_address, flow.translated_port_be));
-        let reply =
-            self.dataplane
-                .reply(&reply_key(key, flow.backend_address, flow.backend_port_be, nat))?;
+        let reply = self
+            .dataplane
+            .reply(&reply_key(key, flow.backend_address, flow.backend_port_be, nat))?;
         Ok(reply.filter(|reply| reply.forward == *key))
     }
 

@@ -36,7 +36,12 @@ const DESTINATIONS: [[u8; 4]; 3] = [SERVICE, [10, 9, 1, 10], [198, 51, 100, 1]];
 type Verdict = (Reason, Option<Address>);
 
 /// Everything that tables are compiled from.
-type Compiled = (State, BTreeMap<String, BackendStatus>, BTreeSet<String>, Vec<IpAddr>);
+type Compiled = (
+    State,
+    BTreeMap<String, BackendStatus>,
+    BTreeSet<String>,
+    Vec<IpAddr>,
+);
 
 /// What was last seen to be right.
 #[derive(Clone, Default)]
@@ -111,8 +116,15 @@ impl Simulation {
         if in_force {
             self.check_changed(request);
         } else {
-            assert_eq!(self.core.state, before.state, "{request:?} was not carried out: {outcome:?}");
-            assert_eq!(self.core.fleet.statuses(), before.statuses, "{request:?}: {outcome:?}");
+            assert_eq!(
+                self.core.state, before.state,
+                "{request:?} was not carried out: {outcome:?}"
+            );
+            assert_eq!(
+                self.core.fleet.statuses(),
+                before.statuses,
+                "{request:?}: {outcome:?}"
+            );
             let (now, before) = (verdicts(&world), &before.verdicts);
             let reasons = |all: &[Verdict]| all.iter().map(|(reason, _)| *reason).collect::<Vec<_>>();
             assert_eq!(reasons(&now), reasons(before), "{request:?}: {outcome:?}");
@@ -120,7 +132,8 @@ impl Simulation {
         }
         if changes && outcome.is_ok() {
             let record = &world.audit[world.synced - 1];
-            let of_request = record.change.as_ref().map(|change| change.what.as_str()) == Some(request.name());
+            let of_request =
+                record.change.as_ref().map(|change| change.what.as_str()) == Some(request.name());
             assert!(
                 world.synced > before.synced && record.kind == Kind::Control && of_request,
                 "{request:?} was answered before it was recorded: {record:?}"
@@ -128,7 +141,9 @@ impl Simulation {
             assert_eq!(record.actor, Some(ACTOR));
         }
         if let (Request::Detach, Err(_)) = (request, outcome) {
-            let all = INTERFACES.iter().all(|each| world.kernel.attached.contains(*each));
+            let all = INTERFACES
+                .iter()
+                .all(|each| world.kernel.attached.contains(*each));
             assert!(
                 in_force || all || self.core.failing.contains_key("detach"),
                 "a detach failed midway and nothing says so"
@@ -136,22 +151,31 @@ impl Simulation {
         }
         if let (Request::PolicyApply { text, .. }, Ok(_)) = (request, outcome) {
             let is_right = |number| policy(number).1 && policy(number).0 == *text;
-            assert!((0..super::script::POLICIES).any(is_right), "a wrong policy was accepted");
+            assert!(
+                (0..super::script::POLICIES).any(is_right),
+                "a wrong policy was accepted"
+            );
         }
     }
 
     fn check_changed(&self, request: &Request) {
-        let (state, done) = (&self.core.state, match request {
-            Request::PolicyApply { text, .. } => {
-                self.core.state.policy.as_ref().is_some_and(|applied| applied.text == *text)
-            }
-            Request::TenantSuspend { name } => self.core.state.suspended.contains(name),
-            Request::TenantResume { name } => !self.core.state.suspended.contains(name),
-            Request::BackendDrain { name } => self.core.state.draining.contains(name),
-            Request::BackendUndrain { name } => !self.core.state.draining.contains(name),
-            Request::Detach => self.core.detached,
-            _ => false,
-        });
+        let (state, done) = (
+            &self.core.state,
+            match request {
+                Request::PolicyApply { text, .. } => self
+                    .core
+                    .state
+                    .policy
+                    .as_ref()
+                    .is_some_and(|applied| applied.text == *text),
+                Request::TenantSuspend { name } => self.core.state.suspended.contains(name),
+                Request::TenantResume { name } => !self.core.state.suspended.contains(name),
+                Request::BackendDrain { name } => self.core.state.draining.contains(name),
+                Request::BackendUndrain { name } => !self.core.state.draining.contains(name),
+                Request::Detach => self.core.detached,
+                _ => false,
+            },
+        );
         assert!(done, "{request:?} is said to be in force: {state:?}");
     }
 
@@ -179,7 +203,10 @@ impl Simulation {
         let repairing = self.is_repairing();
         let failed = self.world().failed.clone();
         let context = format!("after {step:?}, in which {failed:?} failed");
-        assert!(!self.core.unsaved || repairing, "nobody saves the state {context}");
+        assert!(
+            !self.core.unsaved || repairing,
+            "nobody saves the state {context}"
+        );
         if !self.core.unsaved {
             assert_eq!(self.world().stored, self.core.state, "{context}");
         }
@@ -190,7 +217,10 @@ impl Simulation {
         };
         assert!(generation >= self.known.generation, "{context}");
         let Some(wanted) = wanted.filter(|_| generation != 0) else {
-            assert!(generation == 0 && (repairing || self.core.active.is_none()), "{context}");
+            assert!(
+                generation == 0 && (repairing || self.core.active.is_none()),
+                "{context}"
+            );
             return;
         };
         if let Some(what) = difference(&live, &wanted, true) {
@@ -198,11 +228,18 @@ impl Simulation {
             let known = &self.known.live;
             // A change in place that failed leaves some weights old and some new; nothing else may be.
             let is_whole = self.core.installer.live(generation).is_some();
-            assert_eq!(difference(&live, known, is_whole), None, "neither the old nor the new {context}");
+            assert_eq!(
+                difference(&live, known, is_whole),
+                None,
+                "neither the old nor the new {context}"
+            );
             self.check_suspended(&context);
             return;
         }
-        assert!(!repairing || !failed.is_empty(), "repaired, and nobody noticed {context}");
+        assert!(
+            !repairing || !failed.is_empty(),
+            "repaired, and nobody noticed {context}"
+        );
         self.check_slots(&context);
         self.check_suspended(&context);
         (self.known.generation, self.known.live) = (generation, live);
@@ -211,7 +248,11 @@ impl Simulation {
     /// What another agent would compile from the state file, with what is known of the back ends now.
     fn wanted(&mut self) -> Option<Tables> {
         let core = &self.core;
-        let state = if core.unsaved { core.state.clone() } else { self.world().stored.clone() };
+        let state = if core.unsaved {
+            core.state.clone()
+        } else {
+            self.world().stored.clone()
+        };
         let (statuses, failed_pools) = (core.fleet.statuses(), core.fleet.failed_pools());
         let inputs: Compiled = (state, statuses, failed_pools, core.host.local_addresses.clone());
         if let Some((same, tables)) = &self.known.compiled
@@ -221,7 +262,9 @@ impl Simulation {
         }
         let (state, statuses, failed_pools, _) = &inputs;
         let applied = state.policy.as_ref()?;
-        let policy = load(&applied.file, &applied.text).into_result().expect("what is stored is right");
+        let policy = load(&applied.file, &applied.text)
+            .into_result()
+            .expect("what is stored is right");
         let compiled = compile::compile(&Inputs {
             policy: &policy,
             slots: &state.slots,
@@ -231,7 +274,11 @@ impl Simulation {
             suspended: &state.suspended,
         })
         .expect("what is stored compiles");
-        assert!(statuses.iter().all(|(name, status)| status.draining == state.draining.contains(name)));
+        assert!(
+            statuses
+                .iter()
+                .all(|(name, status)| status.draining == state.draining.contains(name))
+        );
         self.known.compiled = Some((inputs, compiled.tables.clone()));
         Some(compiled.tables)
     }
@@ -248,7 +295,10 @@ impl Simulation {
             let owners: BTreeMap<u32, &str> = old.iter().map(|(name, slot)| (slot, name)).collect();
             for (name, slot) in new.iter() {
                 let owner = owners.get(&slot);
-                assert!(owner.is_none_or(|owner| *owner == name), "slot {slot} of {owner:?} went to {name} {context}");
+                assert!(
+                    owner.is_none_or(|owner| *owner == name),
+                    "slot {slot} of {owner:?} went to {name} {context}"
+                );
             }
         }
         let world = self.world();
@@ -258,7 +308,10 @@ impl Simulation {
                 let word = world.kernel.limiters.get(&limiter.index(slot));
                 word.is_some_and(|due_ns| *due_ns != 0)
             };
-            assert!(!is_new || !Limiter::ALL.into_iter().any(owes), "{name} owes what another spent {context}");
+            assert!(
+                !is_new || !Limiter::ALL.into_iter().any(owes),
+                "{name} owes what another spent {context}"
+            );
         }
         drop(world);
         self.known.slots = self.core.state.slots.clone();
@@ -272,7 +325,12 @@ impl Simulation {
             let source = SOURCES.iter().find(|(name, _)| *name == Some(&tenant.name));
             let (_, source) = source.expect("every tenant has a network");
             let (reason, _) = verdict(&world, *source, SERVICE, 4000);
-            assert_eq!(reason, Reason::Suspended, "{} is suspended {context}", tenant.name);
+            assert_eq!(
+                reason,
+                Reason::Suspended,
+                "{} is suspended {context}",
+                tenant.name
+            );
         }
     }
 }

@@ -185,7 +185,9 @@ impl Simulation {
     fn network(&self, local_addresses: Vec<IpAddr>) -> Event {
         let hops = self.hops.iter();
         Event::Network {
-            hops: hops.map(|(name, last)| ((*name).to_owned(), Ok(hop(*last)))).collect(),
+            hops: hops
+                .map(|(name, last)| ((*name).to_owned(), Ok(hop(*last))))
+                .collect(),
             local_addresses,
         }
     }
@@ -326,7 +328,11 @@ async fn recover(simulation: &mut Simulation) {
     assert!(!failing.contains_key("install"), "{failing:?}");
     if simulation.core.active.is_some() {
         let is_suspended = simulation.core.state.suspended.contains("initech");
-        let toggle = if is_suspended { script::resume } else { script::suspend };
+        let toggle = if is_suspended {
+            script::resume
+        } else {
+            script::suspend
+        };
         simulation.step(&toggle("initech")).await;
     }
     simulation.step(&Step::Restart).await;
@@ -348,10 +354,17 @@ async fn every_operation_of_a_scenario_fails_once() {
             operations += 1;
         }
         simulation.step(&step).await;
-        assert!(simulation.core.failing.is_empty(), "{:?}", simulation.core.failing);
+        assert!(
+            simulation.core.failing.is_empty(),
+            "{:?}",
+            simulation.core.failing
+        );
     }
     println!("{operations} operations were made to fail");
-    assert!(operations > 500, "{operations} operations: the scenario does not reach far enough");
+    assert!(
+        operations > 500,
+        "{operations} operations: the scenario does not reach far enough"
+    );
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aya::maps::MapError;
 use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::config::HostRecord;
+use enforcer_common::abi::config::{BackendRecord, HostRecord, PairRecord, ServiceRecord, TenantRecord};
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::decide::limiter::Limiter;
@@ -74,11 +74,21 @@ impl Ports {
         }
     }
 
-    /// One of a long run of equal operations: the first of the run and the middle one are numbered, and stand for all.
+    /// Of a long run of equal operations, some are numbered and stand for all: the first block and the middle one of a
+    /// Maglev table, and every 128th record that is cleared.
     fn run_of(&self, name: &'static str, write: &Write) -> Result<MutexGuard<'_, World>, DataplaneError> {
-        match write {
-            Write::Maglev(index, _) if index % (MAGLEV_BLOCKS / 2) != 0 => Ok(self.world()),
-            _ => self.map(name),
+        let is_stood_for = match write {
+            Write::Maglev(index, _) => index % (MAGLEV_BLOCKS / 2) != 0,
+            Write::Tenant(index, record) => *record == TenantRecord::ZERO && index % 128 != 0,
+            Write::Service(index, record) => *record == ServiceRecord::ZERO && index % 128 != 0,
+            Write::Pair(index, record) => *record == PairRecord::ZERO && index % 128 != 0,
+            Write::Backend(index, record) => *record == BackendRecord::ZERO && index % 128 != 0,
+            Write::Trie(..) | Write::Set(..) => false,
+        };
+        if is_stood_for {
+            Ok(self.world())
+        } else {
+            self.map(name)
         }
     }
 }

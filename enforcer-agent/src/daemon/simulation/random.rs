@@ -29,7 +29,10 @@ impl Random {
 /// A number from the environment.
 pub(super) fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|error| panic!("{name}={text}: {error}")),
+    )
 }
 
 /// The seed of this run: from the environment, else from the clock.

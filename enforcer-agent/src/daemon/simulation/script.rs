@@ -29,7 +29,8 @@ pub(super) enum Step {
 pub(super) const BACKENDS: [&str; 4] = ["gpu-1", "gpu-2", "gpu-3", "gpu-4"];
 pub(super) const TENANTS: [&str; 4] = ["acme", "globex", "initech", "hooli"];
 
-const HEAD: &str = "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {name: simulated}\nspec:\n";
+const HEAD: &str =
+    "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {name: simulated}\nspec:\n";
 const SERVICES: &str = "  services:
   - {name: chat, addresses: [192.0.2.10], port: 8000, protocol: TCP, pools: [eu, us], forward: Nat}
   protectedNetworks: [10.9.0.0/16]
@@ -37,7 +38,9 @@ const SERVICES: &str = "  services:
 
 fn tenants(names: &[(&str, u8)], limit: u32) -> String {
     let rows = names.iter().map(|(name, net)| {
-        format!("  - {{name: {name}, sources: [10.1.{net}.0/24], limits: {{newConnectionsPerSecond: {limit}}}}}\n")
+        format!(
+            "  - {{name: {name}, sources: [10.1.{net}.0/24], limits: {{newConnectionsPerSecond: {limit}}}}}\n"
+        )
     });
     format!("  tenants:\n{}", rows.collect::<String>())
 }
@@ -67,12 +70,18 @@ pub(super) fn policy(number: u64) -> (String, bool) {
         1 => {
             let others = [("acme", 1), ("hooli", 4), ("initech", 3)];
             let pools = pools(&[("gpu-1", 100)], &[("gpu-3", 100), ("gpu-4", 50)]);
-            (format!("{HEAD}{}{SERVICES}{pools}{RULES}", tenants(&others, 20)), true)
+            (
+                format!("{HEAD}{}{SERVICES}{pools}{RULES}", tenants(&others, 20)),
+                true,
+            )
         }
         // Weights only: made in place.
         2 => {
             let pools = pools(&[("gpu-1", 300), ("gpu-2", 100)], &us);
-            (format!("{HEAD}{}{SERVICES}{pools}{RULES}", tenants(&three, 50)), true)
+            (
+                format!("{HEAD}{}{SERVICES}{pools}{RULES}", tenants(&three, 50)),
+                true,
+            )
         }
         // Nothing that is enforced.
         3 => (format!("# Lines move.\n{}{RULES}", base(50)), true),
@@ -80,7 +89,10 @@ pub(super) fn policy(number: u64) -> (String, bool) {
         // Wrong.
         5 => (format!("{}{RULES}  colour: red\n", base(50)), false),
         // Right, but not for a host without an IPv6 address for `Nat`.
-        _ => (format!("{}{RULES}", base(50)).replace("192.0.2.10]", "192.0.2.10, \"2001:db8::1\"]"), false),
+        _ => (
+            format!("{}{RULES}", base(50)).replace("192.0.2.10]", "192.0.2.10, \"2001:db8::1\"]"),
+            false,
+        ),
     }
 }
 
@@ -95,26 +107,38 @@ pub(super) fn apply(number: u64) -> Step {
 }
 
 pub(super) fn suspend(name: &str) -> Step {
-    Step::Ask(Request::TenantSuspend { name: name.to_owned() })
+    Step::Ask(Request::TenantSuspend {
+        name: name.to_owned(),
+    })
 }
 
 pub(super) fn resume(name: &str) -> Step {
-    Step::Ask(Request::TenantResume { name: name.to_owned() })
+    Step::Ask(Request::TenantResume {
+        name: name.to_owned(),
+    })
 }
 
 pub(super) fn drain(name: &str) -> Step {
-    Step::Ask(Request::BackendDrain { name: name.to_owned() })
+    Step::Ask(Request::BackendDrain {
+        name: name.to_owned(),
+    })
 }
 
 pub(super) fn undrain(name: &str) -> Step {
-    Step::Ask(Request::BackendUndrain { name: name.to_owned() })
+    Step::Ask(Request::BackendUndrain {
+        name: name.to_owned(),
+    })
 }
 
 fn reads() -> Vec<Request> {
     let text = policy(1).0;
     vec![
         Request::Status,
-        Request::PolicyApply { file: "dry.yaml".to_owned(), text, dry_run: true },
+        Request::PolicyApply {
+            file: "dry.yaml".to_owned(),
+            text,
+            dry_run: true,
+        },
         Request::PolicyShow,
         Request::PolicyExplain {
             from: SocketAddr::new(IpAddr::from([10, 1, 1, 1]), 4000),
@@ -124,10 +148,19 @@ fn reads() -> Vec<Request> {
         Request::TenantList,
         Request::BackendList,
         Request::ServiceList,
-        Request::FlowsList { limit: 10, filter: FlowFilter::default() },
+        Request::FlowsList {
+            limit: 10,
+            filter: FlowFilter::default(),
+        },
         Request::MapsList,
-        Request::MapsDump { name: "TENANTS".to_owned(), limit: 10 },
-        Request::AuditTail { from: None, limit: 10 },
+        Request::MapsDump {
+            name: "TENANTS".to_owned(),
+            limit: 10,
+        },
+        Request::AuditTail {
+            from: None,
+            limit: 10,
+        },
         Request::Metrics,
     ]
 }

@@ -173,7 +173,10 @@ impl Kernel {
                 let set = &tables.sets[(index / MAGLEV_BLOCKS) as usize];
                 let is_member = |slot: &u16| set.members[usize::from(slot / 64)] >> (slot % 64) & 1 == 1;
                 let mut slots = block.slots.iter().filter(|slot| **slot != NO_BACKEND);
-                assert!(slots.all(is_member), "a slot of the live bank got a back end beyond its set");
+                assert!(
+                    slots.all(is_member),
+                    "a slot of the live bank got a back end beyond its set"
+                );
             }
             Write::Backend(index, record) => {
                 let old = tables.backends[*index as usize];
@@ -210,12 +213,13 @@ fn put<T: Clone>(records: &mut Vec<T>, index: u32, record: T, zero: T) {
     records[index as usize] = record;
 }
 
-/// Where a bank differs from tables that it should hold, record by record; what lies beyond them must be empty.
+/// Where a bank differs from tables that it should hold, record by record. Beyond these, what flows and replies can name
+/// (tenants, services, back ends, columns of rows) must be empty; trie nodes, rows, sets and their Maglev tables are
+/// reached from nowhere. Without weights, Maglev tables and next hops do not count.
 pub(super) fn difference(bank: &Tables, wanted: &Tables, with_weights: bool) -> Option<String> {
-    let pairs = |tables: &Tables| tables.rows.clone();
-    let (rows, wanted_rows) = (pairs(bank), pairs(wanted));
     let no_row = Vec::new();
-    let row = |rows: &[Vec<PairRecord>], index: usize| rows.get(index).unwrap_or(&no_row).clone();
+    let (nodes, sets) = (wanted.trie.len(), wanted.sets.len());
+    let up_to = |length: usize, limit: usize| length.min(limit);
     let differs = |what: &str, at: Option<usize>| at.map(|at| format!("{what} {at}"));
     let hop = |record: &BackendRecord| {
         let mut record = *record;
@@ -230,18 +234,49 @@ pub(super) fn difference(bank: &Tables, wanted: &Tables, with_weights: bool) -> 
         record
     };
     let backends = |tables: &Tables| tables.backends.iter().map(hop).collect::<Vec<_>>();
-    differs("trie node", first(&bank.trie, &wanted.trie, &TrieNode::ZERO))
-        .or_else(|| differs("tenant", first(&bank.tenants, &wanted.tenants, &TenantRecord::ZERO)))
-        .or_else(|| differs("service", first(&bank.services, &wanted.services, &ServiceRecord::ZERO)))
-        .or_else(|| {
-            (0..rows.len().max(wanted_rows.len())).find_map(|index| {
-                let at = first(&row(&rows, index), &row(&wanted_rows, index), &PairRecord::ZERO);
-                differs("pair of a row", at)
-            })
+    differs(
+        "trie node",
+        first(
+            &bank.trie[..up_to(bank.trie.len(), nodes)],
+            &wanted.trie,
+            &TrieNode::ZERO,
+        ),
+    )
+    .or_else(|| {
+        differs(
+            "tenant",
+            first(&bank.tenants, &wanted.tenants, &TenantRecord::ZERO),
+        )
+    })
+    .or_else(|| {
+        differs(
+            "service",
+            first(&bank.services, &wanted.services, &ServiceRecord::ZERO),
+        )
+    })
+    .or_else(|| {
+        wanted.rows.iter().enumerate().find_map(|(index, row)| {
+            let held = bank.rows.get(index).unwrap_or(&no_row);
+            differs("pair of a row", first(held, row, &PairRecord::ZERO))
         })
-        .or_else(|| differs("set", first(&bank.sets, &wanted.sets, &SetRecord::ZERO)))
-        .or_else(|| differs("back end", first(&backends(bank), &backends(wanted), &BackendRecord::ZERO)))
-        .or_else(|| with_weights.then(|| maglev(bank, wanted)).flatten())
+    })
+    .or_else(|| {
+        differs(
+            "set",
+            first(
+                &bank.sets[..up_to(bank.sets.len(), sets)],
+                &wanted.sets,
+                &SetRecord::ZERO,
+            ),
+        )
+    })
+    .or_else(|| {
+        differs(
+            "back end",
+            first(&backends(bank), &backends(wanted), &BackendRecord::ZERO),
+        )
+    })
+    .or_else(|| with_weights.then(|| maglev(bank, wanted)).flatten())
 }
 
 fn first<T: PartialEq>(bank: &[T], wanted: &[T], zero: &T) -> Option<usize> {
@@ -250,17 +285,12 @@ fn first<T: PartialEq>(bank: &[T], wanted: &[T], zero: &T) -> Option<usize> {
 }
 
 fn maglev(bank: &Tables, wanted: &Tables) -> Option<String> {
-    for set in 0..bank.maglev.len().max(wanted.maglev.len()) {
+    for (set, table) in wanted.maglev.iter().enumerate() {
         let held = bank.maglev.get(set).map_or(&[][..], Vec::as_slice);
-        let same = match wanted.maglev.get(set) {
-            Some(table) => {
-                held.len() == TABLE_SLOTS
-                    && held[..table.len()] == table[..]
-                    && held[table.len()..].iter().all(|slot| *slot == NO_BACKEND)
-            }
-            None => held.iter().all(|slot| *slot == NO_BACKEND) || held.iter().all(|slot| *slot == 0),
-        };
-        if !same {
+        let is_same = held.len() == TABLE_SLOTS
+            && held[..table.len()] == table[..]
+            && held[table.len()..].iter().all(|slot| *slot == NO_BACKEND);
+        if !is_same {
             return Some(format!("Maglev table {set}"));
         }
     }
