@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use aya::maps::MapError;
 use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::config::{BackendRecord, HostRecord, PairRecord, ServiceRecord, TenantRecord};
+use enforcer_common::abi::config::HostRecord;
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::decide::limiter::Limiter;
-use enforcer_common::schema::MAGLEV_BLOCKS;
 use futures::future::{BoxFuture, ready};
 use jiff::{SignedDuration, Timestamp};
 
@@ -74,22 +73,14 @@ impl Ports {
         }
     }
 
-    /// Of a long run of equal operations, some are numbered and stand for all: the first block and the middle one of a
-    /// Maglev table, and every 128th record that is cleared.
+    /// Of a run of operations of one kind on one map, the first, 8th, 64th and so on are numbered and stand for all.
     fn run_of(&self, name: &'static str, write: &Write) -> Result<MutexGuard<'_, World>, DataplaneError> {
-        let is_stood_for = match write {
-            Write::Maglev(index, _) => index % (MAGLEV_BLOCKS / 2) != 0,
-            Write::Tenant(index, record) => *record == TenantRecord::ZERO && index % 128 != 0,
-            Write::Service(index, record) => *record == ServiceRecord::ZERO && index % 128 != 0,
-            Write::Pair(index, record) => *record == PairRecord::ZERO && index % 128 != 0,
-            Write::Backend(index, record) => *record == BackendRecord::ZERO && index % 128 != 0,
-            Write::Trie(..) | Write::Set(..) => false,
-        };
-        if is_stood_for {
-            Ok(self.world())
-        } else {
-            self.map(name)
+        let mut world = self.world();
+        if !world.is_next_of_run(name, write) {
+            return Ok(world);
         }
+        drop(world);
+        self.map(name)
     }
 }
 

@@ -2,6 +2,7 @@
 //! Every operation that can fail is numbered, over all ports, and one or some of them are made to fail.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::Discriminant;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
@@ -48,6 +49,8 @@ pub(super) struct World {
     pub(super) operations: u64,
     /// What failed since then.
     pub(super) failed: Vec<&'static str>,
+    /// The kind of the last operations on a bank, and how many there were in a row.
+    run: Option<(&'static str, Discriminant<Write>, u32)>,
     pub(super) kernel: Kernel,
     pub(super) stored: State,
     /// Whether the next store that fails leaves the new state all the same: its last step was the failure.
@@ -83,6 +86,7 @@ impl World {
             fault: Fault::Never,
             operations: 0,
             failed: Vec::new(),
+            run: None,
             kernel: Kernel::default(),
             stored: State::default(),
             fails_late: false,
@@ -97,6 +101,7 @@ impl World {
         self.fault = fault;
         self.operations = 0;
         self.failed.clear();
+        self.run = None;
     }
 
     /// Counts an operation; whether it fails.
@@ -113,6 +118,18 @@ impl World {
         } else {
             Outcome::Done
         }
+    }
+
+    /// Counts an operation on a bank; whether its place in the run of such operations is a power of eight.
+    pub(super) fn is_next_of_run(&mut self, what: &'static str, write: &Write) -> bool {
+        let kind = std::mem::discriminant(write);
+        let before = match self.run {
+            Some((name, same, count)) if name == what && same == kind => count,
+            _ => 0,
+        };
+        let place = before + 1;
+        self.run = Some((what, kind, place));
+        place.is_power_of_two() && place.trailing_zeros().is_multiple_of(3)
     }
 
     pub(super) fn live(&self) -> &Tables {
