@@ -71,7 +71,7 @@ impl Core {
         };
         let recorded = self.record_control(actor, change).await;
         let installed = outcome.map_err(|error| unrecorded(error, recorded.as_ref()))?;
-        recorded.map_err(in_force)?;
+        recorded.map_err(|error| in_force(&error))?;
         let active = self
             .active
             .as_ref()
@@ -143,7 +143,9 @@ impl Core {
             to: Some(name.clone()),
             ..Change::default()
         };
-        self.record_control(actor, change).await.map_err(in_force)?;
+        self.record_control(actor, change)
+            .await
+            .map_err(|error| in_force(&error))?;
         Ok(ChangeReply {
             name,
             changed,
@@ -189,7 +191,9 @@ impl Core {
             return Err(unrecorded(internal(message), recorded.as_ref()));
         }
         self.detached = true;
-        self.record_control(actor, change).await.map_err(in_force)?;
+        self.record_control(actor, change)
+            .await
+            .map_err(|error| in_force(&error))?;
         Ok(DetachReply {
             interfaces,
             pins: vec![pins.display().to_string()],
@@ -198,7 +202,7 @@ impl Core {
 }
 
 /// What to say of a change that is in force while its record is missing.
-fn in_force(error: AuditError) -> ApiError {
+fn in_force(error: &AuditError) -> ApiError {
     internal(format!(
         "the change is in force, but the audit log could not be written: {error}"
     ))

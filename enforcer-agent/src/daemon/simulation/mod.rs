@@ -26,6 +26,7 @@ use enforcer_common::Reason;
 use enforcer_common::abi::event::{EVENT_REFUSED, EventRecord};
 use enforcer_common::abi::tally::DIRECTION_INGRESS;
 use enforcer_common::decide::limiter::Limiter;
+use enforcer_common::schema::MAX_TENANTS;
 use tokio::sync::watch;
 
 use self::invariants::Known;
@@ -228,14 +229,14 @@ impl Simulation {
         }
     }
 
-    /// A tenant's limiters are in use, and the kernel counts what it has no room to report.
+    /// Limiters are in use, also those of slots that are free: someone had them before. And the kernel counts what it
+    /// has no room to report.
     fn traffic(&mut self) {
-        let tenants: Vec<u32> = self.core.directory.tenants.keys().copied().collect();
         let mut world = self.world();
-        for tenant in &tenants {
+        let due_ns = world.now_ns + 5_000_000;
+        for tenant in 1..MAX_TENANTS {
             for limiter in Limiter::ALL {
-                let due_ns = world.now_ns + 5_000_000;
-                world.kernel.limiters.insert(limiter.index(*tenant), due_ns);
+                world.kernel.limiters.insert(limiter.index(tenant), due_ns);
             }
         }
         let nobody = (DIRECTION_INGRESS, 0, Reason::NoRule as u32);
