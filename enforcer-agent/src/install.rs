@@ -3,43 +3,20 @@
 //! Whatever fails on the way, the old generation stays in force and the half-written bank is remembered as unknown, so
 //! that the next attempt writes it whole.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use enforcer_common::schema::BANKS;
 
+use crate::adapters::clock::SystemClock;
+pub use crate::ports::Banks;
+use crate::ports::Clock;
 use crate::pure::plan;
 use crate::pure::tables::{Tables, Write};
 
 /// A packet that read the old generation just before a flip may still be reading its bank. The programs run for
 /// microseconds with preemption off, so a bank that was left this long ago has no reader.
 const GRACE: Duration = Duration::from_millis(10);
-
-/// The configuration maps, as the installer needs them.
-pub trait Banks {
-    /// What goes wrong.
-    type Error: std::error::Error + Send + Sync + 'static;
-
-    /// The live generation.
-    ///
-    /// # Errors
-    /// If the kernel refuses the look-up.
-    fn generation(&self) -> Result<u64, Self::Error>;
-    /// Makes a generation live.
-    ///
-    /// # Errors
-    /// If the kernel refuses the update; the old one is then still live.
-    fn set_generation(&mut self, generation: u64) -> Result<(), Self::Error>;
-    /// Writes one record of a bank.
-    ///
-    /// # Errors
-    /// If the kernel refuses the update.
-    fn write(&mut self, bank: u32, write: &Write) -> Result<(), Self::Error>;
-    /// Whether a bank holds what was written.
-    ///
-    /// # Errors
-    /// If the kernel refuses the look-up.
-    fn holds(&self, bank: u32, write: &Write) -> Result<bool, Self::Error>;
-}
 
 /// Why a change was not put into force. The old generation is still live.
 #[derive(Debug, thiserror::Error)]
@@ -65,10 +42,17 @@ pub enum InstallError<E: std::error::Error + 'static> {
 }
 
 /// Knows what each bank holds, so that only differences are written.
-#[derive(Debug, Default)]
+#[derive(Clone)]
 pub struct Installer {
+    clock: Arc<dyn Clock>,
     banks: [Option<Tables>; BANKS as usize],
-    flipped: Option<Instant>,
+    flipped_ns: u64,
+}
+
+impl Default for Installer {
+    fn default() -> Self {
+        Self::new(Arc::new(SystemClock))
+    }
 }
 
 /// What an installation did.
@@ -83,7 +67,27 @@ pub struct Installed {
 }
 
 impl Installer {
-    /// The tables in force, if this process put them there.
+    /// One that knows nothing of either bank yet.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            // An earlier agent may have flipped a moment ago.
+            flipped_ns: clock.monotonic_ns(),
+            clock,
+            banks: [None, None],
+        }
+    }
+
+    /// The same knowledge under another clock.
+    #[cfg(test)]
+    pub(crate) fn with_clock(&self, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            ..self.clone()
+        }
+    }
+
+    /// The tables in force; `None` if this process did not put them there, or if a change in place failed midway.
     #[must_use]
     pub fn live(&self, generation: u64) -> Option<&Tables> {
         self.banks[bank_of(generation) as usize].as_ref()
@@ -93,7 +97,7 @@ impl Installer {
     ///
     /// # Errors
     /// [`InstallError`]; the old generation is then still in force.
-    pub fn install<B: Banks>(
+    pub fn install<B: Banks + ?Sized>(
         &mut self,
         maps: &mut B,
         desired: Tables,
@@ -106,8 +110,11 @@ impl Installer {
                 .live(live)
                 .and_then(|tables| plan::in_place(tables, &desired))
         {
-            self.write_all(maps, live, bank_of(live), &writes)?;
-            self.banks[bank_of(live) as usize] = Some(desired);
+            let bank = bank_of(live);
+            // Its content is unknown until the last write has succeeded.
+            self.banks[bank as usize] = None;
+            write_all(maps, live, bank, &writes)?;
+            self.banks[bank as usize] = Some(desired);
             return Ok(Installed {
                 generation: live,
                 writes: writes.len(),
@@ -117,7 +124,7 @@ impl Installer {
         self.install_generation(maps, live, desired)
     }
 
-    fn install_generation<B: Banks>(
+    fn install_generation<B: Banks + ?Sized>(
         &mut self,
         maps: &mut B,
         live: u64,
@@ -125,17 +132,17 @@ impl Installer {
     ) -> Result<Installed, InstallError<B::Error>> {
         let generation = live + 1;
         let bank = bank_of(generation);
-        if let Some(since) = self.flipped.map(|at| at.elapsed()).filter(|since| *since < GRACE) {
-            std::thread::sleep(GRACE.saturating_sub(since));
+        let since = Duration::from_nanos(self.clock.monotonic_ns().saturating_sub(self.flipped_ns));
+        if since < GRACE {
+            self.clock.pause(GRACE.saturating_sub(since));
         }
-        let writes = plan::plan(self.banks[bank as usize].as_ref(), &desired);
-        self.write_all(maps, live, bank, &writes)?;
+        // Its content is unknown until all of it has been read back, whatever fails.
+        let held = self.banks[bank as usize].take();
+        let writes = plan::plan(held.as_ref(), &desired);
+        write_all(maps, live, bank, &writes)?;
         for write in &writes {
-            if !maps
-                .holds(bank, write)
-                .map_err(|source| InstallError::Map { live, source })?
-            {
-                self.banks[bank as usize] = None;
+            let holds = maps.holds(bank, write);
+            if !holds.map_err(|source| InstallError::Map { live, source })? {
                 return Err(InstallError::ReadBack {
                     bank,
                     write: Box::new(write.clone()),
@@ -143,33 +150,30 @@ impl Installer {
                 });
             }
         }
+        // Known from here on, also if it does not become live: the next plan must start from what is there.
+        self.banks[bank as usize] = Some(desired);
         maps.set_generation(generation)
             .map_err(|source| InstallError::Map { live, source })?;
-        self.flipped = Some(Instant::now());
-        self.banks[bank as usize] = Some(desired);
+        self.flipped_ns = self.clock.monotonic_ns();
         Ok(Installed {
             generation,
             writes: writes.len(),
             in_place: false,
         })
     }
+}
 
-    /// Writes into a bank whose content is unknown until the last write has succeeded.
-    fn write_all<B: Banks>(
-        &mut self,
-        maps: &mut B,
-        live: u64,
-        bank: u32,
-        writes: &[Write],
-    ) -> Result<(), InstallError<B::Error>> {
-        let held = self.banks[bank as usize].take();
-        for write in writes {
-            maps.write(bank, write)
-                .map_err(|source| InstallError::Map { live, source })?;
-        }
-        self.banks[bank as usize] = held;
-        Ok(())
+fn write_all<B: Banks + ?Sized>(
+    maps: &mut B,
+    live: u64,
+    bank: u32,
+    writes: &[Write],
+) -> Result<(), InstallError<B::Error>> {
+    for write in writes {
+        maps.write(bank, write)
+            .map_err(|source| InstallError::Map { live, source })?;
     }
+    Ok(())
 }
 
 const fn bank_of(generation: u64) -> u32 {
@@ -189,7 +193,7 @@ mod tests {
     struct Failure;
 
     /// Two banks and a generation in memory; operation number `fail_at` fails.
-    #[derive(Default)]
+    #[derive(Clone, Default)]
     struct Fake {
         generation: u64,
         banks: [BTreeMap<String, Write>; 2],
@@ -266,11 +270,36 @@ mod tests {
         }
     }
 
+    /// Tenants as in `tables(1)`, rows as in `tables(limit)`.
+    fn half(limit: u64) -> Tables {
+        Tables {
+            tenants: tables(1).tenants,
+            ..tables(limit)
+        }
+    }
+
+    /// Both banks are known, so that the next installation writes differences only; `tables(1)` are live.
+    fn running() -> (Fake, Installer) {
+        let (mut maps, mut installer) = (Fake::default(), Installer::default());
+        for limit in [3, 1] {
+            let installed = installer.install(&mut maps, tables(limit));
+            installed.expect("nothing fails yet");
+        }
+        (maps, installer)
+    }
+
+    /// What the live bank holds after an installation without a failure.
+    fn whole(tables: Tables) -> BTreeMap<String, Write> {
+        let mut maps = Fake::default();
+        Installer::default()
+            .install(&mut maps, tables)
+            .expect("nothing fails");
+        maps.live().clone()
+    }
+
     #[test]
     fn every_operation_fails_once_and_the_old_or_the_new_generation_is_whole() {
-        let mut clean = Fake::default();
-        let mut installer = Installer::default();
-        installer.install(&mut clean, tables(1)).expect("nothing fails");
+        let (mut clean, mut installer) = running();
         let old = clean.live().clone();
         let before = clean.operations.get();
         installer.install(&mut clean, tables(2)).expect("nothing fails");
@@ -279,23 +308,27 @@ mod tests {
         assert!(operations > 8, "the test would not reach far enough");
 
         for nth in 1..=operations {
-            let mut maps = Fake::default();
-            let mut installer = Installer::default();
-            installer
-                .install(&mut maps, tables(1))
-                .expect("nothing fails yet");
+            let (mut maps, mut installer) = running();
             maps.fail_at = Some(maps.operations.get() + nth);
             installer
                 .install(&mut maps, tables(2))
                 .expect_err("one operation failed");
             assert_eq!(maps.live(), &old, "operation {nth}: the old generation is whole");
-            assert_eq!(maps.generation, 1);
+            assert_eq!(maps.generation, 2);
             maps.fail_at = None;
+            let mut other = (maps.clone(), installer.clone());
             let installed = installer
                 .install(&mut maps, tables(2))
                 .expect("the second try succeeds");
             assert_eq!(maps.live(), &new, "operation {nth}: the new generation is whole");
-            assert_eq!(installed.generation, 2);
+            assert_eq!(installed.generation, 3);
+
+            other.1.install(&mut other.0, half(2)).expect("nothing fails");
+            assert_eq!(
+                other.0.live(),
+                &whole(half(2)),
+                "operation {nth}: nothing of what failed is left in another change"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 //!
 //! - `pure`: everything that is computed, without I/O.
 //! - `install`: puts compiled tables into force, all or nothing.
+//! - `ports`: what the daemon needs of the world outside, as traits.
 //! - `adapters`: the only I/O; no decisions.
 
 pub mod adapters;
@@ -11,4 +12,5 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod install;
+pub mod ports;
 pub mod pure;

@@ -1,11 +1,11 @@
 //! What is enforced, and how a change of anything gets into the kernel.
 //!
 //! Every change takes the same way: change the inputs, compile, write the state file, install, record. If a step fails,
-//! the inputs are put back and what was enforced before still is.
+//! the inputs are put back, the state file is written back, and what was enforced before still is.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::sync::Arc;
 
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::backend_connections;
@@ -13,24 +13,27 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::counters::Unrecorded;
-use super::monitor::Monitor;
-use super::persist::{self, AppliedPolicy, State};
+use super::persist::{AppliedPolicy, State, StateError};
 use super::{Event, records};
-use crate::adapters::audit_file::AuditHandle;
-use crate::adapters::dataplane::{Attachment, Dataplane, DataplaneError, EventsReady, Swept};
+use crate::adapters::audit_file::AuditError;
+use crate::adapters::dataplane::{Attachment, DataplaneError, Swept};
 use crate::adapters::neighbours::{NextHop, NextHopError};
 use crate::api::{ApiError, ErrorCode};
 use crate::config::Config;
-use crate::install::{Banks as _, InstallError, Installed, Installer};
-use crate::pure::audit::{self, Actor, Change, Kind};
-use crate::pure::compile::{self, CompileError, Compiled, Directory, HostFacts, Inputs};
+use crate::install::{InstallError, Installed, Installer};
+use crate::ports::{AuditSink, Clock, Dataplane, StateStore, Watcher};
+use crate::pure::audit::{self, Actor, Change, Entry, Kind};
+use crate::pure::compile::{self, CompileError, Compiled, Directory, HostFacts, Inputs, Slots};
 use crate::pure::fleet::Fleet;
 use crate::pure::policy::{self, Diagnostic, ResolvedPolicy};
+use crate::pure::tables::Tables;
 use crate::pure::telemetry::GpuSample;
 use crate::pure::weights::Reading;
 
 /// The warning of a daemon that enforces nothing yet.
 pub(super) const NO_POLICY: &str = "no policy is in force: apply one with `enforcer-agent policy apply FILE`";
+/// Key of the warning that what is wanted could not be put into force: the next fold tries again.
+const INSTALL: &str = "install";
 /// Generations whose policy digest is remembered.
 const MAX_DIGESTS: usize = 1024;
 
@@ -49,17 +52,32 @@ pub(super) enum ChangeError {
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error(transparent)]
-    State(#[from] persist::StateError),
+    State(#[from] StateError),
     #[error(transparent)]
     Install(#[from] InstallError<DataplaneError>),
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
 }
 
+/// The world outside, as far as the loop touches it.
+pub(super) struct Outside {
+    pub(super) dataplane: Box<dyn Dataplane>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) audit: Box<dyn AuditSink>,
+    pub(super) store: Box<dyn StateStore>,
+    pub(super) watcher: Box<dyn Watcher>,
+}
+
 /// The daemon's state.
 pub(super) struct Core {
     pub(super) config: Config,
-    pub(super) dataplane: Dataplane,
+    pub(super) dataplane: Box<dyn Dataplane>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) store: Box<dyn StateStore>,
+    /// Whether the state file may hold something else than `state`.
+    pub(super) unsaved: bool,
+    /// The generation that was live when that could last be read.
+    pub(super) live: u64,
     pub(super) installer: Installer,
     pub(super) fleet: Fleet,
     pub(super) host: HostFacts,
@@ -68,9 +86,9 @@ pub(super) struct Core {
     pub(super) directory: Directory,
     /// Digests of the policies of the last generations: flows and events outlive the one that they were judged under.
     pub(super) digests: BTreeMap<u64, String>,
-    pub(super) audit: AuditHandle,
+    pub(super) audit: Box<dyn AuditSink>,
     pub(super) attachments: Vec<Attachment>,
-    pub(super) started: Instant,
+    pub(super) started_ns: u64,
     pub(super) open_flows: u64,
     /// `Err`: why there is none.
     pub(super) nvml: Result<u32, String>,
@@ -78,14 +96,16 @@ pub(super) struct Core {
     pub(super) failing: BTreeMap<&'static str, String>,
     pub(super) warnings: Vec<String>,
     pub(super) unrecorded: Unrecorded,
-    pub(super) monitor: Monitor,
+    pub(super) watcher: Box<dyn Watcher>,
+    /// Whether a peer had everything taken away: nothing is left to look after.
+    pub(super) detached: bool,
     pub(super) destinations: watch::Sender<Vec<(String, IpAddr)>>,
 }
 
 impl Core {
-    /// The live generation; zero if even that cannot be read.
+    /// The live generation; the last one known if it cannot be read.
     pub(super) fn generation(&self) -> u64 {
-        self.dataplane.maps.generation().unwrap_or(0)
+        self.dataplane.generation().unwrap_or(self.live)
     }
 
     pub(super) fn digest(&self) -> Option<String> {
@@ -104,10 +124,6 @@ impl Core {
         while self.digests.len() > MAX_DIGESTS {
             self.digests.pop_first();
         }
-    }
-
-    pub(super) fn events_ready(&self) -> std::io::Result<EventsReady> {
-        self.dataplane.maps.events_ready()
     }
 
     pub(super) fn destinations(&self) -> watch::Receiver<Vec<(String, IpAddr)>> {
@@ -134,21 +150,30 @@ impl Core {
             .collect();
         self.destinations.send_replace(destinations);
         if let Some(active) = &self.active {
-            self.monitor.follow(&active.policy);
+            self.watcher.follow(&active.policy);
         }
     }
 
     /// Compiles what is wanted now and puts it into force, if anything differs from what is.
     pub(super) fn reinstall(&mut self) -> Result<Option<Installed>, ChangeError> {
         let Some(active) = &self.active else {
+            self.save_if_needed()?;
+            self.failing.remove(INSTALL);
             return Ok(None);
         };
         let compiled = self.compile(&active.policy)?;
-        let live = self.dataplane.maps.generation()?;
-        if live != 0 && self.installer.live(live) == Some(&compiled.tables) {
-            return Ok(None);
+        self.live = self.dataplane.generation()?;
+        let slots = std::mem::replace(&mut self.state.slots, compiled.slots);
+        self.unsaved |= slots != self.state.slots;
+        let outcome = self.put_into_force(compiled.tables, &slots);
+        if outcome.is_ok() {
+            self.directory = compiled.directory;
+            self.failing.remove(INSTALL);
+        } else {
+            self.unsaved |= slots != self.state.slots;
+            self.state.slots = slots;
         }
-        self.put_into_force(compiled).map(Some)
+        outcome
     }
 
     pub(super) fn compile(&self, policy: &ResolvedPolicy) -> Result<Compiled, CompileError> {
@@ -163,82 +188,89 @@ impl Core {
     }
 
     /// The state file goes first: slots that the kernel uses and nobody remembers would be given to others.
-    fn put_into_force(&mut self, compiled: Compiled) -> Result<Installed, ChangeError> {
-        let Compiled {
-            tables,
-            slots,
-            directory,
-        } = compiled;
-        let new_tenants: Vec<u32> = slots
-            .tenants
-            .iter()
-            .filter(|(name, _)| self.state.slots.tenants.get(name).is_none())
-            .map(|(_, slot)| slot)
-            .collect();
-        let mut state = self.state.clone();
-        state.slots = slots;
-        persist::store(&self.config.state_directory, &state)?;
-        // A slot may have belonged to another tenant, whose debt is not the new one's.
-        for tenant in new_tenants {
+    fn put_into_force(
+        &mut self,
+        tables: Tables,
+        old_slots: &Slots,
+    ) -> Result<Option<Installed>, ChangeError> {
+        if self.live != 0 && self.installer.live(self.live) == Some(&tables) {
+            self.save_if_needed()?;
+            return Ok(None);
+        }
+        // A slot may have belonged to another tenant, whose debt is not the new one's. Before the state file, since an
+        // agent that starts over would not know from it that these slots are new.
+        let slots = self.state.slots.tenants.iter();
+        for (_, tenant) in slots.filter(|(name, _)| old_slots.tenants.get(name).is_none()) {
             for limiter in Limiter::ALL {
-                self.dataplane.maps.set_limiter(tenant, limiter, 0)?;
+                self.dataplane.set_limiter(tenant, limiter, 0)?;
             }
         }
-        let installed = self.installer.install(&mut self.dataplane.maps, tables)?;
-        self.state = state;
-        self.directory = directory;
+        self.save_if_needed()?;
+        let installed = self.installer.install(&mut *self.dataplane, tables)?;
+        self.live = installed.generation;
         self.remember_digest(installed.generation);
-        Ok(installed)
+        Ok(Some(installed))
+    }
+
+    fn save_if_needed(&mut self) -> Result<(), StateError> {
+        if self.unsaved {
+            self.store.store(&self.state)?;
+            self.unsaved = false;
+        }
+        Ok(())
+    }
+
+    /// Puts another policy, or an edited state, into force, or takes the change back. `Ok(None)`: nothing that is
+    /// enforced differs.
+    fn change(
+        &mut self,
+        policy: Option<Active>,
+        edit: impl FnOnce(&mut State, &mut Fleet),
+    ) -> Result<Option<Installed>, ChangeError> {
+        // The back ends too: following a policy forgets those that it lacks, and an undrain acknowledges a fault.
+        let before = (self.state.clone(), self.fleet.clone(), self.unsaved);
+        edit(&mut self.state, &mut self.fleet);
+        let replaced = policy.map(|active| {
+            let old = self.active.as_ref().map(|active| &active.policy);
+            self.fleet.follow(old, &active.policy, &self.state.draining);
+            self.state.policy = Some(active.applied.clone());
+            self.active.replace(active)
+        });
+        self.unsaved = true;
+        self.reinstall().inspect_err(|error| {
+            (self.state, self.fleet, self.unsaved) = before;
+            if let Some(active) = replaced {
+                self.active = active;
+            }
+            // Nothing was written before it had compiled.
+            if !matches!(error, ChangeError::Compile(_)) {
+                self.take_back();
+            }
+        })
+    }
+
+    /// The state file may hold what was taken back, and a change in place may have been made by half.
+    fn take_back(&mut self) {
+        self.unsaved = true;
+        self.refresh("a change was taken back");
     }
 
     /// Makes a text the policy. `Ok(None)`: nothing that is enforced differs.
     pub(super) fn apply(&mut self, applied: AppliedPolicy) -> Result<Option<Installed>, ApiError> {
         let active = activate(applied).map_err(|diagnostics| invalid(&diagnostics))?;
-        let before = (self.active.take(), self.state.clone());
-        let old = before.0.as_ref().map(|active| &active.policy);
-        self.fleet.follow(old, &active.policy, &self.state.draining);
-        self.state.policy = Some(active.applied.clone());
-        self.active = Some(active);
-        match self.reinstall() {
-            Ok(installed) => {
-                self.warnings.retain(|warning| warning != NO_POLICY);
-                self.watch_destinations();
-                // Also where only the text differs: `policy show` is what was applied last.
-                if let (None, Err(error)) = (
-                    &installed,
-                    persist::store(&self.config.state_directory, &self.state),
-                ) {
-                    warn!(%error, "the policy is in force but its text was not stored");
-                }
-                Ok(installed)
-            }
-            Err(error) => {
-                let refused = self.active.take();
-                (self.active, self.state) = before;
-                if let Some(active) = &self.active {
-                    self.fleet.follow(
-                        refused.as_ref().map(|active| &active.policy),
-                        &active.policy,
-                        &self.state.draining,
-                    );
-                }
-                Err(ApiError::new(ErrorCode::Refused, error.to_string()))
-            }
-        }
+        let installed = self
+            .change(Some(active), |_, _| {})
+            .map_err(|error| ApiError::new(ErrorCode::Refused, error.to_string()))?;
+        self.warnings.retain(|warning| warning != NO_POLICY);
+        self.watch_destinations();
+        Ok(installed)
     }
 
-    /// Puts a changed state into force, or takes the change back.
-    pub(super) fn change_state(&mut self, change: impl FnOnce(&mut State)) -> Result<(), ApiError> {
-        let before = self.state.clone();
-        change(&mut self.state);
-        let done = self.reinstall().and_then(|installed| match installed {
-            Some(_) => Ok(()),
-            None => persist::store(&self.config.state_directory, &self.state).map_err(ChangeError::from),
-        });
-        done.map_err(|error| {
-            self.state = before;
-            ApiError::new(ErrorCode::Internal, error.to_string())
-        })
+    /// Puts what an operator set into force, or takes the change back.
+    pub(super) fn change_state(&mut self, edit: impl FnOnce(&mut State, &mut Fleet)) -> Result<(), ApiError> {
+        self.change(None, edit)
+            .map(|_| ())
+            .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))
     }
 
     /// Takes one event of the background tasks.
@@ -315,22 +347,22 @@ impl Core {
         self.open_flows = swept.open;
         for closed in &swept.closed {
             let digest = self.digest_of(closed.flow.generation);
-            self.audit
-                .record(records::flow_closed(closed, &self.directory, digest));
+            self.audit.record(records::flow_closed(
+                closed,
+                &self.directory,
+                digest,
+                &*self.clock,
+            ));
         }
     }
 
     /// Folds telemetry into weights, once a second, and looks after everything else that is due then.
     pub(super) fn fold(&mut self) {
-        let now_ns = records::kernel_now_ns();
+        let now_ns = self.clock.monotonic_ns();
         let slots = self.directory.backends.iter();
         let connections = slots
             .filter_map(|(slot, backend)| {
-                let open = self
-                    .dataplane
-                    .maps
-                    .open_connections(backend_connections(*slot))
-                    .ok()?;
+                let open = self.dataplane.open_connections(backend_connections(*slot)).ok()?;
                 Some((backend.name.clone(), open))
             })
             .collect();
@@ -350,7 +382,7 @@ impl Core {
             };
             self.note(Kind::WeightChange, Some(change.backend), change_record);
         }
-        if self.judge_pools() | moved | self.failing.contains_key("install") {
+        if self.judge_pools() | moved | self.failing.contains_key(INSTALL) {
             self.refresh("weights");
         }
         self.record_unrecorded();
@@ -360,7 +392,7 @@ impl Core {
     fn judge_pools(&mut self) -> bool {
         let Some(active) = &self.active else { return false };
         let mut changed = false;
-        for (pool, change) in self.fleet.judge_pools(&active.policy, records::kernel_now_ns()) {
+        for (pool, change) in self.fleet.judge_pools(&active.policy, self.clock.monotonic_ns()) {
             info!(
                 pool,
                 failed = change.failed,
@@ -395,21 +427,27 @@ impl Core {
                     why,
                     "new generation"
                 );
-                self.failing.remove("install");
             }
-            Ok(_) => {
-                self.failing.remove("install");
-            }
+            Ok(_) => {}
             Err(error) => {
-                if self.failing.insert("install", error.to_string()).is_none() {
+                if self.failing.insert(INSTALL, error.to_string()).is_none() {
                     warn!(%error, why, "what was enforced before still is");
                 }
             }
         }
     }
 
+    /// An entry about now.
+    pub(super) fn entry(&self, kind: Kind) -> Entry {
+        let (time, kernel_time_ns) = (self.clock.wall(), self.clock.monotonic_ns());
+        Entry {
+            policy_digest: self.digest(),
+            ..Entry::new(kind, time, kernel_time_ns, self.generation())
+        }
+    }
+
     fn note(&mut self, kind: Kind, backend: Option<String>, change: Change) {
-        let mut entry = records::entry(kind, self.generation(), self.digest());
+        let mut entry = self.entry(kind);
         entry.backend = backend;
         entry.change = Some(change);
         self.audit.record(entry);
@@ -417,7 +455,7 @@ impl Core {
 
     /// What the kernel only counted, or could not hand over.
     fn record_unrecorded(&mut self) {
-        let news = match self.unrecorded.look(&self.dataplane.maps, &self.directory) {
+        let news = match self.unrecorded.look(&*self.dataplane, &self.directory) {
             Ok(news) => news,
             Err(error) => {
                 warn!(%error, "counters");
@@ -432,7 +470,7 @@ impl Core {
                 if count == 0 {
                     continue;
                 }
-                let mut entry = records::entry(kind, self.generation(), self.digest());
+                let mut entry = self.entry(kind);
                 entry.direction = Some(news.direction);
                 entry.reason = Some(news.reason.name().to_owned());
                 entry.tenant = audit::Names::tenant(&self.directory, news.tenant).map(str::to_owned);
@@ -448,9 +486,9 @@ impl Core {
 
     /// Takes up to `limit` events of the programs; how many there were.
     pub(super) fn take_kernel_events(&mut self, limit: usize) -> usize {
-        let offset_ns = records::wall_offset_ns();
+        let offset_ns = self.clock.wall_offset_ns();
         for taken in 0..limit {
-            let Some(event) = self.dataplane.maps.next_event() else {
+            let Some(event) = self.dataplane.next_event() else {
                 return taken;
             };
             let digest = self.digest_of(event.generation);
@@ -465,22 +503,18 @@ impl Core {
     }
 
     /// Writes down that a peer changed something, and waits until that is on the disk.
-    pub(super) async fn record_control(&mut self, actor: Actor, change: Change) -> Result<(), ApiError> {
-        let entry = records::control(self.generation(), self.digest(), Some(actor), change);
-        self.audit
-            .record_synced(entry)
-            .await
-            .map(|_| ())
-            .map_err(|error| {
-                let message =
-                    format!("the change is in force, but the audit log could not be written: {error}");
-                ApiError::new(ErrorCode::Internal, message)
-            })
+    pub(super) async fn record_control(&self, actor: Actor, change: Change) -> Result<(), AuditError> {
+        let entry = Entry {
+            actor: Some(actor),
+            change: Some(change),
+            ..self.entry(Kind::Control)
+        };
+        self.audit.record_synced(entry).await.map(|_| ())
     }
 
     /// The end of the daemon. Everything that is pinned stays.
     pub(super) async fn stop(mut self) {
-        let entry = records::entry(Kind::Stopped, self.generation(), self.digest());
+        let entry = self.entry(Kind::Stopped);
         self.take_kernel_events(usize::MAX >> 1);
         if let Err(error) = self.audit.record_synced(entry).await {
             warn!(%error, "the last audit record was not written");

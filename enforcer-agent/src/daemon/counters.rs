@@ -6,8 +6,9 @@ use enforcer_common::Reason;
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::schema::{backend_connections, tenant_connections};
 
-use crate::adapters::dataplane::{DataplaneError, Maps, Tally};
+use crate::adapters::dataplane::{DataplaneError, Tally};
 use crate::api::reply::ReasonCount;
+use crate::ports::Dataplane;
 use crate::pure::audit::Direction;
 use crate::pure::compile::Directory;
 use crate::pure::metrics;
@@ -30,7 +31,7 @@ const DIRECTIONS: [(u32, Direction); 2] = [
 ];
 
 /// Every tally of a tenant slot that is not zero.
-pub(super) fn of_tenant(maps: &Maps, tenant: u32) -> Result<Vec<Counted>, DataplaneError> {
+pub(super) fn of_tenant(maps: &dyn Dataplane, tenant: u32) -> Result<Vec<Counted>, DataplaneError> {
     let mut counted = Vec::new();
     for (code, direction) in DIRECTIONS {
         for reason in Reason::ALL {
@@ -49,7 +50,7 @@ pub(super) fn of_tenant(maps: &Maps, tenant: u32) -> Result<Vec<Counted>, Datapl
 }
 
 /// Every tally that is not zero: of nobody and of every tenant that has a slot.
-pub(super) fn all(maps: &Maps, directory: &Directory) -> Result<Vec<Counted>, DataplaneError> {
+pub(super) fn all(maps: &dyn Dataplane, directory: &Directory) -> Result<Vec<Counted>, DataplaneError> {
     let mut counted = of_tenant(maps, 0)?;
     for tenant in directory.tenants.keys() {
         counted.extend(of_tenant(maps, *tenant)?);
@@ -75,7 +76,7 @@ pub(super) fn by_reason(counted: &[Counted]) -> Vec<ReasonCount> {
 }
 
 /// Decisions that were only counted or lost since the last look.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Unrecorded {
     seen: BTreeMap<(Direction, u32, Reason), (u64, u64)>,
     next: usize,
@@ -101,18 +102,21 @@ impl Unrecorded {
     }
 
     /// Looks through some of the tenants, and nobody's counters.
-    pub(super) fn look(&mut self, maps: &Maps, directory: &Directory) -> Result<Vec<News>, DataplaneError> {
+    pub(super) fn look(
+        &mut self,
+        maps: &dyn Dataplane,
+        directory: &Directory,
+    ) -> Result<Vec<News>, DataplaneError> {
         let tenants: Vec<u32> = directory.tenants.keys().copied().collect();
         let first = if self.next < tenants.len() { self.next } else { 0 };
         let turn = tenants.iter().skip(first).take(TENANTS_PER_LOOK);
-        self.next = first + TENANTS_PER_LOOK;
-        let mut news = Vec::new();
+        // All of it is read before any of it counts as seen: what a failed look had found would be recorded nowhere.
+        let mut counted = Vec::new();
         for tenant in std::iter::once(&0).chain(turn) {
-            for each in of_tenant(maps, *tenant)? {
-                news.extend(self.compare(&each));
-            }
+            counted.extend(of_tenant(maps, *tenant)?);
         }
-        Ok(news)
+        self.next = first + TENANTS_PER_LOOK;
+        Ok(counted.iter().filter_map(|each| self.compare(each)).collect())
     }
 
     fn compare(&mut self, counted: &Counted) -> Option<News> {
@@ -141,7 +145,7 @@ impl Unrecorded {
 impl super::core::Core {
     /// What the metrics are rendered from.
     pub(super) fn metrics_snapshot(&self) -> Result<metrics::Snapshot, DataplaneError> {
-        let maps = &self.dataplane.maps;
+        let maps = &*self.dataplane;
         let log = self.audit.status();
         let counted = all(maps, &self.directory)?;
         let mut tenants = Vec::new();
@@ -188,7 +192,7 @@ impl super::core::Core {
             packets: counted.iter().map(packets).collect(),
             tenants,
             backends,
-            flows: (self.open_flows, self.dataplane.flow_capacity.into()),
+            flows: (self.open_flows, self.dataplane.flow_capacity().into()),
             audit_sequence: log.sequence,
             audit_lost: log.lost,
             audit_writable: log.error.is_none(),

@@ -17,8 +17,10 @@ mod answer;
 mod core;
 mod counters;
 mod monitor;
-mod persist;
+pub(crate) mod persist;
 mod records;
+#[cfg(test)]
+mod simulation;
 mod start;
 
 use std::future::Future;
@@ -31,7 +33,8 @@ use tracing::{error, info, warn};
 
 use self::core::Core;
 use crate::adapters::audit_file::{AuditError, AuditLog, Settings};
-use crate::adapters::dataplane::{self, DataplaneError, FlowSweeper, Swept, Timeouts};
+use crate::adapters::clock::SystemClock;
+use crate::adapters::dataplane::{self, DataplaneError, EventsReady, FlowSweeper, Swept, Timeouts};
 use crate::adapters::metrics_http;
 use crate::adapters::neighbours::{HostNetwork, NetworkError, NextHop, NextHopError};
 use crate::adapters::nvml::{self, NvmlState};
@@ -39,6 +42,7 @@ use crate::adapters::probe::ProbeResult;
 use crate::api::server::{ControlListener, Incoming, ListenError, serve};
 use crate::api::{Actor, Reply, Request};
 use crate::config::{Config, FlowTable};
+use crate::ports::Clock as _;
 use crate::pure::telemetry::{EngineSample, GpuSample};
 use crate::pure::weights::Reading;
 
@@ -144,7 +148,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
         queue_records: AUDIT_QUEUE,
     })?;
     let (events, mut event_queue) = mpsc::channel(EVENT_QUEUE);
-    let mut core = Core::start(config, audit.handle(), &network, events.clone()).await?;
+    let (mut core, kernel) = Core::start(config, audit.handle(), &network, events.clone()).await?;
     let timeouts = timeouts(&core.config.flow_table);
     let sweeper = FlowSweeper::open(&core.config.pin_directory(), timeouts)?;
     std::thread::Builder::new()
@@ -165,7 +169,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
         generation = core.generation(),
         "ready"
     );
-    let outcome = turn_until(&mut core, &mut event_queue, &mut request_queue, shutdown).await;
+    let outcome = turn_until(&mut core, &kernel, &mut event_queue, &mut request_queue, shutdown).await;
     drop(background);
     let _ = stop_server.send(());
     let _ = server.await;
@@ -237,11 +241,11 @@ async fn ask_for_metrics(requests: mpsc::Sender<Incoming>) -> Option<String> {
 
 async fn turn_until(
     core: &mut Core,
+    kernel: &EventsReady,
     events: &mut mpsc::Receiver<Event>,
     requests: &mut mpsc::Receiver<Incoming>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let kernel = core.events_ready().map_err(RunError::Watch)?;
     let mut fold = interval(FOLD_INTERVAL);
     fold.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tokio::pin!(shutdown);
@@ -272,17 +276,16 @@ async fn answer(core: &mut Core, incoming: Incoming) -> Turn {
         actor,
         answer,
     } = incoming;
-    let detaches = matches!(request, Request::Detach);
     let name = request.name();
     let outcome = core.answer(request, actor).await;
     if let Err(error) = &outcome {
         warn!(request = name, %actor, code = ?error.code, "{}", error.message);
     }
-    let detached = detaches && matches!(outcome, Ok(Reply::Detach(_)));
     if answer.send(outcome).is_err() {
         warn!(request = name, %actor, "the peer was gone before its answer");
     }
-    if detached { Turn::Detached } else { Turn::GoOn }
+    // Also where the answer is an error, since there is nothing left to look after.
+    if core.detached { Turn::Detached } else { Turn::GoOn }
 }
 
 const fn timeouts(table: &FlowTable) -> Timeouts {
@@ -306,7 +309,7 @@ fn sweep_for_ever(mut sweeper: FlowSweeper, events: &mpsc::Sender<Event>) {
     }
     loop {
         let event = sweeper
-            .sweep(records::kernel_now_ns())
+            .sweep(SystemClock.monotonic_ns())
             .map_or_else(failing, Event::Swept);
         if events.blocking_send(event).is_err() {
             return;

@@ -15,6 +15,7 @@ use crate::adapters::http::HttpTarget;
 use crate::adapters::probe::{ProbeTarget, probe};
 use crate::adapters::prometheus::{ScrapeLimits, scrape_engine, scrape_gpu};
 use crate::config::Telemetry;
+use crate::ports::Watcher;
 use crate::pure::policy::resolved::{Backend, HealthCheck, Pool, Probe, ResolvedPolicy};
 use crate::pure::weights::Reading;
 
@@ -41,23 +42,6 @@ impl Monitor {
             tasks: HashMap::new(),
             telemetry,
             events,
-        }
-    }
-
-    /// Watches the back ends of a policy and no others.
-    pub(super) fn follow(&mut self, policy: &ResolvedPolicy) {
-        let mut known = std::mem::take(&mut self.tasks);
-        for (pool, backend) in policy
-            .pools
-            .iter()
-            .flat_map(|pool| pool.backends.iter().map(move |each| (pool, each)))
-        {
-            let watched = watched(pool, backend);
-            let tasks = match known.remove(&backend.name) {
-                Some((same, tasks)) if same == watched => tasks,
-                _ => self.start(&backend.name, &watched),
-            };
-            self.tasks.insert(backend.name.clone(), (watched, tasks));
         }
     }
 
@@ -121,6 +105,24 @@ impl Monitor {
                     Event::Gpu { backend, reading }
                 }
             }));
+        }
+    }
+}
+
+impl Watcher for Monitor {
+    fn follow(&mut self, policy: &ResolvedPolicy) {
+        let mut known = std::mem::take(&mut self.tasks);
+        for (pool, backend) in policy
+            .pools
+            .iter()
+            .flat_map(|pool| pool.backends.iter().map(move |each| (pool, each)))
+        {
+            let watched = watched(pool, backend);
+            let tasks = match known.remove(&backend.name) {
+                Some((same, tasks)) if same == watched => tasks,
+                _ => self.start(&backend.name, &watched),
+            };
+            self.tasks.insert(backend.name.clone(), (watched, tasks));
         }
     }
 }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Actor;
+use crate::ports::StateStore;
 use crate::pure::compile::Slots;
 
 /// Raised with every change that an older agent would misread.
@@ -18,30 +19,30 @@ const FORM: u32 = 1;
 /// The state file's content.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct State {
+pub(crate) struct State {
     form: u32,
     /// The policy that was applied last.
-    pub(super) policy: Option<AppliedPolicy>,
+    pub(crate) policy: Option<AppliedPolicy>,
     /// Slots by name.
-    pub(super) slots: Slots,
+    pub(crate) slots: Slots,
     /// Suspended tenants.
-    pub(super) suspended: BTreeSet<String>,
+    pub(crate) suspended: BTreeSet<String>,
     /// Drained back ends.
-    pub(super) draining: BTreeSet<String>,
+    pub(crate) draining: BTreeSet<String>,
 }
 
 /// A policy and who applied it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct AppliedPolicy {
+pub(crate) struct AppliedPolicy {
     /// What the text was called.
-    pub(super) file: String,
+    pub(crate) file: String,
     /// The text.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// When.
-    pub(super) applied_at: Timestamp,
+    pub(crate) applied_at: Timestamp,
     /// By whom; `None`: by the agent's own configuration.
-    pub(super) applied_by: Option<Actor>,
+    pub(crate) applied_by: Option<Actor>,
 }
 
 /// Why the state cannot be read or written.
@@ -82,8 +83,31 @@ fn path_in(directory: &Path) -> PathBuf {
     directory.join("state.json")
 }
 
+/// The state in a file of the state directory.
+#[derive(Debug)]
+pub(crate) struct StateFile {
+    directory: PathBuf,
+}
+
+impl StateFile {
+    /// The file need not exist yet.
+    pub(crate) const fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+}
+
+impl StateStore for StateFile {
+    fn load(&self) -> Result<State, StateError> {
+        load(&self.directory)
+    }
+
+    fn store(&mut self, state: &State) -> Result<(), StateError> {
+        store(&self.directory, state)
+    }
+}
+
 /// Reads the state; a fresh one if there is none yet.
-pub(super) fn load(directory: &Path) -> Result<State, StateError> {
+fn load(directory: &Path) -> Result<State, StateError> {
     let path = path_in(directory);
     let text = match fs::read(&path) {
         Ok(text) => text,
@@ -109,7 +133,7 @@ pub(super) fn load(directory: &Path) -> Result<State, StateError> {
 }
 
 /// Writes the state beside the old one, syncs it and renames it over: at no moment is there half a file.
-pub(super) fn store(directory: &Path, state: &State) -> Result<(), StateError> {
+fn store(directory: &Path, state: &State) -> Result<(), StateError> {
     let path = path_in(directory);
     let wrap = |source| StateError::Io {
         path: path.clone(),

@@ -2,27 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::sync::Arc;
 
-use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::counters::{self, Unrecorded};
 use super::monitor::Monitor;
-use super::persist::{self, AppliedPolicy};
-use super::{Event, RunError, records};
+use super::persist::{AppliedPolicy, State, StateFile};
+use super::{Event, RunError};
 use crate::adapters::audit_file::AuditHandle;
-use crate::adapters::dataplane::{self, AttachMode, Attachment, Dataplane, DataplaneError, Mode, Settings};
+use crate::adapters::clock::SystemClock;
+use crate::adapters::dataplane::{
+    AttachMode, Attachment, Dataplane, DataplaneError, EventsReady, Mode, Settings,
+};
 use crate::adapters::neighbours::{HostNetwork, XdpHook};
 use crate::config::{self, Config};
 use crate::install::Installer;
+use crate::ports::StateStore as _;
 use crate::pure::audit::{Change, Kind};
-use crate::pure::compile::{Directory, HostFacts};
+use crate::pure::compile::{Directory, HostFacts, NextHop};
 use crate::pure::fleet::Fleet;
 use crate::pure::policy::{self};
 
-use super::core::{Core, NO_POLICY, activate, link_of};
+use super::core::{Core, NO_POLICY, Outside, activate, link_of};
 
 impl Core {
     /// Loads or adopts the data plane, puts the policy into force and attaches the programs, in this order: no packet
@@ -32,7 +35,7 @@ impl Core {
         audit: AuditHandle,
         network: &HostNetwork,
         events: mpsc::Sender<Event>,
-    ) -> Result<Self, RunError> {
+    ) -> Result<(Self, EventsReady), RunError> {
         for interface in &config.interfaces {
             if network.interface(interface).await?.is_none() {
                 return Err(DataplaneError::NoInterface {
@@ -41,25 +44,67 @@ impl Core {
                 .into());
             }
         }
-        let state = persist::load(&config.state_directory)?;
+        let store = StateFile::new(config.state_directory.clone());
+        let state = store.load()?;
         let dataplane = Dataplane::open(&Settings {
             pin_directory: config.pin_directory(),
             flow_entries: config.flow_table.entries,
             test_clock: false,
         })?;
+        let kernel = dataplane.maps.events_ready().map_err(RunError::Watch)?;
         let local = network.local_addresses().await?;
+        let watcher = Monitor::new(config.telemetry, events);
+        let outside = Outside {
+            dataplane: Box::new(dataplane),
+            clock: Arc::new(SystemClock),
+            audit: Box::new(audit),
+            store: Box::new(store),
+            watcher: Box::new(watcher),
+        };
+        let local_addresses = local.into_iter().map(|local| local.address).collect();
+        let mut core = Self::new(config, outside, state, local_addresses);
+        let fresh = !core.dataplane.adopted();
+        match core.begin(network).await {
+            Ok(()) => Ok((core, kernel)),
+            Err(error) => {
+                core.undo_attachments(fresh);
+                Err(error)
+            }
+        }
+    }
+
+    /// A daemon that enforces nothing yet, over what is there.
+    pub(super) fn new(config: Config, outside: Outside, state: State, local_addresses: Vec<IpAddr>) -> Self {
+        let Outside {
+            dataplane,
+            clock,
+            audit,
+            store,
+            watcher,
+        } = outside;
         let host = HostFacts {
             nat_v4: config.nat.ipv4,
             nat_v6: config.nat.ipv6,
             nat_port_first: config.nat.port_first,
             nat_port_count: config.nat.port_count,
-            local_addresses: local.into_iter().map(|local| local.address).collect(),
+            local_addresses,
             events_per_window: config.audit.events_per_window,
         };
-        let monitor = Monitor::new(config.telemetry, events);
-        let mut core = Self {
+        let mut warnings = Vec::new();
+        let (has, wanted) = (dataplane.flow_capacity(), config.flow_table.entries);
+        if has != wanted {
+            warnings.push(format!(
+                "the flow table that runs holds {has} flows, not {wanted}: `flowTable.entries` takes effect after `detach`"
+            ));
+        }
+        Self {
             dataplane,
-            installer: Installer::default(),
+            installer: Installer::new(Arc::clone(&clock)),
+            started_ns: clock.monotonic_ns(),
+            clock,
+            store,
+            unsaved: false,
+            live: 0,
             fleet: Fleet::default(),
             host,
             state,
@@ -68,38 +113,62 @@ impl Core {
             digests: BTreeMap::new(),
             audit,
             attachments: Vec::new(),
-            started: Instant::now(),
             open_flows: 0,
             nvml: Err("not looked for yet".to_owned()),
             failing: BTreeMap::new(),
-            warnings: Vec::new(),
+            warnings,
             unrecorded: Unrecorded::default(),
-            monitor,
+            watcher,
+            detached: false,
             destinations: watch::Sender::new(Vec::new()),
             config,
-        };
-        let (has, wanted) = (core.dataplane.flow_capacity, core.config.flow_table.entries);
-        if has != wanted {
-            core.warnings.push(format!(
-                "the flow table that runs holds {has} flows, not {wanted}: `flowTable.entries` takes effect after `detach`"
-            ));
-        }
-        let fresh = !core.dataplane.adopted;
-        match core.begin(network).await {
-            Ok(()) => Ok(core),
-            Err(error) => {
-                core.undo_attachments(fresh);
-                Err(error)
-            }
         }
     }
 
     async fn begin(&mut self, network: &HostNetwork) -> Result<(), RunError> {
-        self.dataplane.maps.set_host(&self.host.record())?;
         self.first_policy()?;
-        self.route_once(network).await?;
+        let wanted = self.destinations.borrow().clone();
+        let addresses: Vec<IpAddr> = wanted.iter().map(|(_, address)| *address).collect();
+        let hops = network.next_hops(&addresses).await?;
+        let known = wanted.iter().zip(hops);
+        self.take_over(known.filter_map(|((name, _), hop)| Some((name.as_str(), link_of(&hop.ok()?)))))
+            .await?;
+        // Last, since until then a failed start tells by the mode what it must not take away.
+        self.name_adopted_modes(network).await
+    }
+
+    /// Puts the first policy into force and attaches. `hops` are those that the kernel knows already, so that an agent
+    /// that starts over does not refuse traffic meanwhile.
+    pub(super) async fn take_over(
+        &mut self,
+        hops: impl Iterator<Item = (&str, NextHop)>,
+    ) -> Result<(), RunError> {
+        for (name, hop) in hops {
+            self.fleet.routed(name, Some(hop));
+        }
         self.reinstall()
             .map_err(|error| RunError::FirstPolicy(error.to_string()))?;
+        self.dataplane.set_host(&self.host.record())?;
+        self.attach_all()?;
+        self.unrecorded
+            .begin(&counters::all(&*self.dataplane, &self.directory)?);
+        let what = if self.dataplane.adopted() {
+            "adopted"
+        } else {
+            "loaded"
+        };
+        let mut started = self.entry(Kind::Started);
+        started.change = Some(Change {
+            what: what.to_owned(),
+            to: Some(self.config.interfaces.join(", ")),
+            ..Change::default()
+        });
+        self.audit.record_synced(started).await?;
+        Ok(())
+    }
+
+    /// Attaches the programs to every interface of the configuration and to no other.
+    pub(super) fn attach_all(&mut self) -> Result<(), DataplaneError> {
         let mode = match self.config.attach_mode {
             config::AttachMode::Auto => AttachMode::Auto,
             config::AttachMode::Native => AttachMode::Native,
@@ -113,29 +182,21 @@ impl Core {
                     why, "XDP runs in the generic hook, at a fraction of its speed"
                 );
             }
-            self.attachments.push(attachment);
+            let known = self
+                .attachments
+                .iter_mut()
+                .find(|known| known.interface == interface);
+            match known {
+                // What is known of its mode still holds.
+                Some(known) if attachment.mode == Mode::Adopted => known.ifindex = attachment.ifindex,
+                Some(known) => *known = attachment,
+                None => self.attachments.push(attachment),
+            }
         }
         for dropped in self.dataplane.keep_only(&self.config.interfaces)? {
             info!(link = dropped, "detached: no longer in the configuration");
         }
-        self.dataplane.settle()?;
-        self.unrecorded
-            .begin(&counters::all(&self.dataplane.maps, &self.directory)?);
-        let what = if self.dataplane.adopted {
-            "adopted"
-        } else {
-            "loaded"
-        };
-        let change = Change {
-            what: what.to_owned(),
-            to: Some(self.config.interfaces.join(", ")),
-            ..Change::default()
-        };
-        let mut started = records::entry(Kind::Started, self.generation(), self.digest());
-        started.change = Some(change);
-        self.audit.record_synced(started).await?;
-        // Last, since until then a failed start tells by the mode what it must not take away.
-        self.name_adopted_modes(network).await
+        self.dataplane.settle()
     }
 
     /// What an earlier agent attached says nothing of its mode; the interface does.
@@ -160,7 +221,7 @@ impl Core {
     }
 
     /// The policy of the state file, or at the very first start that of the configuration.
-    fn first_policy(&mut self) -> Result<(), RunError> {
+    pub(super) fn first_policy(&mut self) -> Result<(), RunError> {
         let applied = match (&self.state.policy, &self.config.policy) {
             (Some(applied), _) => applied.clone(),
             (None, Some(path)) => {
@@ -172,7 +233,7 @@ impl Core {
                 AppliedPolicy {
                     file,
                     text,
-                    applied_at: Timestamp::now(),
+                    applied_at: self.clock.wall(),
                     applied_by: None,
                 }
             }
@@ -188,28 +249,17 @@ impl Core {
             ))
         })?;
         self.fleet.follow(None, &active.policy, &self.state.draining);
+        self.unsaved = self.state.policy.as_ref() != Some(&active.applied);
         self.state.policy = Some(active.applied.clone());
         self.active = Some(active);
-        Ok(())
-    }
-
-    /// Next hops that the kernel knows already, so that an agent that starts over does not refuse traffic meanwhile.
-    async fn route_once(&mut self, network: &HostNetwork) -> Result<(), RunError> {
         self.watch_destinations();
-        let wanted = self.destinations.borrow().clone();
-        let addresses: Vec<IpAddr> = wanted.iter().map(|(_, address)| *address).collect();
-        for ((name, _), hop) in wanted.iter().zip(network.next_hops(&addresses).await?) {
-            if let Ok(hop) = hop {
-                self.fleet.routed(name, Some(link_of(&hop)));
-            }
-        }
         Ok(())
     }
 
     /// A start that failed leaves no program where none was.
-    fn undo_attachments(&mut self, fresh: bool) {
+    pub(super) fn undo_attachments(&mut self, fresh: bool) {
         let undone = if fresh {
-            dataplane::detach(&self.config.pin_directory())
+            self.dataplane.detach()
         } else {
             let before = |attachment: &&Attachment| attachment.mode == Mode::Adopted;
             let kept: Vec<String> = self

@@ -19,7 +19,7 @@ use super::weights::{
 const RECOVERY_HOLD_NS: u64 = 5_000_000_000;
 
 /// All back ends and pools of the policy in force.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Fleet {
     members: BTreeMap<String, Member>,
     pools: BTreeMap<String, PoolHealth>,
@@ -27,7 +27,7 @@ pub struct Fleet {
 }
 
 /// One back end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Member {
     /// Its pool.
     pub pool: String,

@@ -3,34 +3,31 @@
 use enforcer_common::abi::config::{
     BackendRecord, PairRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
-use enforcer_common::schema::MAGLEV_BLOCKS;
+use enforcer_common::schema::{MAGLEV_BLOCKS, MAX_BACKENDS, MAX_SERVICES, MAX_TENANTS};
 
 use super::tables::{Tables, Write, maglev_index, pair_index};
 
 /// The writes that bring a bank from `observed` (nothing known of it: `None`) to `desired`.
 ///
 /// What the bank held and no longer should is overwritten with zeroes: a stale record must not be found by a slot that
-/// is given out again.
+/// is given out again, nor by a flow or reply entry that outlived its tenant, service or back end. Those name slots
+/// directly, so where nothing is known these tables are cleared up to their capacity. Trie nodes, rows and sets are only
+/// reached from other records of the bank: beyond the ones that are known they count as unknown, not as zero.
 #[must_use]
 pub fn plan(observed: Option<&Tables>, desired: &Tables) -> Vec<Write> {
     let nothing = Tables::default();
     let held = observed.unwrap_or(&nothing);
     let fresh = observed.is_none();
+    let up_to = |capacity: u32| if fresh { capacity as usize } else { 0 };
     let mut writes = Vec::new();
-    differences(
-        &held.trie,
-        &desired.trie,
-        &TrieNode::ZERO,
-        fresh,
-        |index, node| {
-            writes.push(Write::Trie(index, Box::new(*node)));
-        },
-    );
+    differences(&held.trie, &desired.trie, &TrieNode::ZERO, 0, |index, node| {
+        writes.push(Write::Trie(index, Box::new(*node)));
+    });
     differences(
         &held.tenants,
         &desired.tenants,
         &TenantRecord::ZERO,
-        fresh,
+        up_to(MAX_TENANTS),
         |index, record| {
             writes.push(Write::Tenant(index, *record));
         },
@@ -39,7 +36,7 @@ pub fn plan(observed: Option<&Tables>, desired: &Tables) -> Vec<Write> {
         &held.services,
         &desired.services,
         &ServiceRecord::ZERO,
-        fresh,
+        up_to(MAX_SERVICES),
         |index, record| {
             writes.push(Write::Service(index, *record));
         },
@@ -50,25 +47,25 @@ pub fn plan(observed: Option<&Tables>, desired: &Tables) -> Vec<Write> {
             held.rows.get(row).unwrap_or(&empty),
             desired.rows.get(row).unwrap_or(&empty),
         );
-        differences(old, new, &PairRecord::ZERO, fresh, |service, record| {
+        // A reply entry names a row's column directly.
+        let width = if row < held.rows.len() {
+            0
+        } else {
+            MAX_SERVICES as usize
+        };
+        differences(old, new, &PairRecord::ZERO, width, |service, record| {
             writes.push(Write::Pair(pair_index(row as u32, service), *record));
         });
     }
-    differences(
-        &held.sets,
-        &desired.sets,
-        &SetRecord::ZERO,
-        fresh,
-        |index, record| {
-            writes.push(Write::Set(index, *record));
-        },
-    );
+    differences(&held.sets, &desired.sets, &SetRecord::ZERO, 0, |index, record| {
+        writes.push(Write::Set(index, *record));
+    });
     maglev(held, desired, fresh, &mut writes);
     differences(
         &held.backends,
         &desired.backends,
         &BackendRecord::ZERO,
-        fresh,
+        up_to(MAX_BACKENDS),
         |index, record| {
             writes.push(Write::Backend(index, *record));
         },
@@ -110,26 +107,20 @@ fn maglev(held: &Tables, desired: &Tables, fresh: bool, writes: &mut Vec<Write>)
     }
 }
 
+/// Records that differ, and those beyond `held`, of which nothing is known. From the end of `desired` to that of `held`,
+/// and at least to `clear_to`, zeroes.
 fn differences<T: PartialEq>(
     held: &[T],
     desired: &[T],
     zero: &T,
-    fresh: bool,
+    clear_to: usize,
     mut write: impl FnMut(u32, &T),
 ) {
-    for (index, record) in desired.iter().enumerate() {
-        // A bank of which nothing is known is written whole.
-        if fresh || held.get(index).unwrap_or(zero) != record {
+    for index in 0..desired.len().max(held.len()).max(clear_to) {
+        let record = desired.get(index).unwrap_or(zero);
+        if held.get(index) != Some(record) {
             write(index as u32, record);
         }
-    }
-    for (index, _) in held
-        .iter()
-        .enumerate()
-        .skip(desired.len())
-        .filter(|(_, record)| *record != zero)
-    {
-        write(index as u32, zero);
     }
 }
 
@@ -196,8 +187,33 @@ mod tests {
     fn a_bank_of_which_nothing_is_known_is_written_whole() {
         let mut bank = std::collections::BTreeMap::new();
         apply(&mut bank, plan(None, &tables()));
-        let expected = 2 + 2 + 1 + 2 + 1 + MAGLEV_BLOCKS as usize + 2;
+        let rows = 2 * MAX_SERVICES as usize;
+        let expected = 2 + MAX_TENANTS as usize + MAX_SERVICES as usize + rows + 1;
+        let expected = expected + MAGLEV_BLOCKS as usize + MAX_BACKENDS as usize;
         assert_eq!(bank.len(), expected);
+    }
+
+    /// A reply entry that outlived its tenant or its service names their slots.
+    #[test]
+    fn nothing_stale_is_left_where_nothing_was_known() {
+        let mut bank = std::collections::BTreeMap::new();
+        let mut larger = tables();
+        larger.tenants.push(larger.tenants[1]);
+        larger.rows.push(vec![larger.rows[0][0]; 2]);
+        let pair = larger.rows[0][0];
+        larger.rows[0].push(pair);
+        larger.sets.push(larger.sets[0]);
+        apply(&mut bank, plan(None, &larger));
+        apply(&mut bank, plan(None, &tables()));
+        assert_eq!(bank[&(1, 2)], Write::Tenant(2, TenantRecord::ZERO));
+        assert_eq!(bank[&(3, 1)], Write::Pair(1, PairRecord::ZERO));
+        let mut again = tables();
+        again.rows.push(vec![PairRecord::ZERO; 2]);
+        again.sets.push(SetRecord::ZERO);
+        apply(&mut bank, plan(Some(&tables()), &again));
+        let stale = pair_index(2, 1);
+        assert_eq!(bank[&(3, stale)], Write::Pair(stale, PairRecord::ZERO));
+        assert_eq!(bank[&(4, 1)], Write::Set(1, SetRecord::ZERO));
     }
 
     #[test]

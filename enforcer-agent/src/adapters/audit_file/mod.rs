@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
@@ -24,6 +25,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
+use crate::ports::AuditSink;
 use crate::pure::audit::{AuditRecord, Change, Entry, Identity, Kind};
 use segment::{Repair, Writer};
 
@@ -245,6 +247,28 @@ impl AuditHandle {
         let records = read.await.unwrap_or(Err(AuditError::Closed))?;
         let next = records.last().map_or(from, |record| record.sequence + 1);
         Ok((records, next))
+    }
+}
+
+impl AuditSink for AuditHandle {
+    fn record(&self, entry: Entry) {
+        Self::record(self, entry);
+    }
+
+    fn record_synced(&self, entry: Entry) -> BoxFuture<'_, Result<u64, AuditError>> {
+        Box::pin(Self::record_synced(self, entry))
+    }
+
+    fn tail(
+        &self,
+        from: Option<u64>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<(Vec<AuditRecord>, u64), AuditError>> {
+        Box::pin(Self::tail(self, from, limit))
+    }
+
+    fn status(&self) -> LogStatus {
+        Self::status(self)
     }
 }
 

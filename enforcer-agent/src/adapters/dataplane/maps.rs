@@ -19,7 +19,7 @@ use enforcer_common::schema::{
 use super::DataplaneError;
 use super::events::EventsReady;
 use crate::api::reply::{MapEntry, MapField};
-use crate::install::Banks;
+use crate::ports::Banks;
 use crate::pure::audit::flow_tuple;
 use crate::pure::tables::Write;
 

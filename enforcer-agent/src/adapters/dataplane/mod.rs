@@ -11,6 +11,7 @@ mod events;
 #[cfg(feature = "kernel-log")]
 mod kernel_log;
 mod maps;
+mod port;
 mod sweep;
 
 use std::io;

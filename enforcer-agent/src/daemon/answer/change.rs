@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
-
-use crate::adapters::dataplane::{self};
+use crate::adapters::audit_file::AuditError;
+use crate::adapters::dataplane::DataplaneError;
 use crate::api::reply::{ChangeReply, DetachReply, PolicyApplyReply};
 use crate::api::{Actor, ApiError, ErrorCode};
 use crate::daemon::core::Core;
@@ -13,6 +12,9 @@ use crate::pure::audit::Change;
 use crate::pure::policy::{self, Diagnostic};
 
 use super::{internal, not_found};
+
+/// Key of the warning that a detach left interfaces without programs.
+const DETACH: &str = "detach";
 
 impl Core {
     pub(super) fn try_policy(&self, file: &str, text: &str) -> Result<PolicyApplyReply, ApiError> {
@@ -50,7 +52,7 @@ impl Core {
         let applied = AppliedPolicy {
             file,
             text,
-            applied_at: Timestamp::now(),
+            applied_at: self.clock.wall(),
             applied_by: Some(actor),
         };
         let outcome = self.apply(applied);
@@ -67,8 +69,9 @@ impl Core {
             to,
             causes,
         };
-        self.record_control(actor, change).await?;
-        let installed = outcome?;
+        let recorded = self.record_control(actor, change).await;
+        let installed = outcome.map_err(|error| unrecorded(error, recorded.as_ref()))?;
+        recorded.map_err(|error| in_force(&error))?;
         let active = self
             .active
             .as_ref()
@@ -99,7 +102,7 @@ impl Core {
         }
         let changed = self.state.suspended.contains(&name) != suspend;
         if changed {
-            self.change_state(|state| toggle(&mut state.suspended, &name, suspend))?;
+            self.change_state(|state, _| toggle(&mut state.suspended, &name, suspend))?;
         }
         let what = if suspend { "tenantSuspend" } else { "tenantResume" };
         self.changed(what, name, changed, actor).await
@@ -115,10 +118,14 @@ impl Core {
             return Err(not_found("back end", &name, "backend list"));
         }
         let changed = self.state.draining.contains(&name) != drain;
-        self.fleet.drain(&name, drain);
-        if changed && let Err(error) = self.change_state(|state| toggle(&mut state.draining, &name, drain)) {
-            self.fleet.drain(&name, !drain);
-            return Err(error);
+        if changed {
+            self.change_state(|state, fleet| {
+                toggle(&mut state.draining, &name, drain);
+                fleet.drain(&name, drain);
+            })?;
+        } else {
+            // An undrain acknowledges a fault also where telemetry, and no operator, drains the back end.
+            self.fleet.drain(&name, drain);
         }
         let what = if drain { "backendDrain" } else { "backendUndrain" };
         self.changed(what, name, changed, actor).await
@@ -136,12 +143,33 @@ impl Core {
             to: Some(name.clone()),
             ..Change::default()
         };
-        self.record_control(actor, change).await?;
+        self.record_control(actor, change)
+            .await
+            .map_err(|error| in_force(&error))?;
         Ok(ChangeReply {
             name,
             changed,
             generation: self.generation(),
         })
+    }
+
+    /// A detach that failed midway has taken programs off; nothing that was asked for is half done, so they are put
+    /// back. What to tell the peer.
+    fn attach_again(&mut self, error: &DataplaneError) -> String {
+        match self.attach_all() {
+            Ok(()) => {
+                self.failing.remove(DETACH);
+                format!("{error}; the programs are attached, as before: try again")
+            }
+            Err(again) => {
+                let message = format!(
+                    "{error}; then the programs could not be attached again: {again}. Traffic may be ungoverned: \
+                     detach again, or restart the agent"
+                );
+                self.failing.insert(DETACH, message.clone());
+                message
+            }
+        }
     }
 
     pub(super) async fn detach(&mut self, actor: Actor) -> Result<DetachReply, ApiError> {
@@ -156,13 +184,38 @@ impl Core {
             from: Some(pins.display().to_string()),
             ..Change::default()
         };
-        dataplane::detach(&pins).map_err(internal)?;
-        self.record_control(actor, change).await?;
+        if let Err(error) = self.dataplane.detach() {
+            let message = self.attach_again(&error);
+            let causes = vec![message.clone()];
+            let recorded = self.record_control(actor, Change { causes, ..change }).await;
+            return Err(unrecorded(internal(message), recorded.as_ref()));
+        }
+        self.detached = true;
+        self.record_control(actor, change)
+            .await
+            .map_err(|error| in_force(&error))?;
         Ok(DetachReply {
             interfaces,
             pins: vec![pins.display().to_string()],
         })
     }
+}
+
+/// What to say of a change that is in force while its record is missing.
+fn in_force(error: &AuditError) -> ApiError {
+    internal(format!(
+        "the change is in force, but the audit log could not be written: {error}"
+    ))
+}
+
+/// What to say of a change that was refused: also that this could not be recorded, if so.
+fn unrecorded(mut refusal: ApiError, recorded: Result<&(), &AuditError>) -> ApiError {
+    if let Err(error) = recorded {
+        refusal
+            .message
+            .push_str(&format!("\nThe refusal could not be recorded: {error}"));
+    }
+    refusal
 }
 
 fn toggle(names: &mut BTreeSet<String>, name: &str, present: bool) {

@@ -8,12 +8,9 @@ use enforcer_common::decide::Flow;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::tenant_connections;
 
-use crate::adapters::dataplane::DataplaneError;
 use crate::api::reply::{Effect, ExplainStep, PolicyExplainReply, RuleRef, ShadowRef};
 use crate::api::{ApiError, ErrorCode, Protocol};
 use crate::daemon::core::Core;
-use crate::daemon::records;
-use crate::install::Banks as _;
 use crate::pure::compile::Inputs;
 use crate::pure::explain::{self, Known, Question};
 use crate::pure::snapshot::Snapshot;
@@ -43,7 +40,7 @@ impl Core {
             suspended: &self.state.suspended,
         };
         let question = Question { from, to, protocol };
-        let snapshot = self.snapshot(&question).map_err(internal)?;
+        let snapshot = self.snapshot(&question)?;
         let known = Known {
             inputs: &inputs,
             directory: &self.directory,
@@ -51,31 +48,38 @@ impl Core {
         };
         Ok(explained(
             &question,
-            explain::explain(&known, &question, records::kernel_now_ns()),
+            explain::explain(&known, &question, self.clock.monotonic_ns()),
         ))
     }
 
     /// The live state, as far as this question needs it.
-    pub(super) fn snapshot(&self, question: &Question) -> Result<Snapshot, DataplaneError> {
-        let maps = &self.dataplane.maps;
-        let generation = maps.generation()?;
+    pub(super) fn snapshot(&self, question: &Question) -> Result<Snapshot, ApiError> {
+        let maps = &*self.dataplane;
+        let generation = maps.generation().map_err(internal)?;
+        let Some(tables) = self.installer.live(generation) else {
+            let message = "a change in place failed midway and is being repaired: ask again in a second";
+            return Err(ApiError::new(ErrorCode::Refused, message));
+        };
         let mut snapshot = Snapshot {
             generation,
-            tables: self.installer.live(generation).cloned().unwrap_or_default(),
+            tables: tables.clone(),
             ..Snapshot::default()
         };
         for slot in self.directory.tenants.keys() {
             for limiter in Limiter::ALL {
-                snapshot
-                    .limiters
-                    .insert(limiter.index(*slot), maps.limiter(*slot, limiter)?);
+                snapshot.limiters.insert(
+                    limiter.index(*slot),
+                    maps.limiter(*slot, limiter).map_err(internal)?,
+                );
             }
-            snapshot
-                .open_connections
-                .insert(*slot, maps.open_connections(tenant_connections(*slot))?);
+            snapshot.open_connections.insert(
+                *slot,
+                maps.open_connections(tenant_connections(*slot))
+                    .map_err(internal)?,
+            );
         }
         let key = question.key();
-        if let Some(record) = maps.flow(&key)? {
+        if let Some(record) = maps.flow(&key).map_err(internal)? {
             snapshot.flows.insert(
                 key,
                 Flow {

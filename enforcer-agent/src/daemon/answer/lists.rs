@@ -9,7 +9,7 @@ use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST, FlowRecor
 use enforcer_common::decide::{UDP, reply_key};
 use enforcer_common::schema::{MAPS, backend_connections, tenant_connections};
 
-use crate::adapters::dataplane::{self, DataplaneError};
+use crate::adapters::dataplane::DataplaneError;
 use crate::api::reply::{
     BackendHealth, BackendListReply, BackendRow, FlowRow, FlowState, FlowsListReply, MapRow, MapsDumpReply,
     MapsListReply, NextHopRow, PoolState, ServiceListReply, ServicePoolRow, ServiceRow, TelemetryRow,
@@ -17,7 +17,7 @@ use crate::api::reply::{
 };
 use crate::api::{ApiError, FlowFilter, MAX_ROWS, Protocol};
 use crate::daemon::core::Core;
-use crate::daemon::{counters, records};
+use crate::daemon::counters;
 use crate::pure::audit::{self, flow_tuple};
 use crate::pure::compile::Directory;
 use crate::pure::health::HealthStatus;
@@ -36,14 +36,13 @@ impl Core {
             let Some(slot) = self.state.slots.tenants.get(&tenant.name) else {
                 continue;
             };
-            let counted = counters::of_tenant(&self.dataplane.maps, slot).map_err(internal)?;
+            let counted = counters::of_tenant(&*self.dataplane, slot).map_err(internal)?;
             rows.push(TenantRow {
                 name: tenant.name.clone(),
                 sources: tenant.sources.iter().map(ToString::to_string).collect(),
                 suspended: self.state.suspended.contains(&tenant.name),
                 connections: self
                     .dataplane
-                    .maps
                     .open_connections(tenant_connections(slot))
                     .map_err(internal)?,
                 limits: tenant.limits.clone(),
@@ -61,7 +60,6 @@ impl Core {
             };
             let connections = self
                 .dataplane
-                .maps
                 .open_connections(backend_connections(*slot))
                 .map_err(internal)?;
             let tuning = self.fleet.tuning();
@@ -166,18 +164,17 @@ impl Core {
             host.nat_v6
         };
         let nat = (flow.forward == FORWARD_NAT).then_some((nat_address, flow.translated_port_be));
-        let reply =
-            self.dataplane
-                .maps
-                .reply(&reply_key(key, flow.backend_address, flow.backend_port_be, nat))?;
+        let reply = self
+            .dataplane
+            .reply(&reply_key(key, flow.backend_address, flow.backend_port_be, nat))?;
         Ok(reply.filter(|reply| reply.forward == *key))
     }
 
     pub(super) fn flows(&self, limit: u32, filter: &FlowFilter) -> Result<FlowsListReply, ApiError> {
-        let capacity = self.dataplane.flow_capacity as usize;
+        let capacity = self.dataplane.flow_capacity() as usize;
         let (mut rows, mut matching) = (Vec::new(), 0);
-        let now_ns = records::kernel_now_ns();
-        for (key, flow) in self.dataplane.maps.flows(capacity).map_err(internal)? {
+        let now_ns = self.clock.monotonic_ns();
+        for (key, flow) in self.dataplane.flows(capacity).map_err(internal)? {
             if !matches(filter, &self.directory, &flow) {
                 continue;
             }
@@ -195,10 +192,9 @@ impl Core {
     }
 
     pub(super) fn map_list(&self) -> Result<MapsListReply, ApiError> {
-        let directory = dataplane::map_directory(&self.config.pin_directory());
         let mut maps = Vec::new();
         for spec in MAPS {
-            let info = dataplane::map_info(&directory, spec.name).map_err(internal)?;
+            let info = self.dataplane.map_info(spec.name).map_err(internal)?;
             let entries = match spec.name {
                 "FLOWS" => Some(self.open_flows),
                 _ => None,
@@ -218,7 +214,7 @@ impl Core {
 
     pub(super) fn map_dump(&self, name: &str, limit: u32) -> Result<MapsDumpReply, ApiError> {
         let limit = limit.min(MAX_ROWS) as usize;
-        let Some(mut entries) = self.dataplane.maps.dump(name, limit + 1).map_err(internal)? else {
+        let Some(mut entries) = self.dataplane.dump(name, limit + 1).map_err(internal)? else {
             return Err(not_found("map that can be dumped called", name, "maps list"));
         };
         let truncated = entries.len() > limit;

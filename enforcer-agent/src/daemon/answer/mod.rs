@@ -77,7 +77,7 @@ impl Core {
     }
 
     fn status(&self) -> Result<StatusReply, ApiError> {
-        let counted = counters::all(&self.dataplane.maps, &self.directory).map_err(internal)?;
+        let counted = counters::all(&*self.dataplane, &self.directory).map_err(internal)?;
         let identity = records::identity();
         let log = self.audit.status();
         let sum = |of: fn(&dataplane::Tally) -> u64| counted.iter().map(|each| of(&each.tally)).sum::<u64>();
@@ -91,7 +91,7 @@ impl Core {
             host: identity.host,
             boot_id: identity.boot_id,
             instance: self.config.instance.clone(),
-            uptime_seconds: self.started.elapsed().as_secs(),
+            uptime_seconds: self.clock.monotonic_ns().saturating_sub(self.started_ns) / 1_000_000_000,
             generation: self.generation(),
             policy: self.policy_status(),
             schema: SchemaStatus {
@@ -102,7 +102,7 @@ impl Core {
             packets: counters::by_reason(&counted),
             flows: FlowUsage {
                 open: self.open_flows,
-                capacity: self.dataplane.flow_capacity.into(),
+                capacity: self.dataplane.flow_capacity().into(),
             },
             audit: AuditStatus {
                 sequence: log.sequence,

@@ -1,0 +1,232 @@
+//! What happens in a simulation: requests, events, and the policies that they are about.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::random::Random;
+use crate::api::{FlowFilter, Protocol, Request};
+
+/// One thing that happens to the daemon.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    Ask(Request),
+    /// Probes in a row, enough for a verdict.
+    Probed(&'static str, bool),
+    /// Requests that wait in an engine.
+    Engine(&'static str, f64),
+    /// The XID of the last fault of a GPU.
+    Gpu(&'static str, u32),
+    LocalGpu,
+    /// The last byte of a back end's link-layer address.
+    Hop(&'static str, u8),
+    LocalAddress(u8),
+    Swept,
+    Traffic,
+    KernelEvents,
+    Fold,
+    Restart,
+}
+
+pub(super) const BACKENDS: [&str; 4] = ["gpu-1", "gpu-2", "gpu-3", "gpu-4"];
+pub(super) const TENANTS: [&str; 4] = ["acme", "globex", "initech", "hooli"];
+
+const HEAD: &str =
+    "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {name: simulated}\nspec:\n";
+const SERVICES: &str = "  services:
+  - {name: chat, addresses: [192.0.2.10], port: 8000, protocol: TCP, pools: [eu, us], forward: Nat}
+  protectedNetworks: [10.9.0.0/16]
+";
+
+fn tenants(names: &[(&str, u8)], limit: u32) -> String {
+    let rows = names.iter().map(|(name, net)| {
+        format!(
+            "  - {{name: {name}, sources: [10.1.{net}.0/24], limits: {{newConnectionsPerSecond: {limit}}}}}\n"
+        )
+    });
+    format!("  tenants:\n{}", rows.collect::<String>())
+}
+
+fn pools(eu: &[(&str, u32)], us: &[(&str, u32)]) -> String {
+    let pool = |name: &str, backends: &[(&str, u32)]| {
+        let rows = backends.iter().map(|(name, capacity)| {
+            let host = name.trim_start_matches("gpu-");
+            format!("    - {{name: {name}, address: 10.9.{host}.10, port: 8000, capacity: {capacity}}}\n")
+        });
+        format!("  - name: {name}\n    backends:\n{}", rows.collect::<String>())
+    };
+    format!("  pools:\n{}{}", pool("eu", eu), pool("us", us))
+}
+
+const RULES: &str = "  rules:\n  - {name: chat-for-all, action: Allow, services: {matchNames: [chat]}}\n";
+
+/// The text of a policy, and whether it can be put into force.
+pub(super) fn policy(number: u64) -> (String, bool) {
+    let three = [("acme", 1), ("globex", 2), ("initech", 3)];
+    let (eu, us) = ([("gpu-1", 100), ("gpu-2", 100)], [("gpu-3", 100)]);
+    let base = |limit| format!("{HEAD}{}{SERVICES}{}", tenants(&three, limit), pools(&eu, &us));
+    let denied = "  - {name: not-globex, action: Deny, priority: 5, tenants: {matchNames: [globex]}}\n";
+    match number {
+        0 => (format!("{}{RULES}", base(50)), true),
+        // A tenant and a back end go, others come; another limit.
+        1 => {
+            let others = [("acme", 1), ("hooli", 4), ("initech", 3)];
+            let pools = pools(&[("gpu-1", 100)], &[("gpu-3", 100), ("gpu-4", 50)]);
+            (
+                format!("{HEAD}{}{SERVICES}{pools}{RULES}", tenants(&others, 20)),
+                true,
+            )
+        }
+        // Weights only: made in place.
+        2 => {
+            let pools = pools(&[("gpu-1", 300), ("gpu-2", 100)], &us);
+            (
+                format!("{HEAD}{}{SERVICES}{pools}{RULES}", tenants(&three, 50)),
+                true,
+            )
+        }
+        // Nothing that is enforced.
+        3 => (format!("# Lines move.\n{}{RULES}", base(50)), true),
+        4 => (format!("{}{RULES}{denied}", base(50)), true),
+        // Wrong.
+        5 => (format!("{}{RULES}  colour: red\n", base(50)), false),
+        // Right, but not for a host without an IPv6 address for `Nat`.
+        _ => (
+            format!("{}{RULES}", base(50)).replace("192.0.2.10]", "192.0.2.10, \"2001:db8::1\"]"),
+            false,
+        ),
+    }
+}
+
+pub(super) const POLICIES: u64 = 7;
+
+pub(super) fn apply(number: u64) -> Step {
+    Step::Ask(Request::PolicyApply {
+        file: format!("{number}.yaml"),
+        text: policy(number).0,
+        dry_run: false,
+    })
+}
+
+pub(super) fn suspend(name: &str) -> Step {
+    Step::Ask(Request::TenantSuspend {
+        name: name.to_owned(),
+    })
+}
+
+pub(super) fn resume(name: &str) -> Step {
+    Step::Ask(Request::TenantResume {
+        name: name.to_owned(),
+    })
+}
+
+pub(super) fn drain(name: &str) -> Step {
+    Step::Ask(Request::BackendDrain {
+        name: name.to_owned(),
+    })
+}
+
+pub(super) fn undrain(name: &str) -> Step {
+    Step::Ask(Request::BackendUndrain {
+        name: name.to_owned(),
+    })
+}
+
+fn reads() -> Vec<Request> {
+    let text = policy(1).0;
+    vec![
+        Request::Status,
+        Request::PolicyApply {
+            file: "dry.yaml".to_owned(),
+            text,
+            dry_run: true,
+        },
+        Request::PolicyShow,
+        Request::PolicyExplain {
+            from: SocketAddr::new(IpAddr::from([10, 1, 1, 1]), 4000),
+            to: SocketAddr::new(IpAddr::from([192, 0, 2, 10]), 8000),
+            protocol: Protocol::Tcp,
+        },
+        Request::TenantList,
+        Request::BackendList,
+        Request::ServiceList,
+        Request::FlowsList {
+            limit: 10,
+            filter: FlowFilter::default(),
+        },
+        Request::MapsList,
+        Request::MapsDump {
+            name: "TENANTS".to_owned(),
+            limit: 10,
+        },
+        Request::AuditTail {
+            from: None,
+            limit: 10,
+        },
+        Request::Metrics,
+    ]
+}
+
+/// Every kind of operation, each where it has something to do.
+pub(super) fn scenario() -> Vec<Step> {
+    let mut steps = vec![
+        apply(0),
+        Step::Hop("gpu-1", 1),
+        Step::Hop("gpu-2", 1),
+        Step::Hop("gpu-3", 1),
+        Step::Traffic,
+        Step::Fold,
+        suspend("acme"),
+        apply(1),
+        Step::Probed("gpu-1", false),
+        Step::KernelEvents,
+        apply(0),
+        resume("acme"),
+        drain("gpu-1"),
+        apply(2),
+        Step::Restart,
+        Step::Gpu("gpu-3", 79),
+        Step::Fold,
+        undrain("gpu-1"),
+        Step::Probed("gpu-1", true),
+        apply(3),
+        apply(5),
+        apply(6),
+        Step::Engine("gpu-2", 900.0),
+        Step::Fold,
+        Step::LocalGpu,
+        Step::LocalAddress(7),
+        Step::Swept,
+        apply(4),
+        Step::Traffic,
+        Step::Fold,
+    ];
+    steps.extend(reads().into_iter().map(Step::Ask));
+    steps.push(Step::Ask(Request::Detach));
+    steps.push(apply(1));
+    steps
+}
+
+/// Any step.
+pub(super) fn any(random: &mut Random) -> Step {
+    let backend = random.pick(&BACKENDS);
+    let tenant = random.pick(&TENANTS);
+    match random.below(100) {
+        0..20 => apply(random.below(POLICIES)),
+        20..27 => suspend(tenant),
+        27..35 => resume(tenant),
+        35..41 => drain(backend),
+        41..47 => undrain(backend),
+        47..54 => Step::Probed(backend, random.below(2) == 0),
+        54..58 => Step::Engine(backend, [0.0, 50.0, 900.0][random.below(3) as usize]),
+        58..61 => Step::Gpu(backend, [0, 79][random.below(2) as usize]),
+        61..62 => Step::LocalGpu,
+        62..69 => Step::Hop(backend, random.below(3) as u8),
+        69..71 => Step::LocalAddress(random.below(2) as u8),
+        71..72 => Step::Swept,
+        72..76 => Step::Traffic,
+        76..78 => Step::KernelEvents,
+        78..92 => Step::Fold,
+        92..96 => Step::Ask(random.pick(&reads()).clone()),
+        96..99 => Step::Restart,
+        _ => Step::Ask(Request::Detach),
+    }
+}

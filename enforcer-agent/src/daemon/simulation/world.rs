@@ -1,0 +1,370 @@
+//! The world outside, in memory: two banks, limiters, counters, a ring buffer, links, the state file and the audit log.
+//! Every operation that can fail is numbered, over all ports, and one or some of them are made to fail.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::Discriminant;
+
+use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::config::{
+    BackendRecord, HostRecord, MAGLEV_BLOCK_SLOTS, NO_BACKEND, PairRecord, SET_WORDS, ServiceRecord,
+    SetRecord, TenantRecord, TrieNode,
+};
+use enforcer_common::abi::event::EventRecord;
+use enforcer_common::decide::{Facts, Flow, Reply};
+use enforcer_common::schema::{BANKS, MAGLEV_BLOCKS, MAX_SERVICES};
+
+use super::random::Random;
+use crate::adapters::dataplane::Tally;
+use crate::daemon::persist::State;
+use crate::pure::audit::Entry;
+use crate::pure::tables::{Tables, Write};
+
+/// Packets may be in the bank that was left this long ago, in nanoseconds.
+const GRACE_NS: u64 = 10_000_000;
+/// Length of a set's Maglev table in the kernel's map: whole blocks.
+const TABLE_SLOTS: usize = (MAGLEV_BLOCKS * MAGLEV_BLOCK_SLOTS) as usize;
+
+/// Which operations fail.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    Never,
+    /// The operation of this number from now on, counting from 1.
+    Nth(u64),
+    /// Each with this chance, out of a thousand.
+    Chance(Random, u64),
+}
+
+/// How an operation that failed ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    Failed,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) now_ns: u64,
+    pub(super) fault: Fault,
+    /// Operations since the fault was set.
+    pub(super) operations: u64,
+    /// What failed since then.
+    pub(super) failed: Vec<&'static str>,
+    /// The kind of the last operations on a bank, and how many there were in a row.
+    run: Option<(&'static str, Discriminant<Write>, u32)>,
+    pub(super) kernel: Kernel,
+    pub(super) stored: State,
+    /// Whether the next store that fails leaves the new state all the same: its last step was the failure.
+    pub(super) fails_late: bool,
+    pub(super) audit: Vec<Entry>,
+    /// Of these, how many were on disk before their caller went on.
+    pub(super) synced: usize,
+    pub(super) audit_lost: u64,
+    pub(super) watched: BTreeSet<String>,
+}
+
+/// What is gone after a detach.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kernel {
+    pub(super) exists: bool,
+    pub(super) generation: u64,
+    pub(super) banks: [Tables; BANKS as usize],
+    left_ns: Option<u64>,
+    pub(super) host: Option<HostRecord>,
+    pub(super) attached: BTreeSet<String>,
+    pub(super) limiters: BTreeMap<u32, u64>,
+    pub(super) open: BTreeMap<u32, u64>,
+    pub(super) tallies: BTreeMap<(u32, u32, u32), Tally>,
+    pub(super) events: VecDeque<EventRecord>,
+}
+
+// === impl World ===
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self {
+            now_ns: 1_000_000_000_000,
+            fault: Fault::Never,
+            operations: 0,
+            failed: Vec::new(),
+            run: None,
+            kernel: Kernel::default(),
+            stored: State::default(),
+            fails_late: false,
+            audit: Vec::new(),
+            synced: 0,
+            audit_lost: 0,
+            watched: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn set_fault(&mut self, fault: Fault) {
+        self.fault = fault;
+        self.operations = 0;
+        self.failed.clear();
+        self.run = None;
+    }
+
+    /// Counts an operation; whether it fails.
+    pub(super) fn operate(&mut self, what: &'static str) -> Outcome {
+        self.operations += 1;
+        let fails = match &mut self.fault {
+            Fault::Never => false,
+            Fault::Nth(nth) => self.operations == *nth,
+            Fault::Chance(random, per_mille) => random.below(1000) < *per_mille,
+        };
+        if fails {
+            self.failed.push(what);
+            Outcome::Failed
+        } else {
+            Outcome::Done
+        }
+    }
+
+    /// Counts an operation on a bank; whether its place in the run of such operations is a power of eight.
+    pub(super) fn is_next_of_run(&mut self, what: &'static str, write: &Write) -> bool {
+        let kind = std::mem::discriminant(write);
+        let before = match self.run {
+            Some((name, same, count)) if name == what && same == kind => count,
+            _ => 0,
+        };
+        let place = before + 1;
+        self.run = Some((what, kind, place));
+        place.is_power_of_two() && place.trailing_zeros().is_multiple_of(3)
+    }
+
+    pub(super) fn live(&self) -> &Tables {
+        &self.kernel.banks[(self.kernel.generation & 1) as usize]
+    }
+}
+
+// === impl Kernel ===
+
+impl Kernel {
+    pub(super) fn set_generation(&mut self, generation: u64, now_ns: u64) {
+        assert_eq!(generation, self.generation + 1, "generations are counted");
+        self.generation = generation;
+        self.left_ns = Some(now_ns);
+    }
+
+    /// Writes a record, as far as a running packet cannot be hurt by it.
+    pub(super) fn write(&mut self, bank: u32, write: &Write, now_ns: u64) {
+        let live = self.generation != 0 && bank == (self.generation & 1) as u32;
+        if live {
+            self.assert_harmless(bank, write);
+        } else if let Some(left_ns) = self.left_ns {
+            assert!(
+                now_ns >= left_ns + GRACE_NS,
+                "bank {bank} was written while a packet may still have been reading it"
+            );
+        }
+        let tables = &mut self.banks[bank as usize];
+        match write {
+            Write::Trie(index, node) => put(&mut tables.trie, *index, **node, TrieNode::ZERO),
+            Write::Tenant(index, record) => put(&mut tables.tenants, *index, *record, TenantRecord::ZERO),
+            Write::Service(index, record) => put(&mut tables.services, *index, *record, ServiceRecord::ZERO),
+            Write::Pair(index, record) => {
+                let (row, service) = (index / MAX_SERVICES, index % MAX_SERVICES);
+                if tables.rows.len() <= row as usize {
+                    tables.rows.resize(row as usize + 1, Vec::new());
+                }
+                put(&mut tables.rows[row as usize], service, *record, PairRecord::ZERO);
+            }
+            Write::Set(index, record) => put(&mut tables.sets, *index, *record, SetRecord::ZERO),
+            Write::Maglev(index, block) => {
+                let (set, block_index) = ((index / MAGLEV_BLOCKS) as usize, index % MAGLEV_BLOCKS);
+                if tables.maglev.len() <= set {
+                    tables.maglev.resize(set + 1, vec![0; TABLE_SLOTS]);
+                }
+                let first = (block_index * MAGLEV_BLOCK_SLOTS) as usize;
+                tables.maglev[set][first..first + block.slots.len()].copy_from_slice(&block.slots);
+            }
+            Write::Backend(index, record) => put(&mut tables.backends, *index, *record, BackendRecord::ZERO),
+        }
+    }
+
+    /// In the live bank only weights and next hops may change.
+    fn assert_harmless(&self, bank: u32, write: &Write) {
+        let tables = &self.banks[bank as usize];
+        match write {
+            Write::Maglev(index, block) => {
+                let set = &tables.sets[(index / MAGLEV_BLOCKS) as usize];
+                let is_member = |slot: &u16| set.members[usize::from(slot / 64)] >> (slot % 64) & 1 == 1;
+                let mut slots = block.slots.iter().filter(|slot| **slot != NO_BACKEND);
+                assert!(
+                    slots.all(is_member),
+                    "a slot of the live bank got a back end beyond its set"
+                );
+            }
+            Write::Backend(index, record) => {
+                let old = tables.backends[*index as usize];
+                assert_eq!((old.address, old.port_be), (record.address, record.port_be));
+            }
+            other => panic!("the live bank was changed: {other:?}"),
+        }
+    }
+
+    pub(super) fn holds(&self, bank: u32, write: &Write) -> bool {
+        let tables = &self.banks[bank as usize];
+        match write {
+            Write::Trie(index, node) => tables.trie.get(*index as usize) == Some(&**node),
+            Write::Tenant(index, record) => tables.tenants.get(*index as usize) == Some(record),
+            Write::Service(index, record) => tables.services.get(*index as usize) == Some(record),
+            Write::Pair(index, record) => {
+                let row = tables.rows.get((index / MAX_SERVICES) as usize);
+                row.and_then(|row| row.get((index % MAX_SERVICES) as usize)) == Some(record)
+            }
+            Write::Set(index, record) => tables.sets.get(*index as usize) == Some(record),
+            Write::Maglev(index, block) => {
+                let set = (index / MAGLEV_BLOCKS) as usize;
+                set < tables.maglev.len() && tables.maglev_block(set, index % MAGLEV_BLOCKS) == *block
+            }
+            Write::Backend(index, record) => tables.backends.get(*index as usize) == Some(record),
+        }
+    }
+}
+
+fn put<T: Clone>(records: &mut Vec<T>, index: u32, record: T, zero: T) {
+    if records.len() <= index as usize {
+        records.resize(index as usize + 1, zero);
+    }
+    records[index as usize] = record;
+}
+
+/// Where a bank differs from tables that it should hold, record by record. Beyond these, what flows and replies can name
+/// (tenants, services, back ends, columns of rows) must be empty; trie nodes, rows, sets and their Maglev tables are
+/// reached from nowhere. Without weights, Maglev tables and next hops do not count.
+pub(super) fn difference(bank: &Tables, wanted: &Tables, with_weights: bool) -> Option<String> {
+    let no_row = Vec::new();
+    let (nodes, sets) = (wanted.trie.len(), wanted.sets.len());
+    let up_to = |length: usize, limit: usize| length.min(limit);
+    let differs = |what: &str, at: Option<usize>| at.map(|at| format!("{what} {at}"));
+    let hop = |record: &BackendRecord| {
+        let mut record = *record;
+        if !with_weights {
+            let BackendRecord { address, port_be, .. } = record;
+            record = BackendRecord {
+                address,
+                port_be,
+                ..BackendRecord::ZERO
+            };
+        }
+        record
+    };
+    let backends = |tables: &Tables| tables.backends.iter().map(hop).collect::<Vec<_>>();
+    differs(
+        "trie node",
+        first(
+            &bank.trie[..up_to(bank.trie.len(), nodes)],
+            &wanted.trie,
+            &TrieNode::ZERO,
+        ),
+    )
+    .or_else(|| {
+        differs(
+            "tenant",
+            first(&bank.tenants, &wanted.tenants, &TenantRecord::ZERO),
+        )
+    })
+    .or_else(|| {
+        differs(
+            "service",
+            first(&bank.services, &wanted.services, &ServiceRecord::ZERO),
+        )
+    })
+    .or_else(|| {
+        wanted.rows.iter().enumerate().find_map(|(index, row)| {
+            let held = bank.rows.get(index).unwrap_or(&no_row);
+            differs("pair of a row", first(held, row, &PairRecord::ZERO))
+        })
+    })
+    .or_else(|| {
+        differs(
+            "set",
+            first(
+                &bank.sets[..up_to(bank.sets.len(), sets)],
+                &wanted.sets,
+                &SetRecord::ZERO,
+            ),
+        )
+    })
+    .or_else(|| {
+        differs(
+            "back end",
+            first(&backends(bank), &backends(wanted), &BackendRecord::ZERO),
+        )
+    })
+    .or_else(|| with_weights.then(|| maglev(bank, wanted)).flatten())
+}
+
+fn first<T: PartialEq>(bank: &[T], wanted: &[T], zero: &T) -> Option<usize> {
+    (0..bank.len().max(wanted.len()))
+        .find(|index| bank.get(*index).unwrap_or(zero) != wanted.get(*index).unwrap_or(zero))
+}
+
+fn maglev(bank: &Tables, wanted: &Tables) -> Option<String> {
+    for (set, table) in wanted.maglev.iter().enumerate() {
+        let held = bank.maglev.get(set).map_or(&[][..], Vec::as_slice);
+        let is_same = held.len() == TABLE_SLOTS
+            && held[..table.len()] == table[..]
+            && held[table.len()..].iter().all(|slot| *slot == NO_BACKEND);
+        if !is_same {
+            return Some(format!("Maglev table {set}"));
+        }
+    }
+    None
+}
+
+impl Facts for World {
+    fn generation(&self) -> u64 {
+        self.kernel.generation
+    }
+
+    fn trie_entry(&self, bank: u32, node: u32, byte: u8) -> u32 {
+        let node = self.kernel.banks[bank as usize].trie.get(node as usize);
+        node.map_or(0, |node| node.entries[usize::from(byte)])
+    }
+
+    fn tenant(&self, bank: u32, slot: u32) -> Option<&TenantRecord> {
+        self.kernel.banks[bank as usize].tenants.get(slot as usize)
+    }
+
+    fn service(&self, bank: u32, slot: u32) -> Option<&ServiceRecord> {
+        self.kernel.banks[bank as usize].services.get(slot as usize)
+    }
+
+    fn pair(&self, bank: u32, row: u32, service: u32) -> Option<&PairRecord> {
+        let row = self.kernel.banks[bank as usize].rows.get(row as usize);
+        row?.get(service as usize)
+    }
+
+    fn set_members(&self, bank: u32, set: u32) -> Option<&[u64; SET_WORDS]> {
+        let set = self.kernel.banks[bank as usize].sets.get(set as usize);
+        set.map(|set| &set.members)
+    }
+
+    fn maglev(&self, bank: u32, set: u32, slot: u32) -> u16 {
+        let table = self.kernel.banks[bank as usize].maglev.get(set as usize);
+        let slot = table.and_then(|table| table.get(slot as usize));
+        slot.copied().unwrap_or(NO_BACKEND)
+    }
+
+    fn backend(&self, bank: u32, slot: u32) -> Option<&BackendRecord> {
+        self.kernel.banks[bank as usize].backends.get(slot as usize)
+    }
+
+    fn flow(&self, _key: &FlowKey) -> Option<Flow> {
+        None
+    }
+
+    fn reply(&self, _key: &FlowKey) -> Option<Reply> {
+        None
+    }
+
+    fn limiter(&self, index: u32) -> u64 {
+        self.kernel.limiters.get(&index).copied().unwrap_or(0)
+    }
+
+    fn open_connections(&self, tenant: u32) -> u64 {
+        self.kernel.open.get(&tenant).copied().unwrap_or(0)
+    }
+}
