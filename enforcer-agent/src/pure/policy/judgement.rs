@@ -49,10 +49,10 @@ impl Judgements {
         let mut effective = vec![false; policy.rules.len()];
         for (index, rule) in policy.rules.iter().enumerate() {
             let number = u16::try_from(index).expect("the number of rules is bounded");
-            for tenant in &rule.tenants {
+            for tenant in rule.tenants.iter() {
                 let row = &mut cells[tenant * services..(tenant + 1) * services];
-                for service in &rule.services {
-                    let cell = &mut row[*service];
+                for service in rule.services.iter() {
+                    let cell = &mut row[service];
                     // A rule that comes after the deciding one changes nothing, whether it is a shadow or not.
                     if cell.enforced.is_some() {
                         continue;
@@ -169,11 +169,11 @@ impl Bindings {
             constraint
                 .tenants
                 .iter()
-                .for_each(|tenant| tenants[*tenant].insert(index));
+                .for_each(|tenant| tenants[tenant].insert(index));
             constraint
                 .services
                 .iter()
-                .for_each(|service| services[*service].insert(index));
+                .for_each(|service| services[service].insert(index));
         }
         Self { tenants, services }
     }

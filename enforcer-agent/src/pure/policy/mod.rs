@@ -22,6 +22,7 @@ pub mod parse;
 pub mod quantity;
 pub mod resolve;
 pub mod resolved;
+pub mod selection;
 mod suggest;
 
 pub use diagnostic::{Code, Diagnostic, Severity};

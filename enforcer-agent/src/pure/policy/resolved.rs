@@ -12,6 +12,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::selection::Selection;
+
 /// Labels by key.
 pub type Labels = BTreeMap<String, String>;
 
@@ -202,10 +204,10 @@ pub struct Rule {
     pub mode: Mode,
     /// The highest is asked first.
     pub priority: i32,
-    /// Indices into [`ResolvedPolicy::tenants`], ascending.
-    pub tenants: Vec<usize>,
-    /// Indices into [`ResolvedPolicy::services`], ascending.
-    pub services: Vec<usize>,
+    /// Indices into [`ResolvedPolicy::tenants`].
+    pub tenants: Selection,
+    /// Indices into [`ResolvedPolicy::services`].
+    pub services: Selection,
     /// The line of the text where the rule begins, to point at it; no part of what is enforced, nor of the digest.
     #[serde(skip)]
     pub line: u32,
@@ -217,10 +219,10 @@ pub struct Rule {
 pub struct Constraint {
     /// Unique among constraints.
     pub name: String,
-    /// Indices into [`ResolvedPolicy::tenants`], ascending.
-    pub tenants: Vec<usize>,
-    /// Indices into [`ResolvedPolicy::services`], ascending.
-    pub services: Vec<usize>,
+    /// Indices into [`ResolvedPolicy::tenants`].
+    pub tenants: Selection,
+    /// Indices into [`ResolvedPolicy::services`].
+    pub services: Selection,
     /// Labels that a back end must have to be eligible; never empty.
     pub require_labels: Labels,
 }
@@ -258,7 +260,7 @@ impl ResolvedPolicy {
     #[must_use]
     pub fn digest(&self) -> Digest {
         let mut hash = Sha256::new();
-        hash.update(b"enforcer.dev/v1 resolved policy, form 1\n");
+        hash.update(b"enforcer.dev/v1 resolved policy, form 2\n");
         hash.update(self.canonical_json());
         Digest(hash.finalize().into())
     }

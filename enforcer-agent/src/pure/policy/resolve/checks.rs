@@ -270,7 +270,7 @@ fn rules_without_effect(
 fn hiding_rule(policy: &ResolvedPolicy, judgements: &Judgements, rule: usize) -> Option<usize> {
     let rule = &policy.rules[rule];
     judgements
-        .get(*rule.tenants.first()?, *rule.services.first()?)
+        .get(rule.tenants.first()?, rule.services.first()?)
         .decided_by
 }
 

@@ -8,6 +8,7 @@ use serde_saphyr::Spanned;
 use super::super::diagnostic::{Code, Place, Reporter};
 use super::super::model::{self, LabelTexts, Text};
 use super::super::resolved::{Action, Constraint, Labels, Mode, Rule, Service, Tenant};
+use super::super::selection::Selection;
 use super::super::suggest::quoted;
 use super::services::unknown_name;
 use super::{Placed, report_repetition, scalar, sort_by_name};
@@ -19,12 +20,26 @@ const MODES: &[(&str, Mode)] = &[("Enforce", Mode::Enforce), ("Shadow", Mode::Sh
 struct Choices<'a> {
     kind: &'static str,
     members: Vec<(&'a str, &'a Labels)>,
+    /// All of them; shared by every rule that has no selector.
+    all: Selection,
 }
 
 /// What selectors choose from.
 pub(super) struct Subjects<'a> {
     tenants: Choices<'a>,
     services: Choices<'a>,
+}
+
+// === impl Choices ===
+
+impl<'a> Choices<'a> {
+    fn new(kind: &'static str, members: Vec<(&'a str, &'a Labels)>) -> Self {
+        Self {
+            kind,
+            all: Selection::all(members.len()),
+            members,
+        }
+    }
 }
 
 // === impl Subjects ===
@@ -40,14 +55,8 @@ impl<'a> Subjects<'a> {
             .map(|service| (service.value.name.as_str(), &service.value.labels))
             .collect();
         Self {
-            tenants: Choices {
-                kind: "tenant",
-                members: tenants,
-            },
-            services: Choices {
-                kind: "service",
-                members: services,
-            },
+            tenants: Choices::new("tenant", tenants),
+            services: Choices::new("service", services),
         }
     }
 }
@@ -159,15 +168,15 @@ pub(super) fn resolve_constraints(
     resolved
 }
 
-/// Indices of what a selector chooses, ascending. No selector chooses all; an empty one is refused, since it could be
+/// What a selector chooses. No selector chooses all; an empty one is refused, since it could be
 /// meant as all or as nothing.
 fn select(
     reporter: &mut Reporter<'_>,
     selector: Option<&Spanned<model::Selector>>,
     choices: &Choices<'_>,
-) -> Vec<usize> {
+) -> Selection {
     let Some(selector) = selector else {
-        return (0..choices.members.len()).collect();
+        return choices.all.clone();
     };
     let model::Selector {
         match_names,
@@ -183,7 +192,7 @@ fn select(
         let message = format!("this selector of {}s is empty", choices.kind);
         let help = format!("Leave `{}s` out to choose all of them.", choices.kind);
         reporter.error(Code::NoEffect, selector, message, help);
-        return Vec::new();
+        return Selection::default();
     }
     let named = match_names
         .as_ref()
@@ -193,7 +202,7 @@ fn select(
         .map(|labels| scalar::labels(reporter, labels))
         .unwrap_or_default();
     let has_labels = |labels: &Labels| wanted.iter().all(|(key, value)| labels.get(key) == Some(value));
-    let chosen: Vec<usize> = choices
+    let chosen: Selection = choices
         .members
         .iter()
         .enumerate()
