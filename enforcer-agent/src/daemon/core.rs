@@ -184,6 +184,7 @@ impl Core {
             backends: &self.fleet.statuses(),
             failed_pools: &self.fleet.failed_pools(),
             suspended: &self.state.suspended,
+            closed_rules: &policy::schedule::closed_rules(policy, jiff::Timestamp::now()),
         })
     }
 

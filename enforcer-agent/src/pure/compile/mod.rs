@@ -1,6 +1,6 @@
 //! A resolved policy and the state of the world to the tables of one configuration bank.
 //!
-//! A pure function: the same policy, slots, host facts and back-end states give the same tables, byte for byte, on every
+//! A pure function: the same policy, slots, host facts, back-end states and closed rules give the same tables, byte for byte, on every
 //! host. Constraints are applied here, before a Maglev table is filled, so that the data path has no table in which
 //! a forbidden back end stands.
 //!
@@ -31,6 +31,7 @@ use thiserror::Error;
 
 use super::policy::limits::{Unit, step_fp};
 use super::policy::resolved::{Backend, Forward, Limits, Pool, ResolvedPolicy, Service};
+use super::policy::selection::Selection;
 use super::tables::Tables;
 pub use directory::Directory;
 pub use slots::Slots;
@@ -50,6 +51,9 @@ pub struct Inputs<'a> {
     pub failed_pools: &'a BTreeSet<String>,
     /// Names of tenants that an operator has suspended.
     pub suspended: &'a BTreeSet<String>,
+    /// Indices of the rules whose schedules are closed at the time that the tables are for; see
+    /// [`super::policy::schedule::closed_rules`].
+    pub closed_rules: &'a Selection,
 }
 
 /// What is particular to this host.

@@ -5,12 +5,13 @@
 //! | parse | [`parse`] | is it YAML of the right shape; every field is known and none is null |
 //! | resolve | [`resolve`] | every scalar is valid, every name exists, nothing contradicts anything else |
 //! | judge | [`judgement`] | which rule decides for a (tenant, service), which back ends are compliant |
+//! | open and close | [`schedule`] | which rules exist at a time |
 //!
 //! The parser keeps every scalar as text with its position, so that `resolve` can report all the wrong values of a file
 //! at once rather than the first one. A field that this version does not enforce is an unknown field, never one that is
 //! read and ignored: what a policy says is what is enforced.
 //!
-//! This module never looks at health, telemetry, weights or the time: those are inputs of the compiler, and the policy
+//! This module never looks at health, telemetry, weights or a clock: those are inputs of the compiler, and the policy
 //! digest has to be the same on two hosts that see different back ends healthy.
 
 pub mod bounds;
@@ -22,6 +23,7 @@ pub mod parse;
 pub mod quantity;
 pub mod resolve;
 pub mod resolved;
+pub mod schedule;
 pub mod selection;
 mod suggest;
 

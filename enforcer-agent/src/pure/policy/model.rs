@@ -238,6 +238,27 @@ pub struct Rule {
     /// All services when left out.
     #[serde(default, deserialize_with = "not_null")]
     pub services: Option<Spanned<Selector>>,
+    /// When the rule exists; always when left out.
+    #[serde(default, deserialize_with = "not_null")]
+    pub schedule: Option<Spanned<Schedule>>,
+}
+
+/// When a rule exists: a window that comes back on some days of every week.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Schedule {
+    /// The days on which the window begins, `Mon` to `Sun`; all when left out.
+    #[serde(default, deserialize_with = "not_null")]
+    pub days: Option<Vec<Text>>,
+    /// When it begins, `HH:MM`; `00:00` when left out.
+    #[serde(default, deserialize_with = "not_null")]
+    pub from: Option<Text>,
+    /// When it ends, `HH:MM`, on the next day if that is not after the beginning; `24:00` when left out.
+    #[serde(default, deserialize_with = "not_null")]
+    pub to: Option<Text>,
+    /// By whose clocks: a name of the IANA time zone database; `UTC` when left out.
+    #[serde(default, deserialize_with = "not_null")]
+    pub time_zone: Option<Text>,
 }
 
 /// What the back ends of some traffic must be like.

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::schedule::Schedule;
 use super::selection::Selection;
 
 /// Labels by key.
@@ -208,6 +209,9 @@ pub struct Rule {
     pub tenants: Selection,
     /// Indices into [`ResolvedPolicy::services`].
     pub services: Selection,
+    /// When it exists; always, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// The line of the text where the rule begins, to point at it; no part of what is enforced, nor of the digest.
     #[serde(skip)]
     pub line: u32,
@@ -263,6 +267,16 @@ impl ResolvedPolicy {
         hash.update(b"enforcer.dev/v1 resolved policy, form 2\n");
         hash.update(self.canonical_json());
         Digest(hash.finalize().into())
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// Whether no schedule ever closes it.
+    #[must_use]
+    pub fn is_always_open(&self) -> bool {
+        self.schedule.as_ref().is_none_or(Schedule::is_always_open)
     }
 }
 

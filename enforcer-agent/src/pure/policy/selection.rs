@@ -73,7 +73,8 @@ impl Selection {
         &self.words
     }
 
-    fn from_words(mut words: Vec<u64>) -> Self {
+    /// The set whose words these are.
+    pub(super) fn from_words(mut words: Vec<u64>) -> Self {
         let used = words
             .iter()
             .rposition(|word| *word != 0)

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::super::bounds::MAX_SERVICES;
 use super::super::diagnostic::{Code, Place, Reporter};
 use super::super::judgement::{
-    Bindings, ConstraintSet, Judgements, compliant_backends, is_compliant, same_family,
+    Bindings, ConstraintSet, Reach, compliant_backends, is_compliant, same_family,
 };
 use super::super::resolved::{Backend, Forward, Mode, Pool, Protocol, ResolvedPolicy, Service};
 use super::super::suggest::quoted;
@@ -30,10 +30,10 @@ pub(super) fn check(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places
     }
     shared_dnat_backends(reporter, policy, places);
     unused_pools(reporter, policy, places);
-    let judgements = Judgements::of(policy);
-    rules_without_effect(reporter, policy, &judgements, places);
+    let reach = Reach::of(policy);
+    rules_without_effect(reporter, policy, &reach, places);
     constraints_without_effect(reporter, policy, places);
-    pairs_without_backend(reporter, policy, &judgements, places);
+    pairs_without_backend(reporter, policy, &reach, places);
 }
 
 /// The families of a service's addresses, one address each.
@@ -239,12 +239,12 @@ fn unused_pools(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &P
 fn rules_without_effect(
     reporter: &mut Reporter<'_>,
     policy: &ResolvedPolicy,
-    judgements: &Judgements,
+    reach: &Reach,
     places: &Places,
 ) {
     for (index, rule) in policy.rules.iter().enumerate() {
         // A selector that chooses nothing has been reported already.
-        if judgements.is_effective(index) || rule.tenants.is_empty() || rule.services.is_empty() {
+        if reach.is_effective(index) || rule.tenants.is_empty() || rule.services.is_empty() {
             continue;
         }
         let verb = if rule.mode == Mode::Shadow {
@@ -253,7 +253,7 @@ fn rules_without_effect(
             "never decides"
         };
         let message = format!("rule {} {verb} anything", quoted(&rule.name));
-        let help = match hiding_rule(policy, judgements, index) {
+        let help = match hiding_rule(policy, index) {
             Some(hiding) => format!(
                 "For all that it matches another rule comes first, such as {} at {}. Rules go by priority, then \
                  `Deny` before `Allow`, then their order.",
@@ -266,12 +266,16 @@ fn rules_without_effect(
     }
 }
 
-/// The enforced rule that decides in a rule's place, for the first pair that it matches.
-fn hiding_rule(policy: &ResolvedPolicy, judgements: &Judgements, rule: usize) -> Option<usize> {
-    let rule = &policy.rules[rule];
-    judgements
-        .get(rule.tenants.first()?, rule.services.first()?)
-        .decided_by
+/// The enforced rule that always decides in a rule's place, for the first pair that it matches.
+fn hiding_rule(policy: &ResolvedPolicy, rule: usize) -> Option<usize> {
+    let hidden = &policy.rules[rule];
+    let (tenant, service) = (hidden.tenants.first()?, hidden.services.first()?);
+    policy.rules[..rule].iter().position(|earlier| {
+        earlier.mode == Mode::Enforce
+            && earlier.is_always_open()
+            && earlier.tenants.contains(tenant)
+            && earlier.services.contains(service)
+    })
 }
 
 fn constraints_without_effect(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
@@ -303,17 +307,15 @@ fn constraints_without_effect(reporter: &mut Reporter<'_>, policy: &ResolvedPoli
 fn pairs_without_backend(
     reporter: &mut Reporter<'_>,
     policy: &ResolvedPolicy,
-    judgements: &Judgements,
+    reach: &Reach,
     places: &Places,
 ) {
     let bindings = Bindings::of(policy);
     // Many tenants are bound alike, and the answer depends on nothing else.
     let mut families_left: BTreeMap<(usize, ConstraintSet), Vec<IpAddr>> = BTreeMap::new();
     for (tenant_index, tenant) in policy.tenants.iter().enumerate() {
-        for (service_index, service) in policy.services.iter().enumerate() {
-            if !judgements.get(tenant_index, service_index).is_allowed(policy) {
-                continue;
-            }
+        for service_index in reach.allowed(tenant_index).iter() {
+            let service = &policy.services[service_index];
             let constraints = bindings.get(tenant_index, service_index);
             let bare = families_left
                 .entry((service_index, constraints))

@@ -9,6 +9,7 @@ mod network;
 mod pools;
 mod rules;
 mod scalar;
+mod schedule;
 mod services;
 mod tenants;
 

@@ -11,7 +11,7 @@ use super::super::resolved::{Action, Constraint, Labels, Mode, Rule, Service, Te
 use super::super::selection::Selection;
 use super::super::suggest::quoted;
 use super::services::unknown_name;
-use super::{Placed, report_repetition, scalar, sort_by_name};
+use super::{Placed, report_repetition, scalar, schedule, sort_by_name};
 
 const ACTIONS: &[(&str, Action)] = &[("Allow", Action::Allow), ("Deny", Action::Deny)];
 const MODES: &[(&str, Mode)] = &[("Enforce", Mode::Enforce), ("Shadow", Mode::Shadow)];
@@ -77,6 +77,7 @@ pub(super) fn resolve_rules(
                 priority,
                 tenants,
                 services,
+                schedule,
             } = rule;
             let _ = scalar::name(reporter, name);
             let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
@@ -96,6 +97,9 @@ pub(super) fn resolve_rules(
                     .unwrap_or(0),
                 tenants: select(reporter, tenants.as_ref(), &subjects.tenants),
                 services: select(reporter, services.as_ref(), &subjects.services),
+                schedule: schedule
+                    .as_ref()
+                    .and_then(|schedule| schedule::resolve(reporter, schedule)),
                 line: place.line(),
             };
             Placed { value, place }
