@@ -106,6 +106,7 @@ fn explained(question: &Question, explanation: explain::Explanation) -> PolicyEx
     let rule = |rule: crate::pure::compile::directory::RuleEntry| RuleRef {
         name: rule.name,
         line: rule.line,
+        file: rule.file,
     };
     PolicyExplainReply {
         from: question.from,

@@ -124,6 +124,16 @@ pub enum CompileError {
         /// `IPv4` or `IPv6`.
         family: &'static str,
     },
+    /// The data path has no such forward mode. `resolve` refuses them before.
+    #[error(
+        "service `{service}` is forwarded by {forward:?}, which the data path cannot do: choose another mode"
+    )]
+    NoSuchForward {
+        /// The service's name.
+        service: String,
+        /// How it is forwarded.
+        forward: Forward,
+    },
     /// A table of the data path is too small.
     #[error("the policy needs more {what} than the data path has ({capacity}): {advice}")]
     Capacity {
@@ -272,7 +282,7 @@ pub fn compile(inputs: &Inputs<'_>) -> Result<Compiled, CompileError> {
     let tables = Tables {
         trie,
         tenants: tenant_records(&layout, &decisions.row_of_tenant),
-        services: service_records(&layout),
+        services: service_records(&layout)?,
         rows: decisions.rows,
         sets: decisions.sets,
         maglev: decisions.maglev,
@@ -426,14 +436,23 @@ fn limit_record(rate_per_second: Option<u64>, burst_ns: u64, unit: Unit) -> Limi
     }
 }
 
-fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
+/// The number that stands for a forward mode, if the data path has it.
+const fn forward_code(forward: Forward) -> Option<u32> {
+    match forward {
+        Forward::Nat => Some(FORWARD_NAT),
+        Forward::Dnat => Some(FORWARD_DNAT),
+        Forward::L2Dsr => Some(FORWARD_L2DSR),
+        Forward::Ipip | Forward::Gue | Forward::Local => None,
+    }
+}
+
+fn service_records(layout: &Layout<'_>) -> Result<Vec<ServiceRecord>, CompileError> {
     let mut records = Vec::new();
     for service in &layout.services {
-        let forward = match service.service.forward {
-            Forward::Nat => FORWARD_NAT,
-            Forward::Dnat => FORWARD_DNAT,
-            Forward::L2Dsr => FORWARD_L2DSR,
-        };
+        let forward = forward_code(service.service.forward).ok_or_else(|| CompileError::NoSuchForward {
+            service: service.service.name.clone(),
+            forward: service.service.forward,
+        })?;
         put(
             &mut records,
             service.slot,
@@ -444,7 +463,7 @@ fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
             },
         );
     }
-    records
+    Ok(records)
 }
 
 fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {

@@ -348,9 +348,8 @@ impl Bindings {
 #[must_use]
 pub fn is_compliant(constraint: &Constraint, pool: &Pool, backend: &Backend) -> bool {
     constraint
-        .require_labels
-        .iter()
-        .all(|(key, value)| ResolvedPolicy::backend_label(pool, backend, key) == Some(value.as_str()))
+        .require
+        .holds(|key| ResolvedPolicy::backend_label(pool, backend, key))
 }
 
 /// A service's back ends that all of the given constraints allow, as (pool index, index within the pool), in the

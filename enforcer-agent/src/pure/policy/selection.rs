@@ -73,6 +73,36 @@ impl Selection {
         &self.words
     }
 
+    /// What is in both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        self.combine(other, |word, other| word & other)
+    }
+
+    /// What is in this one and not in the other.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        self.combine(other, |word, other| word & !other)
+    }
+
+    /// Whether something is in both.
+    #[must_use]
+    pub fn intersects(&self, other: &Self) -> bool {
+        self.words
+            .iter()
+            .zip(&*other.words)
+            .any(|(word, other)| word & other != 0)
+    }
+
+    fn combine(&self, other: &Self, combine: impl Fn(u64, u64) -> u64) -> Self {
+        let words = self.words.iter().enumerate();
+        Self::from_words(
+            words
+                .map(|(number, word)| combine(*word, other.word(number)))
+                .collect(),
+        )
+    }
+
     /// The set whose words these are.
     pub(super) fn from_words(mut words: Vec<u64>) -> Self {
         let used = words
@@ -197,7 +227,11 @@ mod tests {
             prop_assert_eq!(selection.is_empty(), set.is_empty());
             prop_assert_eq!(selection.first(), set.first().copied());
             let other_set: BTreeSet<usize> = other.iter().copied().collect();
-            prop_assert_eq!(selection == other.into_iter().collect(), set == other_set);
+            let other: Selection = other.into_iter().collect();
+            prop_assert_eq!(selection == other, set == other_set);
+            prop_assert!(selection.intersection(&other).iter().eq(set.intersection(&other_set).copied()));
+            prop_assert!(selection.difference(&other).iter().eq(set.difference(&other_set).copied()));
+            prop_assert_eq!(selection.intersects(&other), !set.is_disjoint(&other_set));
             let text = serde_json::to_string(&selection).unwrap();
             prop_assert_eq!(serde_json::from_str::<Selection>(&text).unwrap(), selection);
         }

@@ -1,22 +1,11 @@
 //! The schedule of a rule.
 
-use serde_saphyr::Spanned;
-
 use super::super::diagnostic::{Code, Reporter};
-use super::super::model::{self, Text};
+use super::super::kinds::{Choice, TimeOfDay};
+use super::super::model::{self, List, Scalar, Spanned, Text};
 use super::super::schedule::{DAY_MINUTES, Day, Days, Schedule, Zone};
 use super::super::suggest::{nearest, quoted};
 use super::scalar;
-
-const DAYS: &[(&str, Day)] = &[
-    (Day::Mon.name(), Day::Mon),
-    (Day::Tue.name(), Day::Tue),
-    (Day::Wed.name(), Day::Wed),
-    (Day::Thu.name(), Day::Thu),
-    (Day::Fri.name(), Day::Fri),
-    (Day::Sat.name(), Day::Sat),
-    (Day::Sun.name(), Day::Sun),
-];
 
 /// Reads a schedule. `None` if anything about it is wrong, which has been reported then.
 pub(super) fn resolve(reporter: &mut Reporter<'_>, schedule: &Spanned<model::Schedule>) -> Option<Schedule> {
@@ -33,7 +22,7 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, schedule: &Spanned<model::Sch
     }
     let days = days
         .as_ref()
-        .map_or(Some(Days::ALL), |days| resolve_days(reporter, schedule, days));
+        .map_or(Some(Days::ALL), |days| resolve_days(reporter, days));
     let from_minute = from
         .as_ref()
         .map_or(Some(0), |text| time_of_day(reporter, text, DAY_MINUTES - 1));
@@ -51,20 +40,17 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, schedule: &Spanned<model::Sch
     Some(resolved)
 }
 
-fn resolve_days(
-    reporter: &mut Reporter<'_>,
-    schedule: &Spanned<model::Schedule>,
-    texts: &[Text],
-) -> Option<Days> {
+fn resolve_days(reporter: &mut Reporter<'_>, list: &List<Scalar<Day>>) -> Option<Days> {
+    let texts = &list.value;
     if texts.is_empty() {
         let help = "List the days on which the window begins, or leave `days` out for every day.";
-        reporter.error(Code::NoEffect, schedule, "this schedule is never open", help);
+        reporter.error(Code::NoEffect, list, "this schedule is never open", help);
         return None;
     }
-    let mut days = Vec::with_capacity(texts.len().min(DAYS.len()));
+    let mut days = Vec::with_capacity(texts.len().min(Day::WORDS.len()));
     let mut complete = true;
     for text in texts {
-        match scalar::choice(reporter, text, DAYS, "day of the week") {
+        match scalar::choice(reporter, text) {
             Some(day) if days.contains(&day) => {
                 let message = format!("{} is listed twice", quoted(&text.value));
                 reporter.warning(Code::Duplicate, text, message, "Remove it here.");
@@ -77,7 +63,7 @@ fn resolve_days(
 }
 
 /// Minutes after midnight of `HH:MM`.
-fn time_of_day(reporter: &mut Reporter<'_>, text: &Text, last_minute: u16) -> Option<u16> {
+fn time_of_day(reporter: &mut Reporter<'_>, text: &Scalar<TimeOfDay>, last_minute: u16) -> Option<u16> {
     let digits = |part: &str| {
         let two_digits = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_digit());
         two_digits.then(|| part.parse::<u16>().ok()).flatten()
@@ -98,9 +84,13 @@ fn time_of_day(reporter: &mut Reporter<'_>, text: &Text, last_minute: u16) -> Op
     minute
 }
 
-fn resolve_zone(reporter: &mut Reporter<'_>, text: &Text) -> Option<Zone> {
+/// A time zone.
+pub(super) fn resolve_zone(reporter: &mut Reporter<'_>, text: &Text) -> Option<Zone> {
     let zone = Zone::named(&text.value).ok();
-    if zone.is_none() {
+    if zone.is_none() && !reporter.has_room() {
+        // Nobody will read it, and to find the nearest of all names costs something.
+        reporter.error(Code::UnknownName, text, "", "");
+    } else if zone.is_none() {
         let names = Zone::names();
         let help = match nearest(&text.value, names.iter().map(String::as_str)) {
             Some(near) => format!("Did you mean `{near}`?"),
