@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Actor, Direction, Protocol};
 use crate::pure::audit::AuditRecord;
 use crate::pure::policy::Diagnostic;
+use crate::pure::policy::PolicySource;
 use crate::pure::policy::resolved::{Forward, Limits, PortRange};
 pub use maps::{MapEntry, MapField, MapRow, MapsDumpReply, MapsListReply};
 
@@ -97,7 +98,7 @@ pub struct PolicyStatus {
     pub name: String,
     /// SHA-256 of the resolved policy, in hexadecimal.
     pub digest: String,
-    /// The file as whoever applied it called it.
+    /// The file as whoever applied it called it; the first one and a count if there were several.
     pub file: String,
     /// When it was applied.
     pub applied_at: Timestamp,
@@ -225,8 +226,8 @@ pub struct PolicyShowReply {
     pub policy: PolicyStatus,
     /// The live generation.
     pub generation: u64,
-    /// The text as it was applied.
-    pub text: String,
+    /// The texts as they were applied.
+    pub sources: Vec<PolicySource>,
 }
 
 /// What a packet would get, and why.

@@ -72,9 +72,10 @@ async fn answer_all(mut incoming: mpsc::Receiver<Incoming>) {
             Request::Metrics => Ok(Reply::Metrics(MetricsReply {
                 text: "x".repeat(17 << 20),
             })),
-            Request::PolicyApply { text, .. } => {
-                Err(ApiError::new(ErrorCode::Refused, text.len().to_string()))
-            }
+            Request::PolicyApply { sources, .. } => Err(ApiError::new(
+                ErrorCode::Refused,
+                sources[0].text.len().to_string(),
+            )),
             // Dropped without an answer, as by a bug.
             _ => continue,
         };
@@ -152,8 +153,7 @@ async fn a_policy_of_many_megabytes_passes() {
     let daemon = Daemon::start();
     let mut client = Client::connect(&daemon.socket()).await.unwrap();
     let apply = |bytes| Request::PolicyApply {
-        file: "p".into(),
-        text: "#".repeat(bytes),
+        sources: vec![PolicySource::new("p", "#".repeat(bytes))],
         dry_run: false,
     };
     assert_eq!(
@@ -262,15 +262,13 @@ async fn others_may_read_what_the_group_may_read_and_change_nothing() {
         frame(Request::BackendDrain { name: name() }),
         frame(Request::BackendUndrain { name: name() }),
         frame(Request::PolicyApply {
-            file: name(),
-            text: text(),
+            sources: vec![PolicySource::new(name(), text())],
             dry_run: false,
         }),
         frame(Request::Detach),
         // These two may be asked: the loop answers the first, and drops the second.
         frame(Request::PolicyApply {
-            file: name(),
-            text: text(),
+            sources: vec![PolicySource::new(name(), text())],
             dry_run: true,
         }),
         frame(Request::Status),

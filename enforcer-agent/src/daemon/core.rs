@@ -524,7 +524,7 @@ impl Core {
 }
 
 pub(super) fn activate(applied: AppliedPolicy) -> Result<Active, Vec<Diagnostic>> {
-    let outcome = policy::load(&applied.file, &applied.text);
+    let outcome = policy::load_all(&applied.sources);
     let warnings = outcome.diagnostics.clone();
     let policy = outcome.into_result()?;
     let digest = policy.digest().to_string();

@@ -156,9 +156,9 @@ kinds! {
     Duration: {"type": "string", "pattern": DURATION_PATTERN, "examples": ["500ms", "2s", "1m 30s"]};
     /// A whole number from 0 to 100 with `%`.
     Share: {"type": "string", "pattern": "^(100|[0-9]{1,2}|0[0-9]{2})%$", "examples": ["50%"]};
-    /// A period of the calendar: `1h`, `2h`, `3h`, `4h`, `6h`, `8h` or `12h`, counted from midnight; a number of days
+    /// A period of the calendar: `1h`, `2h`, `3h`, `4h`, `6h`, `8h`, `12h` or `24h`, counted from midnight; a number of days
     /// from `1d` to `366d`, counted from Monday, 5 January 1970, so that `7d` is a week from Monday to Sunday; `month`.
-    Period: {"type": "string", "pattern": "^((1|2|3|4|6|8|12)h|[1-9][0-9]{0,2}d|month)$",
+    Period: {"type": "string", "pattern": "^((1|2|3|4|6|8|12|24)h|[1-9][0-9]{0,2}d|month)$",
         "examples": ["1h", "1d", "7d", "month"]};
     /// Hours and minutes, from `00:00` to `24:00`.
     TimeOfDay: {"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$|^24:00$", "examples": ["08:30"]};

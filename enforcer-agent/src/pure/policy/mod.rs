@@ -25,6 +25,7 @@ pub mod quantity;
 mod resolve;
 pub mod resolved;
 pub mod schedule;
+pub mod schema;
 pub mod selection;
 mod shape;
 mod source;
@@ -34,7 +35,7 @@ mod yaml;
 use diagnostic::Reporter;
 pub use diagnostic::{Code, Diagnostic, Severity};
 pub use resolved::{Digest, ResolvedPolicy};
-pub use source::PolicySource;
+pub use source::{PolicySource, name_of};
 
 /// What became of a policy text.
 #[derive(Debug, Clone, PartialEq)]

@@ -69,7 +69,7 @@ records! {
         /// What happens when the agent has not renewed its lease: it may have died, and the policy may be out of date.
         #[schemars(extend("default" = "Hold"))]
         "onLeaseExpiry" => pub on_lease_expiry: Option<Scalar<LeaseExpiry>>,
-        /// How long the lease lasts after the agent has renewed it, from 5 to 86400.
+        /// How long the lease lasts after the agent has renewed it, from 1 to 86400. An agent that is restarted should not lose it.
         #[schemars(extend("default" = 30, "x-unit" = "s"))]
         "leaseSeconds" => pub lease_seconds: Option<Scalar<Number>>,
     }

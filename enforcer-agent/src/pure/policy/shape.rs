@@ -430,7 +430,8 @@ macro_rules! records {
         pub struct $record:ident {
             $( $(#[$field_meta:meta])* $yaml:literal => pub $field:ident: $type:ty, )+
         }
-    )+) => {$(
+    )+) => {
+    $(
         #[derive(Debug, Clone, Default, schemars::JsonSchema)]
         #[schemars(deny_unknown_fields)]
         $(#[$meta])*
@@ -453,6 +454,10 @@ macro_rules! records {
                 })
             }
         }
-    )+};
+    )+
+
+        /// Every record with its fields, in the order in which people read them.
+        pub(super) const RECORDS: &[(&str, &[&str])] = &[$((stringify!($record), &[$($yaml),+])),+];
+    };
 }
 pub(super) use records;

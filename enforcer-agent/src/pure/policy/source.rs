@@ -35,6 +35,16 @@ impl PolicySource {
     }
 }
 
+/// What to call a policy in one line: the name of its text, or of the first one and how many more there are.
+#[must_use]
+pub fn name_of(texts: &[PolicySource]) -> String {
+    match texts {
+        [] => String::new(),
+        [only] => only.file.clone(),
+        [first, rest @ ..] => format!("{} and {} more", first.file, rest.len()),
+    }
+}
+
 /// A place in one of a policy's texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {

@@ -224,6 +224,7 @@ fn rules(tenants: usize, services: usize) -> impl Strategy<Value = Vec<Rule>> {
         services,
         schedule,
         line: 0,
+        file: None,
     });
     proptest::collection::vec(rule, 0..24)
 }
@@ -317,6 +318,7 @@ fn tenants_that_all_rules_treat_alike_share_a_row() {
         services: Selection::all(70),
         schedule: None,
         line: 0,
+        file: None,
     };
     let even = (0..200).filter(|tenant| tenant % 2 == 0).collect();
     let policy = plain_policy(

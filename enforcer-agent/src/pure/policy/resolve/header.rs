@@ -9,8 +9,7 @@ use super::{enforced, scalar};
 
 /// How long a lease lasts unless the policy says so.
 const DEFAULT_LEASE_SECONDS: u32 = 30;
-/// The shortest lease: an agent that is restarted should not lose it.
-const MIN_LEASE_SECONDS: u32 = 5;
+const MIN_LEASE_SECONDS: u32 = 1;
 const MAX_LEASE_SECONDS: u32 = 24 * 3600;
 
 /// Checks the frame of every document, and returns the policy's name.

@@ -379,6 +379,7 @@ fn resolve_period(reporter: &mut Reporter<'_>, text: &Text) -> Option<QuotaPerio
     let days = number('d').filter(|days| (1..=MAX_QUOTA_DAYS).contains(days));
     let period = match text.value.as_str() {
         "month" => Some(QuotaPeriod::Month),
+        "24h" => Some(QuotaPeriod::Days(1)),
         _ => hours.map(QuotaPeriod::Hours).or(days.map(QuotaPeriod::Days)),
     };
     if period.is_none() {
