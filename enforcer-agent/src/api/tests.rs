@@ -173,22 +173,22 @@ async fn hostile_frames_get_an_error_and_the_server_goes_on() {
     let socket = daemon.socket();
     let cases = [
         (
-            with_length("{\"version\":1,\"request\":{\"do\":\"fly\"}}"),
+            with_length("{\"version\":2,\"request\":{\"do\":\"fly\"}}"),
             ErrorCode::Malformed,
         ),
         (
-            with_length("{\"version\":1,\"request\":{\"do\":\"tenantResume\",\"name\":\"a\",\"extra\":1}}"),
+            with_length("{\"version\":2,\"request\":{\"do\":\"tenantResume\",\"name\":\"a\",\"extra\":1}}"),
             ErrorCode::Malformed,
         ),
         (
-            with_length("{\"version\":1,\"request\":{\"do\":\"mapsDump\"}}"),
+            with_length("{\"version\":2,\"request\":{\"do\":\"mapsDump\"}}"),
             ErrorCode::Malformed,
         ),
         (with_length("not json"), ErrorCode::Malformed),
         (with_length(""), ErrorCode::Malformed),
         (with_length(&"[".repeat(50_000)), ErrorCode::Malformed),
         (
-            with_length("{\"version\":2,\"request\":{\"do\":\"fly\"}}"),
+            with_length("{\"version\":1,\"request\":{\"do\":\"fly\"}}"),
             ErrorCode::Version,
         ),
         (u32::MAX.to_be_bytes().to_vec(), ErrorCode::Malformed),
