@@ -7,6 +7,7 @@ use enforcer_agent::pure::compile::{
     BackendStatus, CompileError, Compiled, Directory, HostFacts, Inputs, NextHop, Slots, compile,
 };
 use enforcer_agent::pure::policy::resolved::Backend;
+use enforcer_agent::pure::policy::selection::Selection;
 use enforcer_agent::pure::policy::{Diagnostic, ResolvedPolicy, load};
 use enforcer_common::hash::{flow_hash, scale};
 
@@ -49,6 +50,8 @@ pub struct World {
     pub failed_pools: BTreeSet<String>,
     /// Tenants that are suspended.
     pub suspended: BTreeSet<String>,
+    /// Rules that are closed at the time.
+    pub closed_rules: Selection,
     /// Slots of the last compile.
     pub slots: Slots,
     /// Names of the last compile.
@@ -97,6 +100,7 @@ impl World {
             backends: BTreeMap::new(),
             failed_pools: BTreeSet::new(),
             suspended: BTreeSet::new(),
+            closed_rules: Selection::default(),
             slots: Slots::default(),
             directory: Directory::default(),
         };
@@ -142,6 +146,7 @@ impl World {
             backends: &self.backends,
             failed_pools: &self.failed_pools,
             suspended: &self.suspended,
+            closed_rules: &self.closed_rules,
         })?;
         self.slots = compiled.slots.clone();
         self.directory = compiled.directory.clone();

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use enforcer_agent::pure::policy::diagnostic::render_all;
-use enforcer_agent::pure::policy::{Outcome, Severity, load};
+use enforcer_agent::pure::policy::{Outcome, PolicySource, Severity, load, load_all, schema};
+use serde_json::Value;
 
 fn directory(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -83,12 +84,12 @@ fn samples_load_without_a_word() {
 
 #[test]
 fn rejected_policies_say_why() {
-    check_golden("rejected", 15, false);
+    check_golden("rejected", 110, false);
 }
 
 #[test]
 fn doubtful_policies_are_warned_about() {
-    check_golden("warned", 4, true);
+    check_golden("warned", 12, true);
 }
 
 #[test]
@@ -178,5 +179,114 @@ fn damaged_policies_are_refused_in_order() {
     assert!(
         refused > 200,
         "only {refused} of 400 damaged policies were refused"
+    );
+}
+
+/// Compares a text that is made from the types with its file, which is in the repository so that people can read it.
+fn check_generated(path: &str, expected: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&path, expected).expect("the file can be written");
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == expected,
+        "{} is not what the types say; BLESS=1 writes it anew",
+        path.display()
+    );
+}
+
+#[test]
+fn the_schema_and_the_reference_are_those_of_the_types() {
+    check_generated("policies/schema.json", &schema::text());
+    check_generated("docs/policy-reference.md", &schema::reference());
+}
+
+/// What an independent validator says about the documents of a policy: the first thing that is wrong.
+fn validate(validator: &jsonschema::Validator, path: &Path) -> Result<(), String> {
+    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).map_err(|error| error.to_string())?;
+    for document in documents {
+        validator
+            .validate(&document)
+            .map_err(|error| format!("{error} at {}", error.instance_path()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_independent_validator_agrees_with_the_schema() {
+    let validator = jsonschema::draft202012::new(&schema::schema()).expect("the schema is right");
+    for place in [".", "warned"] {
+        for (name, path) in policies(place) {
+            assert_eq!(validate(&validator, &path), Ok(()), "{place}/{name}");
+        }
+    }
+    // What is wrong with the shape of a policy, or with a value alone, is wrong to an editor as well.
+    for name in [
+        "wrong-shape",
+        "unknown-field",
+        "null-limit",
+        "missing-field",
+        "wrong-kind",
+        "health-check-both",
+        "health-check-nothing",
+        "empty-selector",
+        "negative-rate",
+        "zero-rate",
+        "burst-without-unit",
+        "source-without-length",
+        "address-is-a-name",
+        "port-zero",
+        "port-name",
+        "quota-period",
+        "quota-metric",
+        "unknown-action",
+        "expression-operator",
+        "schedule-time",
+        "schedule-empty",
+        "class-shed-without-percent",
+        "failover-share",
+        "default-allow",
+        "telemetry-https",
+        "constraint-names",
+        "label-key",
+        "name-too-long",
+    ] {
+        let path = directory("rejected").join(name).with_extension("yaml");
+        let found = validate(&validator, &path);
+        assert!(found.is_err(), "{name} passes the schema");
+    }
+}
+
+/// A policy in several texts is the policy in one, whatever stands in which; and what is wrong names its text.
+#[test]
+fn a_policy_can_be_split_over_several_texts() {
+    let whole = fs::read_to_string(directory("quickstart.yaml")).unwrap();
+    let (head, spec) = whole.split_once("\nspec:\n").expect("there is a spec");
+    let (front, back) = spec.split_at(spec.find("  # Groups of back ends").expect("there are pools"));
+    let part = |file: &str, body: &str| PolicySource::new(file, format!("{head}\nspec:\n{body}"));
+    let digest = |texts: &[PolicySource]| load_all(texts).policy.expect("it is right").digest();
+    let split = [part("a.yaml", front), part("b.yaml", back)];
+    assert_eq!(
+        digest(&split),
+        digest(&[PolicySource::new("p.yaml", whole.as_str())])
+    );
+
+    let wrong = [
+        part("a.yaml", front),
+        part("b.yaml", &back.replace("gpu-3", "gpu-2")),
+    ];
+    let outcome = load_all(&wrong);
+    let [problem] = outcome.diagnostics.as_slice() else {
+        panic!("{:#?}", outcome.diagnostics)
+    };
+    assert_eq!(problem.file, "b.yaml");
+    assert!(problem.help.contains(" of `b.yaml`"), "{}", problem.help);
+    let rules = load_all(&split).policy.expect("it is right").rules;
+    assert!(
+        rules
+            .iter()
+            .all(|rule| rule.file.as_deref() == Some("b.yaml") && rule.line > 0)
     );
 }

@@ -8,5 +8,6 @@ pub mod http;
 pub mod metrics_http;
 pub mod neighbours;
 pub mod nvml;
+pub mod policy_files;
 pub mod probe;
 pub mod prometheus;

@@ -16,11 +16,12 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 pub use crate::pure::audit::{Actor, Direction};
+pub use crate::pure::policy::PolicySource;
 pub use crate::pure::policy::resolved::Protocol;
 pub use reply::Reply;
 
 /// Raised with every change of a request or a reply that an older peer would misread.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Largest frame that a client reads, and that the server reads of a peer that may write: a policy fits.
 pub const MAX_FRAME_BYTES: usize = 16 << 20;
 /// Largest frame that the server reads of a peer that may only read.
@@ -41,10 +42,8 @@ pub enum Request {
     Status,
     /// Make this the policy, if it has no errors.
     PolicyApply {
-        /// What to call the text in diagnostics and records.
-        file: String,
-        /// The policy itself.
-        text: String,
+        /// The policy itself, in the order of the names of its texts.
+        sources: Vec<PolicySource>,
         /// Check and compile as if it were to be applied, and then do not.
         dry_run: bool,
     },

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::{Actor, Direction, Protocol};
 use crate::pure::audit::AuditRecord;
 use crate::pure::policy::Diagnostic;
-use crate::pure::policy::resolved::{Forward, Limits};
+use crate::pure::policy::PolicySource;
+use crate::pure::policy::resolved::{Forward, Limits, PortRange};
 pub use maps::{MapEntry, MapField, MapRow, MapsDumpReply, MapsListReply};
 
 /// The answer to a [`super::Request`], under the same name.
@@ -97,7 +98,7 @@ pub struct PolicyStatus {
     pub name: String,
     /// SHA-256 of the resolved policy, in hexadecimal.
     pub digest: String,
-    /// The file as whoever applied it called it.
+    /// The file as whoever applied it called it; the first one and a count if there were several.
     pub file: String,
     /// When it was applied.
     pub applied_at: Timestamp,
@@ -225,8 +226,8 @@ pub struct PolicyShowReply {
     pub policy: PolicyStatus,
     /// The live generation.
     pub generation: u64,
-    /// The text as it was applied.
-    pub text: String,
+    /// The texts as they were applied.
+    pub sources: Vec<PolicySource>,
 }
 
 /// What a packet would get, and why.
@@ -281,6 +282,9 @@ pub struct RuleRef {
     pub name: String,
     /// Its line in the policy's text; 0 if that is not known.
     pub line: u32,
+    /// The text that this is a line of, if the policy has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 /// What a rule in shadow mode would have done.
@@ -433,8 +437,8 @@ pub struct ServiceRow {
     pub name: String,
     /// Its virtual addresses.
     pub addresses: Vec<IpAddr>,
-    /// Its port.
-    pub port: u16,
+    /// Its port, or several in a row.
+    pub ports: PortRange,
     /// Its protocol.
     pub protocol: Protocol,
     /// How packets get to its back ends.

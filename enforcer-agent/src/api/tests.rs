@@ -72,9 +72,10 @@ async fn answer_all(mut incoming: mpsc::Receiver<Incoming>) {
             Request::Metrics => Ok(Reply::Metrics(MetricsReply {
                 text: "x".repeat(17 << 20),
             })),
-            Request::PolicyApply { text, .. } => {
-                Err(ApiError::new(ErrorCode::Refused, text.len().to_string()))
-            }
+            Request::PolicyApply { sources, .. } => Err(ApiError::new(
+                ErrorCode::Refused,
+                sources[0].text.len().to_string(),
+            )),
             // Dropped without an answer, as by a bug.
             _ => continue,
         };
@@ -152,8 +153,7 @@ async fn a_policy_of_many_megabytes_passes() {
     let daemon = Daemon::start();
     let mut client = Client::connect(&daemon.socket()).await.unwrap();
     let apply = |bytes| Request::PolicyApply {
-        file: "p".into(),
-        text: "#".repeat(bytes),
+        sources: vec![PolicySource::new("p", "#".repeat(bytes))],
         dry_run: false,
     };
     assert_eq!(
@@ -173,22 +173,22 @@ async fn hostile_frames_get_an_error_and_the_server_goes_on() {
     let socket = daemon.socket();
     let cases = [
         (
-            with_length("{\"version\":1,\"request\":{\"do\":\"fly\"}}"),
+            with_length("{\"version\":2,\"request\":{\"do\":\"fly\"}}"),
             ErrorCode::Malformed,
         ),
         (
-            with_length("{\"version\":1,\"request\":{\"do\":\"tenantResume\",\"name\":\"a\",\"extra\":1}}"),
+            with_length("{\"version\":2,\"request\":{\"do\":\"tenantResume\",\"name\":\"a\",\"extra\":1}}"),
             ErrorCode::Malformed,
         ),
         (
-            with_length("{\"version\":1,\"request\":{\"do\":\"mapsDump\"}}"),
+            with_length("{\"version\":2,\"request\":{\"do\":\"mapsDump\"}}"),
             ErrorCode::Malformed,
         ),
         (with_length("not json"), ErrorCode::Malformed),
         (with_length(""), ErrorCode::Malformed),
         (with_length(&"[".repeat(50_000)), ErrorCode::Malformed),
         (
-            with_length("{\"version\":2,\"request\":{\"do\":\"fly\"}}"),
+            with_length("{\"version\":1,\"request\":{\"do\":\"fly\"}}"),
             ErrorCode::Version,
         ),
         (u32::MAX.to_be_bytes().to_vec(), ErrorCode::Malformed),
@@ -262,15 +262,13 @@ async fn others_may_read_what_the_group_may_read_and_change_nothing() {
         frame(Request::BackendDrain { name: name() }),
         frame(Request::BackendUndrain { name: name() }),
         frame(Request::PolicyApply {
-            file: name(),
-            text: text(),
+            sources: vec![PolicySource::new(name(), text())],
             dry_run: false,
         }),
         frame(Request::Detach),
         // These two may be asked: the loop answers the first, and drops the second.
         frame(Request::PolicyApply {
-            file: name(),
-            text: text(),
+            sources: vec![PolicySource::new(name(), text())],
             dry_run: true,
         }),
         frame(Request::Status),

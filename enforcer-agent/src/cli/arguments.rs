@@ -94,13 +94,17 @@ pub(super) enum Command {
 pub(super) enum Policy {
     /// Check a policy, without an agent
     Check {
-        /// The policy; `-` reads standard input
-        file: PathBuf,
+        /// Files of the policy, or directories with them; `-` reads standard input
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
     },
+    /// Print the JSON Schema of policies, for editors
+    Schema,
     /// Make a policy the one in force
     Apply {
-        /// The policy; `-` reads standard input
-        file: PathBuf,
+        /// Files of the policy, or directories with them; `-` reads standard input
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
         /// Compile it for this host, and stop before anything changes
         #[arg(long)]
         dry_run: bool,

@@ -1,8 +1,7 @@
 //! From a command to the call that carries it out, and from the answer to what is written.
 
-use std::fs::File;
 use std::future::Future;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,12 +14,12 @@ use super::arguments::{
 };
 use super::render::{self, Render};
 use super::{CliError, doctor, output, run};
+use crate::adapters::policy_files;
 use crate::api::client::{Client, ClientError};
 use crate::api::reply::DetachReply;
 use crate::api::{FlowFilter, MAX_ROWS, Reply, Request};
 use crate::config::{Config, DEFAULT_SOCKET};
 use crate::daemon;
-use crate::pure::policy::bounds::MAX_TEXT_BYTES;
 use crate::pure::policy::diagnostic::render_all;
 use crate::pure::policy::{self, Severity};
 
@@ -44,15 +43,12 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
         Command::Completions { shell } => completions(shell),
         Command::Detach { config } => block_on(detach(socket.clone(), config.as_deref(), format))?,
         Command::Status => remote(Request::Status),
-        Command::Policy(Policy::Check { file }) => check_policy(&file, format),
-        Command::Policy(Policy::Apply { file, dry_run }) => {
-            let text = read_policy(&file)?;
-            remote(Request::PolicyApply {
-                file: file.display().to_string(),
-                text,
-                dry_run,
-            })
-        }
+        Command::Policy(Policy::Check { paths }) => check_policy(&paths, format),
+        Command::Policy(Policy::Schema) => output::text(&policy::schema::text()),
+        Command::Policy(Policy::Apply { paths, dry_run }) => remote(Request::PolicyApply {
+            sources: policy_files::read(&paths)?,
+            dry_run,
+        }),
         Command::Policy(Policy::Show) => remote(Request::PolicyShow),
         Command::Policy(Policy::Explain(Explain {
             from,
@@ -141,29 +137,8 @@ fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
     output::text(&String::from_utf8_lossy(&script))
 }
 
-/// Reads at most one byte more than a policy may have, so that the check says that it is too large.
-fn read_policy(path: &Path) -> Result<String, CliError> {
-    let fail = |source| CliError::ReadPolicy {
-        path: path.to_owned(),
-        source,
-    };
-    let mut source: Box<dyn Read> = if path == Path::new("-") {
-        Box::new(io::stdin())
-    } else {
-        Box::new(File::open(path).map_err(fail)?)
-    };
-    let mut text = String::new();
-    source
-        .by_ref()
-        .take(MAX_TEXT_BYTES as u64 + 1)
-        .read_to_string(&mut text)
-        .map_err(fail)?;
-    Ok(text)
-}
-
-fn check_policy(path: &Path, format: Format) -> Result<(), CliError> {
-    let text = read_policy(path)?;
-    let outcome = policy::load(&path.display().to_string(), &text);
+fn check_policy(paths: &[PathBuf], format: Format) -> Result<(), CliError> {
+    let outcome = policy::load_all(&policy_files::read(paths)?);
     let digest = outcome.policy.as_ref().map(|policy| policy.digest().to_string());
     let valid = outcome
         .diagnostics

@@ -1,11 +1,11 @@
 //! What can end a command, and with which exit code.
 
 use std::io;
-use std::path::PathBuf;
 
 use thiserror::Error;
 
 use crate::adapters::dataplane::DataplaneError;
+use crate::adapters::policy_files::PolicyFilesError;
 use crate::api::client::ClientError;
 use crate::api::{ApiError, Reply};
 use crate::config::ConfigError;
@@ -38,14 +38,9 @@ pub(super) enum CliError {
     /// The daemon answered something else.
     #[error("the agent answered another request than the one that was asked: {0:?}")]
     OtherReply(Box<Reply>),
-    /// A policy file cannot be read.
-    #[error("cannot read the policy {}: {source}", path.display())]
-    ReadPolicy {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    /// A policy's files.
+    #[error(transparent)]
+    PolicyFiles(#[from] PolicyFilesError),
     /// The asynchronous runtime.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -82,7 +77,7 @@ impl CliError {
                 ClientError::Protocol { .. } | ClientError::TooLarge { .. } | ClientError::Refused(_),
             )
             | Self::OtherReply(_)
-            | Self::ReadPolicy { .. }
+            | Self::PolicyFiles(_)
             | Self::Start(_)
             | Self::Write(_)
             | Self::Json(_) => FAILED,

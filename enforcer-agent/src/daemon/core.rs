@@ -184,6 +184,7 @@ impl Core {
             backends: &self.fleet.statuses(),
             failed_pools: &self.fleet.failed_pools(),
             suspended: &self.state.suspended,
+            closed_rules: &policy::schedule::closed_rules(policy, jiff::Timestamp::now()),
         })
     }
 
@@ -523,7 +524,7 @@ impl Core {
 }
 
 pub(super) fn activate(applied: AppliedPolicy) -> Result<Active, Vec<Diagnostic>> {
-    let outcome = policy::load(&applied.file, &applied.text);
+    let outcome = policy::load_all(&applied.sources);
     let warnings = outcome.diagnostics.clone();
     let policy = outcome.into_result()?;
     let digest = policy.digest().to_string();

@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 use crate::api::Actor;
 use crate::ports::StateStore;
 use crate::pure::compile::Slots;
+use crate::pure::policy::PolicySource;
 
 /// Raised with every change that an older agent would misread.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
+/// The oldest form that is read: its policies had one text.
+const OLDEST_FORM: u32 = 1;
 
 /// The state file's content.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,16 +36,46 @@ pub(crate) struct State {
 
 /// A policy and who applied it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", from = "StoredPolicy")]
 pub(crate) struct AppliedPolicy {
-    /// What the text was called.
-    pub(crate) file: String,
-    /// The text.
-    pub(crate) text: String,
+    /// Its texts.
+    pub(crate) sources: Vec<PolicySource>,
     /// When.
     pub(crate) applied_at: Timestamp,
     /// By whom; `None`: by the agent's own configuration.
     pub(crate) applied_by: Option<Actor>,
+}
+
+/// An [`AppliedPolicy`] as any form of the state file has it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct StoredPolicy {
+    #[serde(default)]
+    sources: Vec<PolicySource>,
+    /// Of form 1: the name of its only text.
+    file: Option<String>,
+    /// Of form 1: its only text.
+    text: Option<String>,
+    applied_at: Timestamp,
+    applied_by: Option<Actor>,
+}
+
+impl From<StoredPolicy> for AppliedPolicy {
+    fn from(stored: StoredPolicy) -> Self {
+        let StoredPolicy {
+            mut sources,
+            file,
+            text,
+            applied_at,
+            applied_by,
+        } = stored;
+        sources.extend(text.map(|text| PolicySource::new(file.unwrap_or_default(), text)));
+        Self {
+            sources,
+            applied_at,
+            applied_by,
+        }
+    }
 }
 
 /// Why the state cannot be read or written.
@@ -123,13 +156,13 @@ fn load(directory: &Path) -> Result<State, StateError> {
         path: path.clone(),
         source,
     })?;
-    if state.form != FORM {
+    if !(OLDEST_FORM..=FORM).contains(&state.form) {
         return Err(StateError::Form {
             path,
             form: state.form,
         });
     }
-    Ok(state)
+    Ok(State { form: FORM, ..state })
 }
 
 /// Writes the state beside the old one, syncs it and renames it over: at no moment is there half a file.
@@ -179,8 +212,10 @@ mod tests {
         };
         state.suspended.insert("acme".to_owned());
         state.policy = Some(AppliedPolicy {
-            file: "p.yaml".to_owned(),
-            text: "kind: GovernancePolicy\n".to_owned(),
+            sources: vec![
+                PolicySource::new("p.yaml", "kind: GovernancePolicy\n"),
+                PolicySource::new("q.yaml", ""),
+            ],
             applied_at: Timestamp::UNIX_EPOCH,
             applied_by: Some(Actor { uid: 1, pid: Some(2) }),
         });
@@ -198,13 +233,31 @@ mod tests {
             "{error}"
         );
         let later = State {
-            form: 2,
+            form: FORM + 1,
             ..State::default()
         };
         fs::write(path_in(directory.path()), serde_json::to_vec(&later).unwrap()).unwrap();
         assert!(matches!(
             load(directory.path()).unwrap_err(),
-            StateError::Form { form: 2, .. }
+            StateError::Form { form, .. } if form == FORM + 1
         ));
+    }
+
+    #[test]
+    fn a_state_of_the_first_form_keeps_its_policy() {
+        let directory = tempfile::tempdir().unwrap();
+        let now = State {
+            form: OLDEST_FORM,
+            ..State::default()
+        };
+        let mut old = serde_json::to_value(&now).unwrap();
+        old["policy"] = serde_json::json!({
+            "file": "p.yaml", "text": "kind: X\n", "appliedAt": "2026-11-22T20:00:00Z", "appliedBy": null,
+        });
+        fs::write(path_in(directory.path()), old.to_string()).unwrap();
+        let state = load(directory.path()).unwrap();
+        assert_eq!(state.form, FORM);
+        let policy = state.policy.expect("there is one");
+        assert_eq!(policy.sources, [PolicySource::new("p.yaml", "kind: X\n")]);
     }
 }

@@ -17,6 +17,7 @@ use crate::adapters::dataplane::{
     AttachMode, Attachment, Dataplane, DataplaneError, EventsReady, Mode, Settings,
 };
 use crate::adapters::neighbours::{HostNetwork, XdpHook};
+use crate::adapters::policy_files;
 use crate::config::{self, Config};
 use crate::install::Installer;
 use crate::ports::StateStore as _;
@@ -225,14 +226,10 @@ impl Core {
         let applied = match (&self.state.policy, &self.config.policy) {
             (Some(applied), _) => applied.clone(),
             (None, Some(path)) => {
-                let unreadable = |error| {
-                    RunError::FirstPolicy(format!("the policy {} cannot be read: {error}", path.display()))
-                };
-                let text = std::fs::read_to_string(path).map_err(unreadable)?;
-                let file = path.display().to_string();
+                let sources = policy_files::read(std::slice::from_ref(path))
+                    .map_err(|error| RunError::FirstPolicy(error.to_string()))?;
                 AppliedPolicy {
-                    file,
-                    text,
+                    sources,
                     applied_at: self.clock.wall(),
                     applied_by: None,
                 }

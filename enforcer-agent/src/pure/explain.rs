@@ -255,6 +255,12 @@ impl Tale<'_> {
         let policy = self.known.inputs.policy;
         let finding = match destination {
             Destination::Service(slot) => match self.known.directory.service(slot + 1) {
+                Some(service) if service.ports.is_several() => {
+                    format!(
+                        "{to} is service `{}`, which has ports {}.",
+                        service.name, service.ports
+                    )
+                }
                 Some(service) => format!("{to} is service `{}`.", service.name),
                 None => format!(
                     "{to} is a service in slot {slot}, which has no name: the tables contradict each other."
@@ -363,15 +369,9 @@ impl Tale<'_> {
             .map(|number| &policy.constraints[number])
             .collect();
         for constraint in &binding {
-            let labels: Vec<String> = constraint
-                .require_labels
-                .iter()
-                .map(|(key, value)| format!("{key}: {value}"))
-                .collect();
             let finding = format!(
                 "Constraint `{}` allows only back ends with {}.",
-                constraint.name,
-                labels.join(", ")
+                constraint.name, constraint.require
             );
             self.say(Subject::Constraint, finding);
         }
@@ -445,13 +445,14 @@ impl Tale<'_> {
             .iter()
             .find(|constraint| !is_compliant(constraint, pool, backend))
         {
-            let lacking = constraint.require_labels.iter().find(|(key, value)| {
-                ResolvedPolicy::backend_label(pool, backend, key) != Some(value.as_str())
-            });
-            let lacking = lacking
-                .map(|(key, value)| format!(", since it is not {key}: {value}"))
-                .unwrap_or_default();
-            return format!("is forbidden by `{}`{lacking}", constraint.name);
+            let lacking = constraint
+                .require
+                .lacking(|key| ResolvedPolicy::backend_label(pool, backend, key));
+            return format!(
+                "is forbidden by `{}`, since it is not {}",
+                constraint.name,
+                lacking.join(" and ")
+            );
         }
         let inputs = self.known.inputs;
         let status = inputs
@@ -568,10 +569,10 @@ impl Tale<'_> {
 
 /// A rule's name and line.
 fn place(rule: &RuleEntry) -> String {
-    if rule.line == 0 {
-        format!("`{}`", rule.name)
-    } else {
-        format!("`{}` (line {})", rule.name, rule.line)
+    match (rule.line, &rule.file) {
+        (0, _) => format!("`{}`", rule.name),
+        (line, None) => format!("`{}` (line {line})", rule.name),
+        (line, Some(file)) => format!("`{}` (line {line} of {file})", rule.name),
     }
 }
 

@@ -117,7 +117,7 @@ async fn service_list() {
         services: vec![ServiceRow {
             name: "chat".into(),
             addresses: vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()],
-            port: 8000,
+            ports: 8000.into(),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
             pools: vec![pool("eu", PoolState::Failed, 0), pool("us", PoolState::Active, 2)],

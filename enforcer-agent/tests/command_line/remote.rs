@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use enforcer_agent::api::reply::*;
 use enforcer_agent::api::{Actor, ApiError, Direction, ErrorCode, Protocol, Reply, Request};
-use enforcer_agent::pure::policy;
+use enforcer_agent::pure::policy::{self, PolicySource};
 use tokio::io::AsyncReadExt;
 
 use super::daemon::Daemon;
@@ -191,12 +191,14 @@ async fn explain_names_every_step() {
         rule: Some(RuleRef {
             name: "no-night".into(),
             line: 31,
+            file: None,
         }),
         backend: None,
         shadow: Some(ShadowRef {
             rule: RuleRef {
                 name: "trial".into(),
                 line: 0,
+                file: None,
             },
             reason: "Allowed".into(),
         }),
@@ -241,7 +243,7 @@ async fn policy_show_prints_a_policy_again() {
     let reply = PolicyShowReply {
         policy: policy_status(),
         generation: 7,
-        text: "kind: X\r\n\tb: \u{1b}c".into(),
+        sources: vec![PolicySource::new("policy.yaml", "kind: X\r\n\tb: \u{1b}c")],
     };
     let digest = "0123456789abcdef".repeat(4);
     let expected = format!(
@@ -258,7 +260,7 @@ async fn policy_apply_sends_the_text_and_shows_what_is_wrong() {
     std::fs::write(&path, "kind: Wrong\n").unwrap();
     let path = path.to_str().unwrap();
     let daemon = Daemon::start(|request, _| {
-        let Request::PolicyApply { file, text, dry_run } = request else {
+        let Request::PolicyApply { sources, dry_run } = request else {
             panic!("{request:?}")
         };
         if dry_run {
@@ -271,7 +273,7 @@ async fn policy_apply_sends_the_text_and_shows_what_is_wrong() {
                 diagnostics: vec![],
             }));
         }
-        let diagnostics = policy::load(&file, &text).diagnostics;
+        let diagnostics = policy::load_all(&sources).diagnostics;
         Err(ApiError::new(
             ErrorCode::PolicyInvalid,
             "the policy has errors; generation 3 stays in force",
@@ -318,7 +320,7 @@ async fn a_closed_standard_output_is_no_error() {
     let daemon = Daemon::always(Ok(Reply::PolicyShow(PolicyShowReply {
         policy: policy_status(),
         generation: 1,
-        text,
+        sources: vec![PolicySource::new("p.yaml", text)],
     })));
     let socket = daemon.socket();
     let mut child = command(&["--socket", socket.to_str().unwrap(), "policy", "show"])

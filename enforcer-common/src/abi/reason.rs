@@ -59,6 +59,7 @@ reasons! {
     NoRule = 4, Refused, "No rule allows this tenant to use this service.";
     RuleDeny = 5, Refused, "A rule denies this tenant the use of this service.";
     Suspended = 6, Refused, "The tenant is suspended.";
+    OutsideSchedule = 7, Refused, "A rule would allow this tenant to use this service, but its schedule is closed at this time.";
     ConnectionRate = 9, Refused, "The tenant is over its rate of new connections.";
     PacketRate = 10, Refused, "The tenant is over its packet rate.";
     ByteRate = 11, Refused, "The tenant is over its byte rate.";

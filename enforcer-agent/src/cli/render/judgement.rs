@@ -57,9 +57,10 @@ fn steps(steps: &[ExplainStep]) -> String {
 }
 
 fn rule(rule: &RuleRef) -> String {
-    match rule.line {
-        0 => rule.name.clone(),
-        line => format!("{} (line {line})", rule.name),
+    match (rule.line, &rule.file) {
+        (0, _) => rule.name.clone(),
+        (line, None) => format!("{} (line {line})", rule.name),
+        (line, Some(file)) => format!("{} (line {line} of {file})", rule.name),
     }
 }
 

@@ -23,6 +23,9 @@ const fn forward(forward: Forward) -> &'static str {
         Forward::Nat => "Nat",
         Forward::Dnat => "Dnat",
         Forward::L2Dsr => "L2Dsr",
+        Forward::Ipip => "Ipip",
+        Forward::Gue => "Gue",
+        Forward::Local => "Local",
     }
 }
 
@@ -228,7 +231,7 @@ fn service_row(service: &ServiceRow) -> Vec<String> {
     vec![
         service.name.clone(),
         addresses.join(", "),
-        format!("{}/{}", service.port, protocol(service.protocol)),
+        format!("{}/{}", service.ports, protocol(service.protocol)),
         forward(service.forward).to_owned(),
         joined(pools),
     ]

@@ -196,7 +196,7 @@ impl Render for PolicyApplyReply {
 }
 
 impl Render for PolicyShowReply {
-    /// The text as it was applied, under comments that say what it is, so that the whole is a policy again.
+    /// The texts as they were applied, under comments that say what they are, so that the whole is a policy again.
     fn render(&self) -> String {
         let mut text = format!(
             "# generation {}: {}\n# digest {}\n",
@@ -204,9 +204,15 @@ impl Render for PolicyShowReply {
             policy_line(&self.policy),
             clean(&self.policy.digest)
         );
-        for line in self.text.lines() {
-            text += &clean(&line.replace('\t', "    "));
-            text.push('\n');
+        for (index, source) in self.sources.iter().enumerate() {
+            if self.sources.len() > 1 {
+                let start = if index > 0 { "---\n" } else { "" };
+                text += &format!("{start}# {}\n", clean(&source.file));
+            }
+            for line in source.text.lines() {
+                text += &clean(&line.replace('\t', "    "));
+                text.push('\n');
+            }
         }
         text
     }

@@ -9,7 +9,7 @@ use crate::api::{Actor, ApiError, ErrorCode};
 use crate::daemon::core::Core;
 use crate::daemon::persist::AppliedPolicy;
 use crate::pure::audit::Change;
-use crate::pure::policy::{self, Diagnostic};
+use crate::pure::policy::{self, Diagnostic, PolicySource};
 
 use super::{internal, not_found};
 
@@ -17,8 +17,8 @@ use super::{internal, not_found};
 const DETACH: &str = "detach";
 
 impl Core {
-    pub(super) fn try_policy(&self, file: &str, text: &str) -> Result<PolicyApplyReply, ApiError> {
-        let outcome = policy::load(file, text);
+    pub(super) fn try_policy(&self, sources: &[PolicySource]) -> Result<PolicyApplyReply, ApiError> {
+        let outcome = policy::load_all(sources);
         let diagnostics = outcome.diagnostics.clone();
         let policy = outcome.into_result().map_err(|all| {
             ApiError::new(
@@ -44,14 +44,12 @@ impl Core {
 
     pub(super) async fn apply_policy(
         &mut self,
-        file: String,
-        text: String,
+        sources: Vec<PolicySource>,
         actor: Actor,
     ) -> Result<PolicyApplyReply, ApiError> {
         let before = self.digest();
         let applied = AppliedPolicy {
-            file,
-            text,
+            sources,
             applied_at: self.clock.wall(),
             applied_by: Some(actor),
         };

@@ -13,6 +13,7 @@ use crate::api::{ApiError, ErrorCode, Protocol};
 use crate::daemon::core::Core;
 use crate::pure::compile::Inputs;
 use crate::pure::explain::{self, Known, Question};
+use crate::pure::policy::schedule::closed_rules;
 use crate::pure::snapshot::Snapshot;
 
 use super::internal;
@@ -31,6 +32,7 @@ impl Core {
             ));
         };
         let (statuses, failed) = (self.fleet.statuses(), self.fleet.failed_pools());
+        let closed_rules = closed_rules(&active.policy, jiff::Timestamp::now());
         let inputs = Inputs {
             policy: &active.policy,
             slots: &self.state.slots,
@@ -38,6 +40,7 @@ impl Core {
             backends: &statuses,
             failed_pools: &failed,
             suspended: &self.state.suspended,
+            closed_rules: &closed_rules,
         };
         let question = Question { from, to, protocol };
         let snapshot = self.snapshot(&question)?;
@@ -103,6 +106,7 @@ fn explained(question: &Question, explanation: explain::Explanation) -> PolicyEx
     let rule = |rule: crate::pure::compile::directory::RuleEntry| RuleRef {
         name: rule.name,
         line: rule.line,
+        file: rule.file,
     };
     PolicyExplainReply {
         from: question.from,

@@ -105,7 +105,7 @@ impl Core {
         let row = |service: &policy::resolved::Service| ServiceRow {
             name: service.name.clone(),
             addresses: service.addresses.clone(),
-            port: service.port,
+            ports: service.ports,
             protocol: service.protocol,
             forward: service.forward,
             pools: service

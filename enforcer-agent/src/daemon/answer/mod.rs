@@ -15,6 +15,7 @@ use crate::api::reply::{
 };
 use crate::api::{Actor, ApiError, ErrorCode, MAX_ROWS, Reply, Request};
 use crate::pure::metrics;
+use crate::pure::policy::name_of;
 
 fn internal(error: impl std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::Internal, error.to_string())
@@ -31,15 +32,13 @@ impl Core {
         match request {
             Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
             Request::PolicyApply {
-                file,
-                text,
+                sources,
                 dry_run: true,
-            } => self.try_policy(&file, &text).map(Reply::PolicyApply),
+            } => self.try_policy(&sources).map(Reply::PolicyApply),
             Request::PolicyApply {
-                file,
-                text,
+                sources,
                 dry_run: false,
-            } => self.apply_policy(file, text, actor).await.map(Reply::PolicyApply),
+            } => self.apply_policy(sources, actor).await.map(Reply::PolicyApply),
             Request::PolicyShow => self.show_policy().map(Reply::PolicyShow),
             Request::PolicyExplain { from, to, protocol } => self
                 .explain(from, to, protocol)
@@ -132,7 +131,7 @@ impl Core {
         self.active.as_ref().map(|active| PolicyStatus {
             name: active.policy.name.clone(),
             digest: active.digest.clone(),
-            file: active.applied.file.clone(),
+            file: name_of(&active.applied.sources),
             applied_at: active.applied.applied_at,
             applied_by: active.applied.applied_by,
         })
@@ -146,7 +145,7 @@ impl Core {
         Ok(PolicyShowReply {
             policy,
             generation: self.generation(),
-            text: active.applied.text.clone(),
+            sources: active.applied.sources.clone(),
         })
     }
 }

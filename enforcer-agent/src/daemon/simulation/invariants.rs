@@ -16,7 +16,8 @@ use crate::daemon::persist::State;
 use crate::pure::audit::Kind;
 use crate::pure::compile::{self, BackendStatus, Inputs, Slots};
 use crate::pure::explain::Question;
-use crate::pure::policy::load;
+use crate::pure::policy::load_all;
+use crate::pure::policy::selection::Selection;
 use crate::pure::tables::Tables;
 
 /// After every limiter's debt, so that only the policy speaks.
@@ -157,8 +158,8 @@ impl Simulation {
                 "a detach failed midway and nothing says so"
             );
         }
-        if let (Request::PolicyApply { text, .. }, Ok(_)) = (request, outcome) {
-            let is_right = |number| policy(number).1 && policy(number).0 == *text;
+        if let (Request::PolicyApply { sources, .. }, Ok(_)) = (request, outcome) {
+            let is_right = |number| policy(number).1 && policy(number).0 == sources[0].text;
             assert!(
                 (0..super::script::POLICIES).any(is_right),
                 "a wrong policy was accepted"
@@ -170,12 +171,12 @@ impl Simulation {
         let (state, done) = (
             &self.core.state,
             match request {
-                Request::PolicyApply { text, .. } => self
+                Request::PolicyApply { sources, .. } => self
                     .core
                     .state
                     .policy
                     .as_ref()
-                    .is_some_and(|applied| applied.text == *text),
+                    .is_some_and(|applied| applied.sources == *sources),
                 Request::TenantSuspend { name } => self.core.state.suspended.contains(name),
                 Request::TenantResume { name } => !self.core.state.suspended.contains(name),
                 Request::BackendDrain { name } => self.core.state.draining.contains(name),
@@ -266,7 +267,7 @@ impl Simulation {
         }
         let (state, statuses, failed_pools, _) = &inputs;
         let applied = state.policy.as_ref()?;
-        let policy = load(&applied.file, &applied.text)
+        let policy = load_all(&applied.sources)
             .into_result()
             .expect("what is stored is right");
         let compiled = compile::compile(&Inputs {
@@ -276,6 +277,7 @@ impl Simulation {
             backends: statuses,
             failed_pools,
             suspended: &state.suspended,
+            closed_rules: &Selection::default(),
         })
         .expect("what is stored compiles");
         assert!(

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::random::Random;
-use crate::api::{FlowFilter, Protocol, Request};
+use crate::api::{FlowFilter, PolicySource, Protocol, Request};
 
 /// One thing that happens to the daemon.
 #[derive(Clone, Debug)]
@@ -100,8 +100,7 @@ pub(super) const POLICIES: u64 = 7;
 
 pub(super) fn apply(number: u64) -> Step {
     Step::Ask(Request::PolicyApply {
-        file: format!("{number}.yaml"),
-        text: policy(number).0,
+        sources: vec![PolicySource::new(format!("{number}.yaml"), policy(number).0)],
         dry_run: false,
     })
 }
@@ -135,8 +134,7 @@ fn reads() -> Vec<Request> {
     vec![
         Request::Status,
         Request::PolicyApply {
-            file: "dry.yaml".to_owned(),
-            text,
+            sources: vec![PolicySource::new("dry.yaml", text)],
             dry_run: true,
         },
         Request::PolicyShow,

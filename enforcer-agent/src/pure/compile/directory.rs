@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::pairs::active_pool;
 use super::{Family, Layout};
 use crate::pure::policy::judgement::ConstraintSet;
-use crate::pure::policy::resolved::{Action, Forward, Mode, Protocol};
+use crate::pure::policy::resolved::{Action, Forward, Mode, PortRange, Protocol};
 
 /// The names of one generation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,8 +34,8 @@ pub struct ServiceEntry {
     pub family: Family,
     /// Its addresses of that family.
     pub addresses: Vec<IpAddr>,
-    /// Its port.
-    pub port: u16,
+    /// Its port, or several in a row.
+    pub ports: PortRange,
     /// Its protocol.
     pub protocol: Protocol,
     /// How packets get to its back ends.
@@ -68,6 +68,9 @@ pub struct RuleEntry {
     pub name: String,
     /// The line of the policy where it begins; 0 if that is not known any more.
     pub line: u32,
+    /// The text that this is a line of, if the policy has several.
+    #[serde(default)]
+    pub file: Option<String>,
     /// What it does.
     pub action: Action,
     /// Whether it decides.
@@ -92,7 +95,7 @@ impl Directory {
                     .filter(of_family)
                     .copied()
                     .collect(),
-                port: service.service.port,
+                ports: service.service.ports,
                 protocol: service.service.protocol,
                 forward: service.service.forward,
                 pools: service
@@ -122,6 +125,7 @@ impl Directory {
                 let entry = RuleEntry {
                     name: rule.name.clone(),
                     line: rule.line,
+                    file: rule.file.as_deref().map(str::to_owned),
                     action: rule.action,
                     mode: rule.mode,
                 };

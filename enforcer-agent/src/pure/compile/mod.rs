@@ -1,6 +1,6 @@
 //! A resolved policy and the state of the world to the tables of one configuration bank.
 //!
-//! A pure function: the same policy, slots, host facts and back-end states give the same tables, byte for byte, on every
+//! A pure function: the same policy, slots, host facts, back-end states and closed rules give the same tables, byte for byte, on every
 //! host. Constraints are applied here, before a Maglev table is filled, so that the data path has no table in which
 //! a forbidden back end stands.
 //!
@@ -31,6 +31,7 @@ use thiserror::Error;
 
 use super::policy::limits::{Unit, step_fp};
 use super::policy::resolved::{Backend, Forward, Limits, Pool, ResolvedPolicy, Service};
+use super::policy::selection::Selection;
 use super::tables::Tables;
 pub use directory::Directory;
 pub use slots::Slots;
@@ -50,6 +51,9 @@ pub struct Inputs<'a> {
     pub failed_pools: &'a BTreeSet<String>,
     /// Names of tenants that an operator has suspended.
     pub suspended: &'a BTreeSet<String>,
+    /// Indices of the rules whose schedules are closed at the time that the tables are for; see
+    /// [`super::policy::schedule::closed_rules`].
+    pub closed_rules: &'a Selection,
 }
 
 /// What is particular to this host.
@@ -119,6 +123,16 @@ pub enum CompileError {
         service: String,
         /// `IPv4` or `IPv6`.
         family: &'static str,
+    },
+    /// The data path has no such forward mode. `resolve` refuses them before.
+    #[error(
+        "service `{service}` is forwarded by {forward:?}, which the data path cannot do: choose another mode"
+    )]
+    NoSuchForward {
+        /// The service's name.
+        service: String,
+        /// How it is forwarded.
+        forward: Forward,
     },
     /// A table of the data path is too small.
     #[error("the policy needs more {what} than the data path has ({capacity}): {advice}")]
@@ -268,7 +282,7 @@ pub fn compile(inputs: &Inputs<'_>) -> Result<Compiled, CompileError> {
     let tables = Tables {
         trie,
         tenants: tenant_records(&layout, &decisions.row_of_tenant),
-        services: service_records(&layout),
+        services: service_records(&layout)?,
         rows: decisions.rows,
         sets: decisions.sets,
         maglev: decisions.maglev,
@@ -422,14 +436,23 @@ fn limit_record(rate_per_second: Option<u64>, burst_ns: u64, unit: Unit) -> Limi
     }
 }
 
-fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
+/// The number that stands for a forward mode, if the data path has it.
+const fn forward_code(forward: Forward) -> Option<u32> {
+    match forward {
+        Forward::Nat => Some(FORWARD_NAT),
+        Forward::Dnat => Some(FORWARD_DNAT),
+        Forward::L2Dsr => Some(FORWARD_L2DSR),
+        Forward::Ipip | Forward::Gue | Forward::Local => None,
+    }
+}
+
+fn service_records(layout: &Layout<'_>) -> Result<Vec<ServiceRecord>, CompileError> {
     let mut records = Vec::new();
     for service in &layout.services {
-        let forward = match service.service.forward {
-            Forward::Nat => FORWARD_NAT,
-            Forward::Dnat => FORWARD_DNAT,
-            Forward::L2Dsr => FORWARD_L2DSR,
-        };
+        let forward = forward_code(service.service.forward).ok_or_else(|| CompileError::NoSuchForward {
+            service: service.service.name.clone(),
+            forward: service.service.forward,
+        })?;
         put(
             &mut records,
             service.slot,
@@ -440,7 +463,7 @@ fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
             },
         );
     }
-    records
+    Ok(records)
 }
 
 fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {

@@ -41,7 +41,7 @@ struct Eligible<'a> {
 /// them, so that a change of weights changes no number.
 pub(super) fn decide(layout: &Layout<'_>) -> Result<Decisions, CompileError> {
     let policy = layout.inputs.policy;
-    let judgements = Judgements::of(policy);
+    let judgements = Judgements::of(policy, layout.inputs.closed_rules);
     let bindings = Bindings::of(policy);
     let mut sets = Sets::default();
     let mut rows: Vec<Vec<PairRecord>> = Vec::new();
@@ -57,14 +57,17 @@ pub(super) fn decide(layout: &Layout<'_>) -> Result<Decisions, CompileError> {
                 Some(Action::Deny) => Ok((Reason::RuleDeny, 0)),
                 Some(Action::Allow) => sets.of(layout, service, bindings.get(tenant, service.index)),
             };
-            let (reason, set) = answer(judgement.decided_by)?;
+            let (reason, set) = match judgement.closed {
+                Some(_) => (Reason::OutsideSchedule, 0),
+                None => answer(judgement.decided_by)?,
+            };
             let (shadow_reason, _) = match judgement.shadowed_by {
                 Some(rule) => answer(Some(rule))?,
                 None => (Reason::Allowed, 0),
             };
             row[service.slot as usize] = PairRecord {
                 reason: reason as u32,
-                rule: number(layout, judgement.decided_by),
+                rule: number(layout, judgement.decided_by.or(judgement.closed)),
                 set,
                 shadow_rule: number(layout, judgement.shadowed_by),
                 shadow_reason: shadow_reason as u32,

@@ -52,6 +52,7 @@ struct World {
     backends: BTreeMap<String, BackendStatus>,
     failed_pools: BTreeSet<String>,
     suspended: BTreeSet<String>,
+    closed_rules: Selection,
 }
 
 impl World {
@@ -95,6 +96,7 @@ impl World {
             backends,
             failed_pools,
             suspended,
+            closed_rules: Selection::default(),
         }
     }
 
@@ -106,6 +108,7 @@ impl World {
             backends: &self.backends,
             failed_pools: &self.failed_pools,
             suspended: &self.suspended,
+            closed_rules: &self.closed_rules,
         })
     }
 

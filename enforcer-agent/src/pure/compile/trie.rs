@@ -5,6 +5,7 @@
 //! stop at the first entry that is no pointer.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::net::IpAddr;
 
 use enforcer_common::abi::config::{TRIE_FANOUT, TrieNode};
@@ -17,7 +18,7 @@ use enforcer_common::schema::MAX_TRIE_NODES;
 use ipnet::IpNet;
 
 use super::Layout;
-use crate::pure::policy::resolved::Protocol;
+use crate::pure::policy::resolved::{PortRange, Protocol};
 
 /// There are more nodes than the map holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,20 +104,38 @@ fn destination_keys(layout: &Layout<'_>) -> Vec<Key> {
             .iter()
             .filter(|address| super::Family::of(**address) == service.family);
         for address in addresses {
-            let mut key = Key::prefix(
-                Table::Destination,
-                IpNet::from(*address),
-                3,
-                DESTINATION_SERVICE | service.slot,
-            );
-            let [high, low] = service.service.port.to_be_bytes();
-            let protocol = u8::try_from(protocol).expect("protocol numbers are bytes");
-            key.bytes.extend([protocol, high, low]);
-            key.bits += 24;
-            keys.push(key);
+            for (port, bits) in port_prefixes(service.service.ports) {
+                let mut key = Key::prefix(
+                    Table::Destination,
+                    IpNet::from(*address),
+                    3,
+                    DESTINATION_SERVICE | service.slot,
+                );
+                let [high, low] = port.to_be_bytes();
+                let protocol = u8::try_from(protocol).expect("protocol numbers are bytes");
+                key.bytes.extend([protocol, high, low]);
+                key.bits += 8 + bits;
+                keys.push(key);
+            }
         }
     }
     keys
+}
+
+/// The fewest prefixes of the 16 bits of a port that make up a range: the first port of each, and its length in bits. At
+/// most 30.
+fn port_prefixes(range: PortRange) -> impl Iterator<Item = (u16, u32)> {
+    let mut next = u32::from(range.first);
+    let end = u32::from(range.last) + 1;
+    iter::from_fn(move || {
+        let left = end.checked_sub(next).filter(|left| *left > 0)?;
+        // The largest block that begins here and does not go beyond the end: 2^n ports on a multiple of 2^n. Port 0 is
+        // never the first one, so that there is a lowest bit.
+        let free_bits = next.trailing_zeros().min(left.ilog2());
+        let port = u16::try_from(next).ok()?;
+        next += 1 << free_bits;
+        Some((port, 16 - free_bits))
+    })
 }
 
 /// An IPv4-mapped IPv6 address as what it is: the walk knows no other form.
@@ -205,5 +224,38 @@ impl Nodes {
             }
         }
         entry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_prefixes_of_a_range_hold_its_ports_once_each(first in 1..=u16::MAX, last in 1..=u16::MAX) {
+            let range = PortRange { first: first.min(last), last: first.max(last) };
+            let prefixes: Vec<(u16, u32)> = port_prefixes(range).collect();
+            prop_assert!(prefixes.len() <= 30, "{prefixes:?}");
+            let mut next = u32::from(range.first);
+            for (port, bits) in prefixes {
+                let size = 1u32 << (16 - bits);
+                prop_assert_eq!(u32::from(port), next);
+                prop_assert_eq!(next % size, 0);
+                next += size;
+            }
+            prop_assert_eq!(next, u32::from(range.last) + 1);
+        }
+    }
+
+    #[test]
+    fn ranges_are_cut_into_the_fewest_prefixes() {
+        let prefixes = |first, last| port_prefixes(PortRange { first, last }).collect::<Vec<_>>();
+        assert_eq!(prefixes(8000, 8000), [(8000, 16)]);
+        assert_eq!(prefixes(8000, 8010), [(8000, 13), (8008, 15), (8010, 16)]);
+        assert_eq!(prefixes(32768, 65535), [(32768, 1)]);
+        assert_eq!(prefixes(1, 65535).len(), 16);
+        assert_eq!(prefixes(1, 65534).len(), 30);
     }
 }

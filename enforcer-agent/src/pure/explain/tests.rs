@@ -6,6 +6,7 @@ use enforcer_common::abi::flow::FLOW_ESTABLISHED;
 
 use super::super::compile::{HostFacts, NextHop, Slots, compile};
 use super::super::policy::load;
+use super::super::policy::selection::Selection;
 use super::*;
 
 const POLICY: &str = include_str!("../../../../policies/residency.yaml");
@@ -41,6 +42,7 @@ fn ask(from: &str, to: &str, sick: &[&str], failed: &[&str], change: impl Fn(&mu
         ..HostFacts::default()
     };
     let slots = Slots::default();
+    let closed_rules = Selection::default();
     let inputs = Inputs {
         policy: &policy,
         slots: &slots,
@@ -48,6 +50,7 @@ fn ask(from: &str, to: &str, sick: &[&str], failed: &[&str], change: impl Fn(&mu
         backends: &backends,
         failed_pools: &failed.iter().map(|name| (*name).to_owned()).collect(),
         suspended: &BTreeSet::new(),
+        closed_rules: &closed_rules,
     };
     let compiled = compile(&inputs).expect("the sample compiles");
     let mut snapshot = Snapshot {

@@ -1,13 +1,25 @@
 //! The bounds of a policy. A policy is input from outside, so that everything in it is counted.
 
 use enforcer_common::schema;
-use serde_saphyr::options::AliasLimits;
-use serde_saphyr::{Budget, Options};
 
-/// Largest policy text, in bytes.
+/// Largest policy, in bytes over all of its texts.
 pub const MAX_TEXT_BYTES: usize = 16 * 1024 * 1024;
+/// Most texts in a policy.
+pub const MAX_SOURCES: usize = 256;
 /// Most YAML documents in one policy text.
 pub const MAX_DOCUMENTS: usize = 64;
+/// Most values, lists and mappings in one policy text: several times what the bounds below can need.
+pub const MAX_YAML_NODES: usize = 2_000_000;
+/// Most lists and mappings within one another; the policy language has nine levels.
+pub const MAX_DEPTH: usize = 24;
+/// Most aliases in one policy text. They are for sharing a block of labels or limits.
+pub const MAX_ALIASES: usize = 4096;
+/// Most values that are read by way of aliases in one policy text; more is an attack ("a billion laughs").
+pub const MAX_REPLAYED_NODES: usize = 500_000;
+/// Most aliases on the way to a value.
+pub const MAX_ALIAS_DEPTH: usize = 16;
+/// Most service classes in a policy.
+pub const MAX_CLASSES: usize = 64;
 /// Most tenants in a policy: every slot of the data path but slot 0, which is nobody.
 pub const MAX_TENANTS: usize = schema::MAX_TENANTS as usize - 1;
 /// Most services in a policy; one with both IPv4 and IPv6 addresses counts twice.
@@ -26,29 +38,7 @@ pub const MAX_PREFIXES: usize = 65_536;
 pub const MAX_NAME_BYTES: usize = 63;
 /// Longest URL or path, in bytes.
 pub const MAX_URL_BYTES: usize = 2048;
-/// Most diagnostics that are kept; the rest is counted.
+/// Most errors, and most warnings, that are kept; the rest is counted.
 pub const MAX_DIAGNOSTICS: usize = 100;
 /// Longest excerpt of a source line in a diagnostic, in characters.
 pub const MAX_EXCERPT_CHARS: usize = 160;
-
-/// The YAML reader's budget. A full policy within the bounds above needs under 500,000 events; aliases are for sharing a
-/// block of labels or limits, so that replaying more than that many events again is an attack ("a billion laughs").
-pub(super) fn yaml_options() -> Options {
-    let budget: Option<Budget> = serde_saphyr::budget! {
-        max_documents: MAX_DOCUMENTS,
-        max_depth: 24,
-        flow_nesting_limit: 24,
-        max_aliases: 4096,
-        max_anchors: 4096,
-    };
-    let alias_limits: AliasLimits = serde_saphyr::alias_limits! {
-        max_total_replayed_events: 500_000,
-        max_replay_stack_depth: 16,
-    };
-    serde_saphyr::options! {
-        budget: budget,
-        alias_limits: alias_limits,
-        reject_unsupported_tags: true,
-        with_snippet: false,
-    }
-}

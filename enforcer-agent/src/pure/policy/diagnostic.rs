@@ -4,9 +4,9 @@ use std::fmt;
 
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, SourceSpan, SpanContents};
 use serde::{Deserialize, Serialize};
-use serde_saphyr::{Location, Spanned};
 
 use super::bounds::{MAX_DIAGNOSTICS, MAX_EXCERPT_CHARS};
+use super::source::{Place, PolicySource, Sources};
 use super::suggest::is_bidi_control;
 
 /// Whether the policy can be used.
@@ -47,6 +47,8 @@ pub enum Code {
     InvalidAddress,
     /// Two tenants or two services claim the same addresses.
     Conflict,
+    /// A tenant's prefix lies within another tenant's.
+    Overlap,
     /// A limit that the enforcer cannot keep.
     LimitOutOfRange,
     /// A service and its back ends do not fit together.
@@ -91,71 +93,23 @@ impl fmt::Display for Code {
     }
 }
 
-/// Where in the text something is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    line: u32,
-    column: u32,
-    width: u32,
-}
-
-// === impl Place ===
-
-impl Place {
-    /// For what concerns the policy as a whole.
-    pub(super) const WHOLE: Self = Self {
-        line: 0,
-        column: 0,
-        width: 0,
-    };
-
-    pub(super) const fn line(self) -> u32 {
-        self.line
-    }
-
-    /// `line 3, column 14`, to point from one diagnostic to another place.
-    pub(super) fn describe(self) -> String {
-        format!("line {}, column {}", self.line, self.column)
-    }
-}
-
-impl From<Location> for Place {
-    fn from(location: Location) -> Self {
-        let saturate = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        Self {
-            line: saturate(location.line()),
-            column: saturate(location.column()),
-            width: saturate(location.span().len()).max(1),
-        }
-    }
-}
-
-impl<T> From<&Spanned<T>> for Place {
-    fn from(spanned: &Spanned<T>) -> Self {
-        spanned.referenced.into()
-    }
-}
-
-/// Collects diagnostics about one text, up to a bound.
+/// Collects diagnostics about the texts of one policy, up to a bound.
 pub(super) struct Reporter<'a> {
-    file: &'a str,
-    text: &'a str,
-    diagnostics: Vec<Diagnostic>,
-    /// Not kept: errors, and all.
-    dropped_errors: usize,
-    dropped: usize,
+    sources: Sources<'a>,
+    found: Vec<((u16, u32, u32), Diagnostic)>,
+    errors: usize,
+    warnings: usize,
 }
 
 // === impl Reporter ===
 
 impl<'a> Reporter<'a> {
-    pub(super) const fn new(file: &'a str, text: &'a str) -> Self {
+    pub(super) fn new(texts: &'a [PolicySource]) -> Self {
         Self {
-            file,
-            text,
-            diagnostics: Vec::new(),
-            dropped_errors: 0,
-            dropped: 0,
+            sources: Sources::new(texts),
+            found: Vec::new(),
+            errors: 0,
+            warnings: 0,
         }
     }
 
@@ -179,74 +133,97 @@ impl<'a> Reporter<'a> {
         self.add(Severity::Warning, code, place.into(), message.into(), help.into());
     }
 
+    /// Errors and warnings have bounds of their own, so that a thousand warnings cannot hide an error.
     fn add(&mut self, severity: Severity, code: Code, place: Place, message: String, help: String) {
-        if self.diagnostics.len() >= MAX_DIAGNOSTICS {
-            self.dropped += 1;
-            self.dropped_errors += usize::from(severity == Severity::Error);
+        if place.is_reported() {
             return;
         }
-        self.diagnostics.push(Diagnostic::at(
-            self.file, self.text, severity, code, place, message, help,
-        ));
+        let count = match severity {
+            Severity::Error => &mut self.errors,
+            Severity::Warning => &mut self.warnings,
+        };
+        *count += 1;
+        if *count <= MAX_DIAGNOSTICS {
+            let diagnostic = Diagnostic::at(&self.sources, severity, code, place, message, help);
+            self.found.push((place.order(), diagnostic));
+        }
     }
 
     /// Whether the policy cannot be used.
-    pub(super) fn has_errors(&self) -> bool {
-        self.dropped_errors > 0
-            || self
-                .diagnostics
-                .iter()
-                .any(|diagnostic| diagnostic.severity == Severity::Error)
+    pub(super) const fn has_errors(&self) -> bool {
+        self.errors > 0
     }
 
-    /// All diagnostics in the order of the file; the order of finding decides within one place.
+    /// The number of errors until now.
+    pub(super) const fn errors(&self) -> usize {
+        self.errors
+    }
+
+    /// Whether another error would be kept: if not, there is no use in thinking about what to say.
+    pub(super) const fn has_room(&self) -> bool {
+        self.errors < MAX_DIAGNOSTICS
+    }
+
+    /// Whether another warning would be kept.
+    pub(super) const fn has_room_for_warnings(&self) -> bool {
+        self.warnings < MAX_DIAGNOSTICS
+    }
+
+    /// A place in words, to point from one diagnostic to another place.
+    pub(super) fn describe(&self, place: impl Into<Place>) -> String {
+        self.sources.describe(place.into())
+    }
+
+    /// The name of the text of a place, if there are several.
+    pub(super) fn file(&self, place: Place) -> Option<&'a str> {
+        self.sources.is_several().then(|| self.sources.file(place))
+    }
+
+    /// All diagnostics in the order of the texts; the order of finding decides within one place.
     pub(super) fn finish(mut self) -> Vec<Diagnostic> {
-        self.diagnostics
-            .sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
-        if self.dropped > 0 {
-            let severity = if self.dropped_errors > 0 {
+        self.found.sort_by_key(|(order, _)| *order);
+        let dropped_errors = self.errors.saturating_sub(MAX_DIAGNOSTICS);
+        let dropped = dropped_errors + self.warnings.saturating_sub(MAX_DIAGNOSTICS);
+        let mut all: Vec<Diagnostic> = self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect();
+        if dropped > 0 {
+            let severity = if dropped_errors > 0 {
                 Severity::Error
             } else {
                 Severity::Warning
             };
-            self.diagnostics.push(Diagnostic::at(
-                self.file,
-                self.text,
+            all.push(Diagnostic::at(
+                &self.sources,
                 severity,
                 Code::Truncated,
                 Place::WHOLE,
-                format!(
-                    "{} more problems, {} of them errors",
-                    self.dropped, self.dropped_errors
-                ),
+                format!("{dropped} more problems, {dropped_errors} of them errors"),
                 "Solve these first, then check again.".into(),
             ));
         }
-        self.diagnostics
+        all
     }
 }
 
 // === impl Diagnostic ===
 
 impl Diagnostic {
-    pub(super) fn at(
-        file: &str,
-        text: &str,
+    fn at(
+        sources: &Sources<'_>,
         severity: Severity,
         code: Code,
         place: Place,
         message: String,
         help: String,
     ) -> Self {
-        let (source_line, source_line_column) = excerpt(text, place);
+        let (source_line, source_line_column) = excerpt(sources.line(place), place.column());
         Self {
             severity,
             code,
             message,
-            file: file.to_owned(),
-            line: place.line,
-            column: place.column,
-            width: place.width,
+            file: sources.file(place).to_owned(),
+            line: place.line(),
+            column: place.column(),
+            width: place.width(),
             source_line,
             source_line_column,
             help,
@@ -286,16 +263,12 @@ impl Diagnostic {
     }
 }
 
-/// The line at `place`, cut to a window around the column if it is long, and the column of its first character.
-fn excerpt(text: &str, place: Place) -> (String, u32) {
-    let Some(line) = place
-        .line
-        .checked_sub(1)
-        .and_then(|index| text.lines().nth(index as usize))
-    else {
+/// The line, cut to a window around the column if it is long, and the column of its first character.
+fn excerpt(line: Option<&str>, column: u32) -> (String, u32) {
+    let Some(line) = line else {
         return (String::new(), 1);
     };
-    let column = place.column.max(1) as usize;
+    let column = column.max(1) as usize;
     let first = if column > MAX_EXCERPT_CHARS / 2 && line.chars().nth(MAX_EXCERPT_CHARS).is_some() {
         column - MAX_EXCERPT_CHARS / 2
     } else {
@@ -403,13 +376,12 @@ mod tests {
     use super::*;
 
     fn diagnostic(text: &str, line: u32, column: u32, width: u32) -> Diagnostic {
-        let place = Place { line, column, width };
+        let texts = [PolicySource::new("p.yaml", text)];
         Diagnostic::at(
-            "p.yaml",
-            text,
+            &Sources::new(&texts),
             Severity::Error,
             Code::InvalidValue,
-            place,
+            Place::at(0, line, column, width),
             "no".into(),
             "yes".into(),
         )
@@ -446,17 +418,26 @@ mod tests {
 
     #[test]
     fn the_number_of_diagnostics_is_bounded_and_the_rest_is_counted() {
-        let mut reporter = Reporter::new("p.yaml", "x");
-        for _ in 0..MAX_DIAGNOSTICS {
+        let texts = [PolicySource::new("p.yaml", "x")];
+        let mut reporter = Reporter::new(&texts);
+        for _ in 0..=MAX_DIAGNOSTICS {
             reporter.warning(Code::NoEffect, Place::WHOLE, "w", "h");
         }
-        assert!(!reporter.has_errors());
-        reporter.error(Code::Yaml, Place::WHOLE, "e", "h");
-        assert!(reporter.has_errors(), "an error counts even when it is not kept");
+        assert!(!reporter.has_errors() && reporter.has_room());
+        for _ in 0..=MAX_DIAGNOSTICS {
+            reporter.error(Code::Yaml, Place::at(0, 1, 1, 1), "e", "h");
+        }
+        reporter.error(Code::Yaml, Place::REPORTED, "never", "h");
+        assert!(reporter.has_errors() && !reporter.has_room());
         let all = reporter.finish();
-        assert_eq!(all.len(), MAX_DIAGNOSTICS + 1);
-        assert_eq!(all[MAX_DIAGNOSTICS].message, "1 more problems, 1 of them errors");
-        assert_eq!(all[MAX_DIAGNOSTICS].severity, Severity::Error);
+        assert_eq!(
+            all.len(),
+            2 * MAX_DIAGNOSTICS + 1,
+            "warnings leave errors their room"
+        );
+        let last = &all[2 * MAX_DIAGNOSTICS];
+        assert_eq!(last.message, "2 more problems, 1 of them errors");
+        assert_eq!(last.severity, Severity::Error);
     }
 
     #[test]

@@ -2,30 +2,40 @@
 //!
 //! | Step | Module | What it decides |
 //! | --- | --- | --- |
-//! | parse | [`parse`] | is it YAML of the right shape; every field is known and none is null |
-//! | resolve | [`resolve`] | every scalar is valid, every name exists, nothing contradicts anything else |
+//! | parse | `yaml`, `shape`, [`model`] | is it YAML of the right shape; every field is known and none is null |
+//! | resolve | `resolve`, [`resolved`] | every scalar is valid, every name exists, nothing contradicts anything else |
 //! | judge | [`judgement`] | which rule decides for a (tenant, service), which back ends are compliant |
+//! | open and close | [`schedule`] | which rules exist at a time |
 //!
-//! The parser keeps every scalar as text with its position, so that `resolve` can report all the wrong values of a file
-//! at once rather than the first one. A field that this version does not enforce is an unknown field, never one that is
-//! read and ignored: what a policy says is what is enforced.
+//! Nothing but a text that is no YAML ends a check: what is wrong is reported where it stands, a placeholder takes its
+//! place, and the rest is checked all the same. A feature that the data path does not enforce is an error
+//! (`resolve/enforced.rs`), never read and ignored: what a policy says is what is enforced.
 //!
-//! This module never looks at health, telemetry, weights or the time: those are inputs of the compiler, and the policy
+//! This module never looks at health, telemetry, weights or a clock: those are inputs of the compiler, and the policy
 //! digest has to be the same on two hosts that see different back ends healthy.
 
 pub mod bounds;
 pub mod diagnostic;
 pub mod judgement;
+pub mod kinds;
 pub mod limits;
 pub mod model;
-pub mod parse;
+mod parse;
 pub mod quantity;
-pub mod resolve;
+mod resolve;
 pub mod resolved;
+pub mod schedule;
+pub mod schema;
+pub mod selection;
+mod shape;
+mod source;
 mod suggest;
+mod yaml;
 
+use diagnostic::Reporter;
 pub use diagnostic::{Code, Diagnostic, Severity};
 pub use resolved::{Digest, ResolvedPolicy};
+pub use source::{PolicySource, name_of};
 
 /// What became of a policy text.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,14 +57,20 @@ impl Outcome {
     }
 }
 
-/// Reads, resolves and checks a policy. `file` is only a name for the diagnostics.
+/// Reads, resolves and checks a policy of one text. `file` is only a name for the diagnostics.
 #[must_use]
 pub fn load(file: &str, text: &str) -> Outcome {
-    match parse::parse(file, text) {
-        Ok(documents) => resolve::resolve(file, text, &documents),
-        Err(diagnostic) => Outcome {
-            policy: None,
-            diagnostics: vec![*diagnostic],
-        },
+    load_all(&[PolicySource::new(file, text)])
+}
+
+/// Reads, resolves and checks a policy, whose texts are taken in the order given.
+#[must_use]
+pub fn load_all(texts: &[PolicySource]) -> Outcome {
+    let mut reporter = Reporter::new(texts);
+    let documents = parse::parse(&mut reporter, texts);
+    let policy = documents.and_then(|documents| resolve::resolve(&mut reporter, &documents));
+    Outcome {
+        policy,
+        diagnostics: reporter.finish(),
     }
 }

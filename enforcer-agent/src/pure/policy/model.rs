@@ -1,286 +1,351 @@
 //! The shape of the YAML: what fields there are, and nothing about what they mean.
 //!
-//! Scalars are [`Text`]: the characters that were written, with their position. [`super::resolve`] gives them their
-//! types. No field may be null (`bytesPerSecond:` with nothing behind it): left out means the default, and null could
-//! be read either way.
+//! The JSON Schema and `docs/policy-reference.md` are made from these records, so that every field says what it is, in
+//! which unit, what holds if it is left out (`default`), an example where its type's own is not enough, and what it
+//! compiles to. [`super::resolve`] gives the values their types.
+//!
+//! A field that is no `Option` must be there. No field may be null (`bytesPerSecond:` with nothing behind it): left out
+//! means the default, and null could be read either way.
 
-use std::collections::BTreeMap;
+use super::kinds::{
+    Address, ApiVersion, Count, DefaultAction, DocumentKind, Duration, Name, Number, Path, Period, Port,
+    Ports, Prefix, Share, TimeOfDay, TimeZone, True, Url,
+};
+pub use super::kinds::{Choice, Kind, LabelTexts, LabelValue};
+use super::resolved::{Action, Forward, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric};
+use super::schedule::Day;
+use super::shape::records;
+pub use super::shape::{List, Scalar, Spanned, Text};
 
-use serde::{Deserialize, Deserializer};
-use serde_saphyr::Spanned;
+records! {
+    /// A policy, or a part of one: who may use which service, how much, and on which back ends.
+    pub struct Document {
+        /// The version of the policy language.
+        "apiVersion" => pub api_version: Scalar<ApiVersion>,
+        /// What kind of document it is.
+        "kind" => pub kind: Scalar<DocumentKind>,
+        /// The policy's name.
+        "metadata" => pub metadata: Metadata,
+        /// What the policy says. The lists of several documents are joined.
+        "spec" => pub spec: Spec,
+    }
 
-/// A scalar as it was written, and where.
-pub type Text = Spanned<String>;
+    /// The name of a policy.
+    pub struct Metadata {
+        /// For status, records and metrics; the same in all documents of a policy.
+        #[schemars(extend("examples" = ["prod"]))]
+        "name" => pub name: Scalar<Name>,
+    }
 
-/// Labels, as they were written.
-pub type LabelTexts = BTreeMap<String, Text>;
+    /// The body of a document.
+    pub struct Spec {
+        /// What holds for the policy as a whole; in one document of the policy only.
+        "defaults" => pub defaults: Option<Spanned<Defaults>>,
+        /// Service classes: how tenants stand to one another when there is not enough for all.
+        "classes" => pub classes: Option<List<Class>>,
+        /// Who may send.
+        "tenants" => pub tenants: Option<List<Tenant>>,
+        /// What may be reached.
+        "services" => pub services: Option<List<Service>>,
+        /// Groups of back ends that can stand in for one another.
+        "pools" => pub pools: Option<List<Pool>>,
+        /// Which tenant may use which service. What no rule allows is refused.
+        "rules" => pub rules: Option<List<Rule>>,
+        /// Networks that can be reached through a service only. A packet that comes in by an interface of the balancer
+        /// to an address in one of them, and is neither to a service nor a reply on an open flow, is refused as
+        /// `Bypass`.
+        #[schemars(extend("x-compilesTo" = "entries of the destination trie"))]
+        "protectedNetworks" => pub protected_networks: Option<List<Scalar<Prefix>>>,
+        /// What back ends must be like, whichever rule allowed the traffic and whatever has failed.
+        "constraints" => pub constraints: Option<List<Constraint>>,
+    }
 
-/// One YAML document.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Document {
-    /// Always `enforcer.dev/v1`.
-    pub api_version: Text,
-    /// Always `GovernancePolicy`.
-    pub kind: Text,
-    /// The policy's name.
-    pub metadata: Metadata,
-    /// What it says.
-    pub spec: Spec,
-}
+    /// What holds for the policy as a whole.
+    pub struct Defaults {
+        /// What happens to a source that no tenant claims. Give `0.0.0.0/0` and `::/0` to a tenant to let everybody be
+        /// somebody.
+        #[schemars(extend("default" = "Deny"))]
+        "action" => pub action: Option<Scalar<DefaultAction>>,
+        /// What happens when the agent has not renewed its lease: it may have died, and the policy may be out of date.
+        #[schemars(extend("default" = "Hold"))]
+        "onLeaseExpiry" => pub on_lease_expiry: Option<Scalar<LeaseExpiry>>,
+        /// How long the lease lasts after the agent has renewed it, from 1 to 86400. An agent that is restarted should not lose it.
+        #[schemars(extend("default" = 30, "x-unit" = "s"))]
+        "leaseSeconds" => pub lease_seconds: Option<Scalar<Number>>,
+    }
 
-/// The name of a policy. Several documents of one policy carry the same name.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Metadata {
-    /// For people, audit records and metrics.
-    pub name: Text,
-}
+    /// A service class: how its tenants stand to others when there is not enough for all.
+    pub struct Class {
+        /// Unique among classes.
+        #[schemars(extend("examples" = ["gold"]))]
+        "name" => pub name: Scalar<Name>,
+        /// The share of what is left over beyond what is guaranteed, relative to the other classes: 1 to 1000.
+        #[schemars(extend("default" = 1, "examples" = [8]))]
+        "weight" => pub weight: Option<Scalar<Number>>,
+        /// New connections of the class are refused (`Shed`) while the pool that would take them is used to more than
+        /// this. Left out, it is never shed.
+        #[schemars(extend("examples" = ["85%"], "x-unit" = "% of the pool's capacity"))]
+        "shedAbove" => pub shed_above: Option<Scalar<Share>>,
+    }
 
-/// The body of a document. The lists of several documents are joined in the order of the file.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Spec {
-    /// What happens to a source that no tenant claims.
-    #[serde(default, deserialize_with = "not_null")]
-    pub defaults: Option<Defaults>,
-    /// Who may send.
-    #[serde(default)]
-    pub tenants: Vec<Tenant>,
-    /// What may be reached.
-    #[serde(default)]
-    pub services: Vec<Service>,
-    /// Groups of back ends that can stand in for one another.
-    #[serde(default)]
-    pub pools: Vec<Pool>,
-    /// Which tenant may use which service.
-    #[serde(default)]
-    pub rules: Vec<Rule>,
-    /// Networks that can be reached through a service only.
-    #[serde(default)]
-    pub protected_networks: Vec<Text>,
-    /// What back ends must be like, failover included.
-    #[serde(default)]
-    pub constraints: Vec<Constraint>,
-}
+    /// Someone who sends traffic, known by its source addresses and by nothing else.
+    #[schemars(extend("x-compilesTo" = "a `TENANTS` record, and entries of the source trie"))]
+    pub struct Tenant {
+        /// Unique among tenants. It is the tenant's identity: limits that are used up, counters and suspension go by it,
+        /// and a new name starts afresh.
+        "name" => pub name: Scalar<Name>,
+        /// The longest prefix that holds a source address decides. No two tenants may have the same prefix; one may lie
+        /// within another's.
+        "sources" => pub sources: List<Scalar<Prefix>>,
+        /// For selectors.
+        "labels" => pub labels: Option<LabelTexts>,
+        /// The name of its service class.
+        #[schemars(extend("examples" = ["gold"]))]
+        "class" => pub class: Option<Scalar<Name>>,
+        /// What it may use at most, over all services together.
+        "limits" => pub limits: Option<Limits>,
+        /// What it gets even if others want more than there is.
+        "guaranteed" => pub guaranteed: Option<Guaranteed>,
+        /// What it may use at most in a period of the calendar, over all services together.
+        "quotas" => pub quotas: Option<List<Quota>>,
+    }
 
-/// Defaults of the policy.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Defaults {
-    /// `Deny`.
-    #[serde(default, deserialize_with = "not_null")]
-    pub action: Option<Text>,
-}
+    /// Limits of a tenant. What is left out is unlimited. A packet over a limit is dropped, counted under the limit's
+    /// reason, and takes nothing from any limit.
+    #[schemars(extend("x-compilesTo" = "the limiters of the `TENANTS` record: step and burst"))]
+    pub struct Limits {
+        /// New connections; for UDP, new flows.
+        #[schemars(extend("x-unit" = "connections/s, 1 to 10^9", "examples" = [50]))]
+        "newConnectionsPerSecond" => pub new_connections_per_second: Option<Scalar<Count>>,
+        /// Packets to services.
+        #[schemars(extend("x-unit" = "packets/s, 1 to 10^9", "examples" = ["200k"]))]
+        "packetsPerSecond" => pub packets_per_second: Option<Scalar<Count>>,
+        /// Bytes to services, from the IP header on.
+        #[schemars(extend("x-unit" = "bytes/s, 4 to 10^12", "examples" = ["50Mi"]))]
+        "bytesPerSecond" => pub bytes_per_second: Option<Scalar<Count>>,
+        /// Bytes back to the tenant, from the IP header on. Not with `L2Dsr`, whose answers do not come by.
+        #[schemars(extend("x-unit" = "bytes/s, 4 to 10^12", "examples" = ["20Mi"]))]
+        "responseBytesPerSecond" => pub response_bytes_per_second: Option<Scalar<Count>>,
+        /// Connections open at the same time.
+        #[schemars(extend("x-unit" = "connections, 1 to 2^32 - 1", "examples" = [400]))]
+        "concurrentConnections" => pub concurrent_connections: Option<Scalar<Count>>,
+        /// How much time's worth of every rate may come at once; at least one connection, one packet, or 65,535 bytes.
+        #[schemars(extend("default" = "1s", "x-unit" = "duration, 1 ms to 1 h", "examples" = ["2s"]))]
+        "burst" => pub burst: Option<Scalar<Duration>>,
+    }
 
-/// Someone who sends traffic.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Tenant {
-    /// Unique among tenants.
-    pub name: Text,
-    /// CIDR prefixes; the longest one that holds a source address decides.
-    pub sources: Vec<Text>,
-    /// For selectors.
-    #[serde(default)]
-    pub labels: LabelTexts,
-    /// What it may use at most.
-    #[serde(default, deserialize_with = "not_null")]
-    pub limits: Option<Limits>,
-}
+    /// What a tenant gets even if others want more than there is.
+    pub struct Guaranteed {
+        /// New connections; at most the tenant's limit.
+        #[schemars(extend("x-unit" = "connections/s, 1 to 10^9", "examples" = [10]))]
+        "newConnectionsPerSecond" => pub new_connections_per_second: Option<Scalar<Count>>,
+    }
 
-/// Limits of a tenant; what is left out is unlimited.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Limits {
-    /// New connections (for UDP: new flows).
-    #[serde(default, deserialize_with = "not_null")]
-    pub new_connections_per_second: Option<Text>,
-    /// Packets towards services.
-    #[serde(default, deserialize_with = "not_null")]
-    pub packets_per_second: Option<Text>,
-    /// Bytes towards services.
-    #[serde(default, deserialize_with = "not_null")]
-    pub bytes_per_second: Option<Text>,
-    /// Bytes back to the tenant.
-    #[serde(default, deserialize_with = "not_null")]
-    pub response_bytes_per_second: Option<Text>,
-    /// Connections open at the same time.
-    #[serde(default, deserialize_with = "not_null")]
-    pub concurrent_connections: Option<Text>,
-    /// How much time's worth of every rate may come at once.
-    #[serde(default, deserialize_with = "not_null")]
-    pub burst: Option<Text>,
-}
+    /// What a tenant may use at most in a period of the calendar. Beyond it everything is refused (`Quota`) until the
+    /// next period begins.
+    pub struct Quota {
+        /// What is counted.
+        "metric" => pub metric: Scalar<QuotaMetric>,
+        /// How much of it.
+        #[schemars(extend("x-unit" = "connections or bytes, 1 to 2^63 - 1", "examples" = ["20Gi"]))]
+        "limit" => pub limit: Scalar<Count>,
+        /// After which it is counted from zero again.
+        "per" => pub per: Scalar<Period>,
+        /// The zone whose midnights and months count.
+        #[schemars(extend("default" = "UTC"))]
+        "timeZone" => pub time_zone: Option<Scalar<TimeZone>>,
+    }
 
-/// Something that tenants reach: virtual addresses and a port.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Service {
-    /// Unique among services.
-    pub name: Text,
-    /// The virtual addresses (VIPs).
-    pub addresses: Vec<Text>,
-    /// The port.
-    pub port: Text,
-    /// `TCP` or `UDP`.
-    pub protocol: Text,
-    /// For selectors.
-    #[serde(default)]
-    pub labels: LabelTexts,
-    /// Names of pools in order of preference; all but the first are failover.
-    pub pools: Vec<Text>,
-    /// `Nat`, `Dnat` or `L2Dsr`.
-    pub forward: Text,
-}
+    /// Something that tenants reach.
+    #[schemars(extend("x-compilesTo" = "a `SERVICES` record and entries of the destination trie, for each family"))]
+    pub struct Service {
+        /// Unique among services.
+        #[schemars(extend("examples" = ["chat"]))]
+        "name" => pub name: Scalar<Name>,
+        /// The virtual addresses, at least one. No back end may have one of them. Packets to them must be routed to the
+        /// balancer.
+        "addresses" => pub addresses: List<Scalar<Address>>,
+        /// The port, or several in a row. Address, port and protocol belong to one service. Connections to all ports of
+        /// a range go to the back end's one port; with `L2Dsr` they keep theirs.
+        "port" => pub port: Scalar<Ports>,
+        /// TCP or UDP.
+        "protocol" => pub protocol: Scalar<Protocol>,
+        /// For selectors.
+        "labels" => pub labels: Option<LabelTexts>,
+        /// Names of pools in order of preference, at least one: all but the first are failover.
+        #[schemars(extend("examples" = [["h100-eu", "h100-us"]]))]
+        "pools" => pub pools: List<Scalar<Name>>,
+        /// How packets get to the back end.
+        "forward" => pub forward: Scalar<Forward>,
+    }
 
-/// A group of back ends.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Pool {
-    /// Unique among pools.
-    pub name: Text,
-    /// Labels that all of its back ends have, unless they say otherwise.
-    #[serde(default)]
-    pub labels: LabelTexts,
-    /// The back ends.
-    pub backends: Vec<Backend>,
-    /// How their health is found out.
-    #[serde(default, deserialize_with = "not_null")]
-    pub health_check: Option<Spanned<HealthCheck>>,
-    /// When the pool as a whole counts as failed.
-    #[serde(default, deserialize_with = "not_null")]
-    pub failover: Option<Failover>,
-}
+    /// A group of back ends that can stand in for one another.
+    pub struct Pool {
+        /// Unique among pools.
+        #[schemars(extend("examples" = ["h100-eu"]))]
+        "name" => pub name: Scalar<Name>,
+        /// What all of its back ends have, unless they say otherwise.
+        "labels" => pub labels: Option<LabelTexts>,
+        /// The back ends, at least one.
+        "backends" => pub backends: List<Backend>,
+        /// How health is found out. Left out, by a TCP connection each second.
+        "healthCheck" => pub health_check: Option<Spanned<HealthCheck>>,
+        /// When the pool as a whole counts as failed. It returns after being fit for 5 s.
+        "failover" => pub failover: Option<Spanned<Failover>>,
+    }
 
-/// One inference server.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Backend {
-    /// Unique among all back ends of the policy.
-    pub name: Text,
-    /// Where it is.
-    pub address: Text,
-    /// The port on which it listens.
-    pub port: Text,
-    /// Its share of new connections relative to the others.
-    #[serde(default, deserialize_with = "not_null")]
-    pub capacity: Option<Text>,
-    /// For constraints; they win over the pool's.
-    #[serde(default)]
-    pub labels: LabelTexts,
-    /// Where to ask how loaded it is.
-    #[serde(default, deserialize_with = "not_null")]
-    pub telemetry: Option<Telemetry>,
-}
+    /// One inference server.
+    #[schemars(extend("x-compilesTo" = "a `BACKENDS` record, bits in `SETS`, slots in `MAGLEV`"))]
+    pub struct Backend {
+        /// Unique over all pools: `backend drain` has nothing else.
+        #[schemars(extend("examples" = ["gpu-1"]))]
+        "name" => pub name: Scalar<Name>,
+        /// Another host on an Ethernet link of this one, or behind a router.
+        #[schemars(extend("examples" = ["10.9.1.10"]))]
+        "address" => pub address: Scalar<Address>,
+        /// Where it listens.
+        "port" => pub port: Scalar<Port>,
+        /// Its share of new connections relative to the others, 1 to 1,000,000; also the number of connections that is
+        /// its full load.
+        #[schemars(extend("default" = 100))]
+        "capacity" => pub capacity: Option<Scalar<Number>>,
+        /// For constraints; they win over the pool's.
+        "labels" => pub labels: Option<LabelTexts>,
+        /// Where to ask how loaded it is. Left out, the connections in flight over `capacity` say so.
+        "telemetry" => pub telemetry: Option<Telemetry>,
+    }
 
-/// Where a back end's load can be read, in Prometheus text format.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Telemetry {
-    /// dcgm-exporter.
-    #[serde(default, deserialize_with = "not_null")]
-    pub dcgm: Option<Text>,
-    /// The inference engine's own metrics.
-    #[serde(default, deserialize_with = "not_null")]
-    pub engine: Option<Text>,
-}
+    /// Where a back end's load can be read, in Prometheus text format.
+    pub struct Telemetry {
+        /// dcgm-exporter; every GPU in it is taken to belong to this back end.
+        "dcgm" => pub dcgm: Option<Scalar<Url>>,
+        /// The engine's own metrics: vLLM, SGLang, Triton or TensorRT-LLM.
+        #[schemars(extend("examples" = ["http://10.9.0.1:8000/metrics"]))]
+        "engine" => pub engine: Option<Scalar<Url>>,
+    }
 
-/// How a pool's back ends are probed.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct HealthCheck {
-    /// `true`: a TCP connection that opens is enough.
-    #[serde(default, deserialize_with = "not_null")]
-    pub tcp: Option<Text>,
-    /// A path that answers 2xx.
-    #[serde(default, deserialize_with = "not_null")]
-    pub http: Option<Text>,
-    /// Time between two probes.
-    #[serde(default, deserialize_with = "not_null")]
-    pub interval: Option<Text>,
-    /// Time after which a probe has failed.
-    #[serde(default, deserialize_with = "not_null")]
-    pub timeout: Option<Text>,
-    /// Failed probes in a row that make a back end unhealthy.
-    #[serde(default, deserialize_with = "not_null")]
-    pub unhealthy_after: Option<Text>,
-    /// Good probes in a row that make it healthy again.
-    #[serde(default, deserialize_with = "not_null")]
-    pub healthy_after: Option<Text>,
-}
+    /// How a pool's back ends are probed: by `tcp` or by `http`.
+    #[schemars(extend("oneOf" = [{"required": ["tcp"]}, {"required": ["http"]}]))]
+    pub struct HealthCheck {
+        /// A TCP connection to the back end's port that opens is enough.
+        "tcp" => pub tcp: Option<Scalar<True>>,
+        /// An answer 200 to 299 to `GET` of this path on the back end's port is wanted.
+        "http" => pub http: Option<Scalar<Path>>,
+        /// Time between two probes.
+        #[schemars(extend("default" = "1s", "x-unit" = "duration, 10 ms to 1 h"))]
+        "interval" => pub interval: Option<Scalar<Duration>>,
+        /// Time after which a probe has failed, at most `interval`, which it is if that is less than the default.
+        #[schemars(extend("default" = "500ms", "x-unit" = "duration, 10 ms to 1 h"))]
+        "timeout" => pub timeout: Option<Scalar<Duration>>,
+        /// Failed probes in a row that make a back end unhealthy, 1 to 1000.
+        #[schemars(extend("default" = 3))]
+        "unhealthyAfter" => pub unhealthy_after: Option<Scalar<Number>>,
+        /// Good probes in a row that make it healthy again, 1 to 1000.
+        #[schemars(extend("default" = 2))]
+        "healthyAfter" => pub healthy_after: Option<Scalar<Number>>,
+    }
 
-/// When a pool as a whole counts as failed.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Failover {
-    /// Share of healthy back ends under which the next pool is taken.
-    pub healthy_below: Text,
-}
+    /// When a pool as a whole counts as failed, so that new connections go to the service's next pool. A pool without a
+    /// healthy back end has failed in any case.
+    pub struct Failover {
+        /// With a smaller share of healthy back ends the pool has failed.
+        #[schemars(extend("default" = "0%", "x-unit" = "% of the pool's back ends"))]
+        "healthyBelow" => pub healthy_below: Option<Scalar<Share>>,
+        /// While the pool is used to more than this, it counts as failed. Left out, its load never does that.
+        #[schemars(extend("examples" = ["95%"], "x-unit" = "% of the pool's capacity"))]
+        "utilizationAbove" => pub utilization_above: Option<Scalar<Share>>,
+    }
 
-/// Which tenants may, or may not, use which services.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Rule {
-    /// Unique among rules.
-    pub name: Text,
-    /// `Allow` or `Deny`.
-    pub action: Text,
-    /// `Enforce` (the default) or `Shadow`.
-    #[serde(default, deserialize_with = "not_null")]
-    pub mode: Option<Text>,
-    /// The highest is asked first; 0 when left out.
-    #[serde(default, deserialize_with = "not_null")]
-    pub priority: Option<Text>,
-    /// All tenants when left out.
-    #[serde(default, deserialize_with = "not_null")]
-    pub tenants: Option<Spanned<Selector>>,
-    /// All services when left out.
-    #[serde(default, deserialize_with = "not_null")]
-    pub services: Option<Spanned<Selector>>,
-}
+    /// Which tenants may, or may not, use which services. For each tenant and service the first enforced rule that
+    /// matches decides; if none does, the answer is no (`NoRule`).
+    #[schemars(extend("x-compilesTo" = "the `PAIRS` record of every tenant row and service"))]
+    pub struct Rule {
+        /// Unique among rules; stands in audit records and `explain`.
+        #[schemars(extend("examples" = ["acme-may-chat"]))]
+        "name" => pub name: Scalar<Name>,
+        /// What it does.
+        "action" => pub action: Scalar<Action>,
+        /// A shadow rule decides nothing. If it would have come first and decided otherwise, that is written into the
+        /// record of the decision.
+        #[schemars(extend("default" = "Enforce"))]
+        "mode" => pub mode: Option<Scalar<Mode>>,
+        /// The highest is asked first, 32 bits with a sign. At one priority `Deny` comes before `Allow`, and then the
+        /// order of the text decides.
+        #[schemars(extend("default" = 0, "examples" = [10]))]
+        "priority" => pub priority: Option<Scalar<Number>>,
+        /// Which tenants. Left out, all of them.
+        "tenants" => pub tenants: Option<Spanned<Selector>>,
+        /// Which services. Left out, all of them.
+        "services" => pub services: Option<Spanned<Selector>>,
+        /// When the rule exists. Left out, always.
+        "schedule" => pub schedule: Option<Spanned<Schedule>>,
+    }
 
-/// What the back ends of some traffic must be like.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Constraint {
-    /// Unique among constraints.
-    pub name: Text,
-    /// All tenants when left out.
-    #[serde(default, deserialize_with = "not_null")]
-    pub tenants: Option<Spanned<Selector>>,
-    /// All services when left out.
-    #[serde(default, deserialize_with = "not_null")]
-    pub services: Option<Spanned<Selector>>,
-    /// What a back end must have to be eligible.
-    pub require_backend: Spanned<BackendRequirement>,
-}
+    /// When a rule exists: a window that comes back on some days of every week. A rule that is closed is passed over;
+    /// what only closed rules would allow is refused as `OutsideSchedule`.
+    #[schemars(extend("minProperties" = 1))]
+    pub struct Schedule {
+        /// The days on which the window begins, at least one.
+        #[schemars(extend("default" = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"],
+            "examples" = [["Mon", "Tue", "Wed", "Thu", "Fri"]]))]
+        "days" => pub days: Option<List<Scalar<Day>>>,
+        /// When it begins.
+        #[schemars(extend("default" = "00:00", "examples" = ["08:00"]))]
+        "from" => pub from: Option<Scalar<TimeOfDay>>,
+        /// When it ends: on the next day, if that is not after the beginning.
+        #[schemars(extend("default" = "24:00", "examples" = ["20:00"]))]
+        "to" => pub to: Option<Scalar<TimeOfDay>>,
+        /// By whose clocks.
+        #[schemars(extend("default" = "UTC"))]
+        "timeZone" => pub time_zone: Option<Scalar<TimeZone>>,
+    }
 
-/// Labels that a back end must have.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct BackendRequirement {
-    /// All of them.
-    pub match_labels: LabelTexts,
-}
+    /// What back ends must be like. All constraints on a tenant and service must hold; back ends that do not comply are
+    /// taken out before any table is made, so that failover cannot lead there.
+    #[schemars(extend("x-compilesTo" = "which back ends are in `SETS` and `MAGLEV`"))]
+    pub struct Constraint {
+        /// Unique among constraints.
+        #[schemars(extend("examples" = ["eu-residency"]))]
+        "name" => pub name: Scalar<Name>,
+        /// Whose traffic it binds. Left out, everybody's.
+        "tenants" => pub tenants: Option<Spanned<Selector>>,
+        /// To which services. Left out, to all of them.
+        "services" => pub services: Option<Spanned<Selector>>,
+        /// What a back end's labels must be like: its own, or else its pool's.
+        "requireBackend" => pub require_backend: Spanned<LabelSelector>,
+    }
 
-/// Chooses by name, by label, or by both (then both must hold).
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Selector {
-    /// One of these names.
-    #[serde(default, deserialize_with = "not_null")]
-    pub match_names: Option<Vec<Text>>,
-    /// All of these labels.
-    #[serde(default, deserialize_with = "not_null")]
-    pub match_labels: Option<LabelTexts>,
-}
+    /// Chooses by name, by label, or by both; all that is given must hold. An empty one is an error, since it could mean
+    /// all or nothing.
+    #[schemars(extend("minProperties" = 1))]
+    pub struct Selector {
+        /// One of these names.
+        #[schemars(extend("examples" = [["acme", "globex"]]))]
+        "matchNames" => pub match_names: Option<List<Scalar<Name>>>,
+        /// All of these labels.
+        "matchLabels" => pub match_labels: Option<LabelTexts>,
+        /// All of these conditions.
+        "matchExpressions" => pub match_expressions: Option<List<Expression>>,
+    }
 
-/// A field that may be left out, but not be null.
-fn not_null<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    T::deserialize(deserializer).map(Some)
+    /// Chooses by label; all that is given must hold.
+    #[schemars(extend("minProperties" = 1))]
+    pub struct LabelSelector {
+        /// All of these labels.
+        "matchLabels" => pub match_labels: Option<LabelTexts>,
+        /// All of these conditions.
+        "matchExpressions" => pub match_expressions: Option<List<Expression>>,
+    }
+
+    /// A condition on a label.
+    pub struct Expression {
+        /// The label's key.
+        #[schemars(extend("examples" = ["region"]))]
+        "key" => pub key: Scalar<Name>,
+        /// What must hold of it. `NotIn` also holds where the label is not there.
+        "operator" => pub operator: Scalar<Operator>,
+        /// For `In` and `NotIn`, at least one value; for `Exists` and `DoesNotExist`, none.
+        #[schemars(extend("examples" = [["eu", "uk"]]))]
+        "values" => pub values: Option<List<Scalar<LabelValue>>>,
+    }
 }

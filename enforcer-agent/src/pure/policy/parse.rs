@@ -1,214 +1,260 @@
-//! Text to [`Document`]s, with a position for whatever is wrong.
+//! Texts to [`Document`]s. All that is wrong with their shape is reported.
 
-use serde_saphyr::Error;
-
-use super::bounds::{MAX_TEXT_BYTES, yaml_options};
-use super::diagnostic::{Code, Diagnostic, Place, Severity};
+use super::bounds::{MAX_SOURCES, MAX_TEXT_BYTES};
+use super::diagnostic::{Code, Reporter};
 use super::model::Document;
-use super::suggest::{alternatives, nearest, quoted};
+use super::shape::{FromNode, Reader};
+use super::source::{Place, PolicySource};
+use super::yaml::{Tree, YamlProblem};
 
-/// Fields that belong to the policy language, but that this version does not enforce, with what to do without them.
-const NOT_ENFORCED: &[(&str, &str)] = &[
-    ("class", "Service classes are not enforced by this version."),
-    ("classes", "Service classes are not enforced by this version."),
-    (
-        "guaranteed",
-        "Guaranteed rates are not enforced by this version; only `limits` are.",
-    ),
-    ("leaseSeconds", "Leases are not enforced by this version."),
-    ("onLeaseExpiry", "Leases are not enforced by this version."),
-    (
-        "quotas",
-        "Quotas are not enforced by this version; only `limits` are.",
-    ),
-    (
-        "schedule",
-        "Schedules are not enforced by this version: a rule holds at all times.",
-    ),
-    (
-        "utilizationAbove",
-        "Failover by utilization is not enforced by this version; only `healthyBelow` is.",
-    ),
-];
-
-/// Reads the documents of a policy. `file` is only a name for the diagnostic.
-///
-/// # Errors
-/// The first problem with the shape of the text: not YAML, too large, or an unknown, missing, repeated or null field.
-pub fn parse(file: &str, text: &str) -> Result<Vec<Document>, Box<Diagnostic>> {
-    let fail = |code, place, message, help| {
-        Box::new(Diagnostic::at(
-            file,
-            text,
-            Severity::Error,
-            code,
-            place,
-            message,
-            help,
-        ))
-    };
-    if text.len() > MAX_TEXT_BYTES {
-        let message = format!(
-            "the policy has {} bytes; at most {MAX_TEXT_BYTES} are read",
-            text.len()
-        );
-        // The text itself is not searched for an excerpt.
-        let help = "Put sources that belong together into larger prefixes.".to_owned();
-        return Err(fail(Code::TooLarge, Place::WHOLE, message, help));
+/// Reads the documents of a policy, in the order of its texts. Places at which something is wrong hold placeholders.
+/// `None` if what was read says too little about the rest of it: it is no YAML, too large, or nothing at all.
+pub(super) fn parse(reporter: &mut Reporter<'_>, texts: &[PolicySource]) -> Option<Vec<Document>> {
+    if !within_bounds(reporter, texts) {
+        return None;
     }
-    let documents: Vec<Document> =
-        serde_saphyr::from_multiple_with_options(text, yaml_options()).map_err(|error| {
-            let place = error.location().map_or(Place::WHOLE, Place::from);
-            let (code, message, help) = describe(&error);
-            fail(code, place, message, help)
-        })?;
-    if documents.is_empty() {
-        let help =
-            "A policy starts with `apiVersion: enforcer.dev/v1`; `policies/quickstart.yaml` is an example.";
-        return Err(fail(
+    let mut documents = Vec::new();
+    let mut is_complete = true;
+    for (index, source) in texts.iter().enumerate() {
+        is_complete &= parse_one(reporter, index, &source.text, &mut documents);
+    }
+    if documents.is_empty() && is_complete {
+        reporter.error(
             Code::MissingField,
             Place::WHOLE,
-            "the policy is empty".to_owned(),
-            help.to_owned(),
-        ));
+            "the policy is empty",
+            "A policy starts with `apiVersion: enforcer.dev/v1`; `policies/quickstart.yaml` is an example.",
+        );
+        return None;
     }
-    Ok(documents)
+    is_complete.then_some(documents)
 }
 
-/// What to say about an error of the YAML reader.
-fn describe(error: &Error) -> (Code, String, String) {
-    match error {
-        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => describe(error),
-        Error::SerdeUnknownField { field, expected, .. } => unknown_field(field, expected),
-        Error::SerdeMissingField { field, .. } => (
-            Code::MissingField,
-            format!("the field {} is missing here", quoted(field)),
-            format!("Add {}: it has no default.", quoted(field)),
-        ),
-        Error::DuplicateMappingKey { key, .. } => (
-            Code::Duplicate,
-            format!(
-                "the field {} is given a second time",
-                quoted(key.as_deref().unwrap_or("?"))
-            ),
-            "Keep one of the two.".to_owned(),
-        ),
-        Error::NullIntoString { .. } => (
-            Code::WrongShape,
-            "the value is missing (null)".to_owned(),
-            "Give a value, or leave the whole field out to get its default.".to_owned(),
-        ),
-        Error::Unexpected { expected, .. } => (
-            Code::WrongShape,
-            format!("this should be {}", shape(expected)),
-            "Compare it with the example in `policies/quickstart.yaml`.".to_owned(),
-        ),
-        Error::Budget { .. }
-        | Error::AliasReplayLimitExceeded { .. }
-        | Error::AliasExpansionLimitExceeded { .. }
-        | Error::AliasReplayStackDepthExceeded { .. } => (
-            Code::TooLarge,
-            format!(
-                "the policy needs more than the YAML reader is given: {}",
-                plain(error)
-            ),
-            "Use fewer aliases and less nesting; a policy needs neither.".to_owned(),
-        ),
-        other => (
-            Code::Yaml,
-            plain(other),
-            "Correct the YAML at this place.".to_owned(),
-        ),
+fn within_bounds(reporter: &mut Reporter<'_>, texts: &[PolicySource]) -> bool {
+    let bytes: usize = texts.iter().map(|source| source.text.len()).sum();
+    if bytes > MAX_TEXT_BYTES {
+        let message = format!("the policy has {bytes} bytes; at most {MAX_TEXT_BYTES} are read");
+        let help = "Put sources that belong together into larger prefixes.";
+        reporter.error(Code::TooLarge, Place::WHOLE, message, help);
     }
+    if texts.len() > MAX_SOURCES {
+        let message = format!(
+            "the policy has {} texts; at most {MAX_SOURCES} are read",
+            texts.len()
+        );
+        let help = "Put what belongs together into one file; it can have several documents.";
+        reporter.error(Code::TooLarge, Place::WHOLE, message, help);
+    }
+    bytes <= MAX_TEXT_BYTES && texts.len() <= MAX_SOURCES
 }
 
-fn unknown_field(field: &str, expected: &[&str]) -> (Code, String, String) {
-    let message = format!("there is no field {} here", quoted(field));
-    let help = if let Some((_, why)) = NOT_ENFORCED.iter().find(|(name, _)| *name == field) {
-        format!("{why} It is refused rather than ignored: remove it.")
-    } else if let Some(name) = nearest(field, expected.iter().copied()) {
-        format!("Did you mean `{name}`?")
-    } else {
-        format!("Here there can be {}.", alternatives(expected))
+/// Whether the text could be read to its end.
+fn parse_one(reporter: &mut Reporter<'_>, index: usize, text: &str, documents: &mut Vec<Document>) -> bool {
+    let place = Place::of_source(index);
+    let tree = match Tree::parse(u16::try_from(place.source()).unwrap_or(u16::MAX), text) {
+        Ok(tree) => tree,
+        Err(error) => {
+            let code = match error.problem {
+                YamlProblem::TooMuch { .. } => Code::TooLarge,
+                YamlProblem::Syntax(_) | YamlProblem::Tag | YamlProblem::Cycle => Code::Yaml,
+            };
+            let help = error.problem.help();
+            reporter.error(code, error.place, error.problem.to_string(), help);
+            return false;
+        }
     };
-    (Code::UnknownField, message, help)
-}
-
-/// The YAML reader's names of shapes, in the words of the people who write YAML.
-fn shape(expected: &str) -> &str {
-    match expected {
-        "string scalar" => "a single value, no list and no mapping",
-        "sequence start" => "a list (`- a` on lines of its own, or `[a, b]`)",
-        "mapping start" => "a mapping (`name: value`)",
-        other => other,
+    let mut reader = Reader::new(&tree, reporter);
+    for document in &tree.documents {
+        documents.push(Document::from_node(&mut reader, *document));
     }
-}
-
-/// The message of the YAML reader without the position, which the diagnostic shows by itself.
-fn plain(error: &Error) -> String {
-    let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-    let position = error
-        .location()
-        .map(|at| format!(" at line {}, column {}", at.line(), at.column()));
-    let message = position
-        .and_then(|position| message.strip_suffix(&position))
-        .unwrap_or(&message);
-    message
-        .chars()
-        .filter(|character| !character.is_control())
-        .take(200)
-        .collect()
+    !reader.is_exhausted()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Diagnostic, Severity, load};
     use super::*;
 
-    fn problem(text: &str) -> Diagnostic {
-        *parse("p.yaml", text).expect_err("the policy should be refused")
+    fn problems(text: &str) -> Vec<Diagnostic> {
+        let outcome = load("p.yaml", text);
+        assert_eq!(outcome.policy, None, "{text}");
+        outcome.diagnostics
+    }
+
+    /// The codes and places of what is wrong with a tenant that has these further fields, which start on line 8.
+    #[track_caller]
+    fn check_tenant(fields: &str, expected: &[(Code, u32, u32)]) {
+        let text = format!(
+            "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {{name: p}}\n\
+             spec:\n  tenants:\n  - name: a\n    sources: [10.0.0.0/8]\n    {fields}\n"
+        );
+        let diagnostics = load("p.yaml", &text).diagnostics;
+        let errors = diagnostics
+            .iter()
+            .filter(|found| found.severity == Severity::Error);
+        let found: Vec<_> = errors
+            .map(|found| (found.code, found.line, found.column))
+            .collect();
+        assert_eq!(found, expected, "{fields}: {diagnostics:#?}");
     }
 
     #[test]
     fn null_is_refused_where_a_default_exists() {
-        for field in [
-            "limits:",
-            "limits: {burst: }",
-            "limits: {burst: ~}",
-            "labels:",
-            "labels: {a: }",
+        for (fields, column) in [
+            ("limits:", 11),
+            ("limits: {burst: }", 19),
+            ("limits: {burst: ~}", 21),
+            ("limits: {burst: null}", 21),
+            ("labels:", 11),
+            ("labels: {a: }", 15),
+            ("quotas: ~", 13),
         ] {
-            let text = format!(
-                "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {{name: p}}\n\
-                 spec:\n  tenants:\n  - name: a\n    sources: []\n    {field}\n"
-            );
-            let problem = problem(&text);
-            assert_eq!(
-                (problem.code, problem.line),
-                (Code::WrongShape, 8),
-                "{field}: {problem:?}"
-            );
+            check_tenant(fields, &[(Code::WrongShape, 8, column)]);
         }
+        check_tenant("labels: {a: \"\"}", &[(Code::InvalidName, 8, 17)]);
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_and_none_twice() {
+        check_tenant(
+            "lables: {a: b}\n    limits: {brust: 2s, bytesPerSecond: [1], packetsPerSecond: -1}\n    sources: []\n    \
+             class: ~",
+            &[
+                (Code::UnknownField, 8, 5),
+                (Code::UnknownField, 9, 14),
+                (Code::WrongShape, 9, 41),
+                (Code::InvalidValue, 9, 64),
+                (Code::Duplicate, 10, 5),
+                (Code::WrongShape, 11, 12),
+            ],
+        );
+        let text = "kind: [GovernancePolicy]\nmetadata: x\nspec:\n  tenants: [{sources: 5}, x, {name: [a]}]\n  pools: 5\n  \
+                    rules: [{name: r, action: Alow, tenants: all}]\n";
+        let found: Vec<_> = problems(text)
+            .into_iter()
+            .map(|found| (found.code, found.line))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (Code::MissingField, 1),
+                (Code::WrongShape, 1),
+                (Code::WrongShape, 2),
+                (Code::MissingField, 4),
+                (Code::WrongShape, 4),
+                (Code::WrongShape, 4),
+                (Code::MissingField, 4),
+                (Code::WrongShape, 4),
+                (Code::WrongShape, 5),
+                (Code::InvalidValue, 6),
+                (Code::WrongShape, 6),
+            ],
+        );
+    }
+
+    #[test]
+    fn aliases_and_merges_stand_for_what_they_refer_to() {
+        let text = "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {name: p}\nspec:\n  tenants:\n  \
+                    - {name: a, sources: [10.0.0.0/24], limits: &limits {burst: 2s, packetsPerSecond: 5}, labels: &l {x: y}}\n  \
+                    - {name: b, sources: [10.0.1.0/24], limits: {<<: *limits, burst: 3s}, labels: *l}\n  \
+                    - {name: c, sources: [10.0.2.0/24], labels: {<<: [*l, {x: z, w: v}]}}\n";
+        let policy = load("p.yaml", text).policy.expect("it is right");
+        let [a, b, c] = policy.tenants.as_slice() else {
+            panic!("there are three")
+        };
+        assert_eq!(
+            (a.limits.burst_ns, a.limits.packets_per_second),
+            (2_000_000_000, Some(5))
+        );
+        assert_eq!(
+            (b.limits.burst_ns, b.limits.packets_per_second),
+            (3_000_000_000, Some(5))
+        );
+        assert_eq!(a.labels, b.labels);
+        let labels: Vec<_> = c
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        assert_eq!(labels, ["w=v", "x=y"]);
+    }
+
+    #[test]
+    fn what_an_alias_brings_is_reported_where_the_alias_stands() {
+        let text = "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {name: p}\nspec:\n  tenants:\n  \
+                    - {name: a, sources: &s [10.0.0.0/24]}\n  - {name: b, sources: *s}\n";
+        let [problem] = problems(text).try_into().expect("there is one problem");
+        assert_eq!(
+            (problem.code, problem.line, problem.column),
+            (Code::Conflict, 7, 24)
+        );
+        assert!(problem.help.contains("line 6, column 28"), "{}", problem.help);
     }
 
     #[test]
     fn alias_bombs_are_refused_within_the_budget() {
-        let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        // Every level has ten times as many labels; only what is read counts, so it stands where it is read.
+        let mut text =
+            "apiVersion: enforcer.dev/v1\nspec:\n  tenants: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {
             let previous = format!("*a{}, ", level - 1).repeat(10);
-            text += &format!("a{level}: &a{level} [{previous}]\n");
+            text += &format!("  a{level}: &a{level} [{previous}]\n");
         }
-        // An unknown field at first sight; the bomb has to be under a field that is read.
-        let text = format!("{text}\nspec: *a11\n");
-        assert_eq!(problem(&text).severity, Severity::Error);
-        let nested = format!("apiVersion: {}", "[".repeat(100_000));
-        assert_eq!(problem(&nested).severity, Severity::Error);
-        let many = "---\nx: 1\n".repeat(1000);
-        assert_eq!(problem(&many).severity, Severity::Error);
+        let unread = problems(&text);
+        assert!(
+            unread.iter().all(|found| found.code != Code::TooLarge),
+            "{unread:#?}"
+        );
+        let text = format!("{text}  rules: *a11\n");
+        let read = problems(&text);
+        assert!(
+            read.iter().any(|found| found.code == Code::UnknownField),
+            "{read:#?}"
+        );
+
+        // A list of merges of lists of merges is read to its end.
+        let mut bomb = "m0: &m0 {x: y}\n".to_owned();
+        for level in 1..12 {
+            let previous = format!("*m{}, ", level - 1).repeat(10);
+            bomb += &format!("m{level}: &m{level} [{previous}]\n");
+        }
+        let found = problems(&format!("{bomb}spec: {{<<: *m11}}\n"));
+        assert!(
+            found.iter().any(|found| found.code == Code::TooLarge),
+            "{found:#?}"
+        );
     }
 
     #[test]
-    fn a_text_over_the_size_is_refused_without_reading_it() {
-        let problem = problem(&"#".repeat(MAX_TEXT_BYTES + 1));
-        assert_eq!((problem.code, problem.line), (Code::TooLarge, 0));
+    fn what_is_too_deep_or_too_much_is_refused() {
+        for text in [
+            format!("apiVersion: {}", "[".repeat(100_000)),
+            format!("{}x", "- ".repeat(100_000)),
+            "---\nx: 1\n".repeat(1000),
+            format!("a: &a x\nb: [{}]", "*a,".repeat(5000)),
+            "a: &a [*a]".to_owned(),
+            "a: !x y".to_owned(),
+            "#".repeat(MAX_TEXT_BYTES + 1),
+        ] {
+            let found = problems(&text);
+            let code = found.last().expect("something is wrong").code;
+            assert!(matches!(code, Code::TooLarge | Code::Yaml), "{found:#?}");
+            assert_eq!(found.len(), 1, "{found:#?}");
+        }
+    }
+
+    #[test]
+    fn a_syntax_error_in_one_text_hides_no_problem_of_another() {
+        let texts = [
+            PolicySource::new("a.yaml", "apiVersion: enforcer.dev/v1\nspec: [\n"),
+            PolicySource::new("b.yaml", "kindd: x\n"),
+        ];
+        let diagnostics = super::super::load_all(&texts).diagnostics;
+        let found: Vec<_> = diagnostics
+            .iter()
+            .map(|found| (found.file.as_str(), found.code))
+            .collect();
+        assert_eq!(found[0], ("a.yaml", Code::Yaml));
+        assert!(found.contains(&("b.yaml", Code::UnknownField)), "{found:?}");
     }
 }

@@ -4,23 +4,35 @@
 //! matter, so that here they are sorted; the order of rules and of a service's pools does matter, and is kept. Two texts
 //! that resolve to the same value enforce the same, and have the same [`Digest`].
 
+mod requirement;
+
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::schedule::{Schedule, Zone};
+use super::selection::Selection;
+pub use requirement::{LabelExpression, Operator, Requirement};
+
 /// Labels by key.
 pub type Labels = BTreeMap<String, String>;
 
 /// A policy without errors.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResolvedPolicy {
     /// Its name.
     pub name: String,
+    /// What holds for the policy as a whole.
+    pub defaults: Defaults,
+    /// Sorted by name.
+    pub classes: Vec<Class>,
     /// Sorted by name.
     pub tenants: Vec<Tenant>,
     /// Sorted by name.
@@ -36,6 +48,39 @@ pub struct ResolvedPolicy {
     pub constraints: Vec<Constraint>,
 }
 
+/// What holds for the policy as a whole. (Sources that no tenant claims are refused in any case.)
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Defaults {
+    /// What happens when the agent has not renewed its lease.
+    pub on_lease_expiry: LeaseExpiry,
+    /// How long the lease lasts, in seconds.
+    pub lease_seconds: u32,
+}
+
+/// What happens when the agent has not renewed its lease: it may have died, and the policy may be out of date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LeaseExpiry {
+    /// The last policy stays in force.
+    Hold,
+    /// New flows are refused, open ones go on.
+    RefuseNew,
+    /// Everything is refused.
+    RefuseAll,
+}
+
+/// A service class: how tenants stand to one another when there is not enough for all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Class {
+    /// Unique among classes.
+    pub name: String,
+    /// Share of what is left over, relative to the other classes, from 1.
+    pub weight: u32,
+    /// New connections of the class are refused while a pool is used to more than this, in percent.
+    pub shed_above_percent: Option<u8>,
+}
+
 /// Someone who sends traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -46,8 +91,60 @@ pub struct Tenant {
     pub sources: Vec<IpNet>,
     /// For selectors.
     pub labels: Labels,
+    /// Index into [`ResolvedPolicy::classes`].
+    pub class: Option<usize>,
     /// What it may use at most.
     pub limits: Limits,
+    /// What it gets in any case.
+    pub guaranteed: Guaranteed,
+    /// What it may use at most in a period of the calendar; sorted, at most one for each metric and period.
+    pub quotas: Vec<Quota>,
+}
+
+/// What a tenant gets even if others want more than there is; `None` is nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Guaranteed {
+    /// New connections; never more than the tenant's limit.
+    pub new_connections_per_second: Option<u64>,
+}
+
+/// What a quota counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum QuotaMetric {
+    /// New connections (for UDP: new flows).
+    Connections,
+    /// Bytes of IP packets towards services.
+    RequestBytes,
+    /// Bytes of IP packets back to the tenant.
+    ResponseBytes,
+}
+
+/// A period of the calendar, in the quota's time zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum QuotaPeriod {
+    /// So many hours, counted from midnight; a divisor of 24.
+    Hours(u8),
+    /// So many days, counted from Monday, 5 January 1970, so that seven of them are a week from Monday to Sunday.
+    Days(u16),
+    /// A month of the calendar.
+    Month,
+}
+
+/// What a tenant may use at most in a period of the calendar.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Quota {
+    /// What is counted.
+    pub metric: QuotaMetric,
+    /// How long it is counted until it starts from zero again.
+    pub per: QuotaPeriod,
+    /// How much, from 1: connections or bytes.
+    pub limit: u64,
+    /// By whose clocks.
+    pub time_zone: Zone,
 }
 
 /// Limits of a tenant; `None` is unlimited.
@@ -87,6 +184,21 @@ pub enum Forward {
     Dnat,
     /// Only the frame's addresses are rewritten: the back end has the virtual address itself, and answers directly.
     L2Dsr,
+    /// The packet is put into an IP packet to the back end, which answers directly.
+    Ipip,
+    /// The packet is put into a UDP packet to the back end (Generic UDP Encapsulation), which answers directly.
+    Gue,
+    /// The packet stays on this host, for a proxy.
+    Local,
+}
+
+/// The ports of a service: one, or several in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortRange {
+    /// The first one, never 0.
+    pub first: u16,
+    /// The last one, not below the first.
+    pub last: u16,
 }
 
 /// Something that tenants reach.
@@ -97,8 +209,8 @@ pub struct Service {
     pub name: String,
     /// The virtual addresses, sorted. No (address, port, protocol) belongs to two services.
     pub addresses: Vec<IpAddr>,
-    /// The port, never 0.
-    pub port: u16,
+    /// The ports.
+    pub ports: PortRange,
     /// The protocol.
     pub protocol: Protocol,
     /// For selectors.
@@ -124,6 +236,8 @@ pub struct Pool {
     /// The pool counts as failed when fewer than this share of its back ends, in percent, is healthy, and in any case
     /// when none is. 0 to 100.
     pub healthy_below_percent: u8,
+    /// The pool counts as failed while it is used to more than this, in percent.
+    pub utilization_above_percent: Option<u8>,
 }
 
 /// One inference server.
@@ -191,7 +305,7 @@ pub enum Mode {
 }
 
 /// Which tenants may, or may not, use which services.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rule {
     /// Unique among rules.
@@ -202,27 +316,33 @@ pub struct Rule {
     pub mode: Mode,
     /// The highest is asked first.
     pub priority: i32,
-    /// Indices into [`ResolvedPolicy::tenants`], ascending.
-    pub tenants: Vec<usize>,
-    /// Indices into [`ResolvedPolicy::services`], ascending.
-    pub services: Vec<usize>,
+    /// Indices into [`ResolvedPolicy::tenants`].
+    pub tenants: Selection,
+    /// Indices into [`ResolvedPolicy::services`].
+    pub services: Selection,
+    /// When it exists; always, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// The line of the text where the rule begins, to point at it; no part of what is enforced, nor of the digest.
     #[serde(skip)]
     pub line: u32,
+    /// The name of the text that this is a line of, if the policy has several.
+    #[serde(skip)]
+    pub file: Option<Arc<str>>,
 }
 
 /// What the back ends of some traffic must be like.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Constraint {
     /// Unique among constraints.
     pub name: String,
-    /// Indices into [`ResolvedPolicy::tenants`], ascending.
-    pub tenants: Vec<usize>,
-    /// Indices into [`ResolvedPolicy::services`], ascending.
-    pub services: Vec<usize>,
-    /// Labels that a back end must have to be eligible; never empty.
-    pub require_labels: Labels,
+    /// Indices into [`ResolvedPolicy::tenants`].
+    pub tenants: Selection,
+    /// Indices into [`ResolvedPolicy::services`].
+    pub services: Selection,
+    /// What a back end's labels must be like for it to be eligible; never empty.
+    pub require: Requirement,
 }
 
 /// SHA-256 of a resolved policy.
@@ -242,25 +362,97 @@ impl ResolvedPolicy {
             .map(String::as_str)
     }
 
-    /// The bytes that the digest covers: JSON without white space, fields in the order of declaration, maps sorted by
-    /// key. Health, weights, the time and everything else that can differ between two hosts is not in it.
+    /// Writes the bytes that the digest covers: JSON without white space, fields in the order of declaration, maps sorted
+    /// by key. Health, weights, the time and everything else that can differ between two hosts is not in it.
     ///
-    /// # Panics
-    /// Never: the types have string keys and no fallible serialisation.
-    #[must_use]
-    pub fn canonical_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("plain structs with string keys always serialise")
+    /// # Errors
+    /// When `to` cannot be written to.
+    pub fn write_canonical_json(&self, to: impl io::Write) -> io::Result<()> {
+        serde_json::to_writer(to, self).map_err(io::Error::from)
     }
 
     /// Proves that two hosts enforce the same policy.
     ///
     /// The first line names the form, so that a digest of another form of the same policy cannot be taken for this one.
+    ///
+    /// # Panics
+    /// Never: the types have string keys and no fallible serialisation, and a hash takes whatever it is given.
     #[must_use]
     pub fn digest(&self) -> Digest {
         let mut hash = Sha256::new();
-        hash.update(b"enforcer.dev/v1 resolved policy, form 1\n");
-        hash.update(self.canonical_json());
+        hash.update(b"enforcer.dev/v1 resolved policy, form 2\n");
+        // The serialiser writes a few bytes at a time.
+        let mut buffered = io::BufWriter::with_capacity(1 << 16, HashWriter(&mut hash));
+        self.write_canonical_json(&mut buffered)
+            .and_then(|()| io::Write::flush(&mut buffered))
+            .expect("plain structs with string keys always serialise, and a hash can be written to");
+        drop(buffered);
         Digest(hash.finalize().into())
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// Whether no schedule ever closes it.
+    #[must_use]
+    pub fn is_always_open(&self) -> bool {
+        self.schedule.as_ref().is_none_or(Schedule::is_always_open)
+    }
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+// === impl PortRange ===
+
+impl PortRange {
+    /// Whether a port is one of them.
+    #[must_use]
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
+    /// Whether a port is in both.
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    /// Whether there is more than one port.
+    #[must_use]
+    pub const fn is_several(self) -> bool {
+        self.first != self.last
+    }
+}
+
+impl From<u16> for PortRange {
+    fn from(port: u16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+}
+
+/// `8000` or `8000-8010`, as it is written in a policy.
+impl fmt::Display for PortRange {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.first)?;
+        if self.is_several() {
+            write!(formatter, "-{}", self.last)?;
+        }
+        Ok(())
     }
 }
 

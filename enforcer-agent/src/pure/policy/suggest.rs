@@ -1,6 +1,6 @@
 //! "Did you mean": the nearest of a set of names, and text from outside made safe to print.
 
-use super::bounds::MAX_NAME_BYTES;
+use super::bounds::{MAX_NAME_BYTES, MAX_URL_BYTES};
 
 /// The candidate nearest to `wanted`, if one is near enough to be a slip of the fingers: at most a third of the letters
 /// differ, counting a swap of two neighbours as one (Damerau-Levenshtein), without regard to upper or lower case.
@@ -27,8 +27,17 @@ pub(super) fn nearest<'a>(wanted: &str, candidates: impl IntoIterator<Item = &'a
 /// Text from outside between backticks: control characters escaped, so that a policy cannot drive the terminal of the one
 /// who checks it, and cut to a length that a line can hold.
 pub(super) fn quoted(text: &str) -> String {
-    let mut shown: String = text.chars().take(MAX_NAME_BYTES).flat_map(escaped).collect();
-    if text.chars().nth(MAX_NAME_BYTES).is_some() {
+    quoted_up_to(text, MAX_NAME_BYTES)
+}
+
+/// The same for the path of a file, which may be longer.
+pub(super) fn quoted_path(path: &str) -> String {
+    quoted_up_to(path, MAX_URL_BYTES)
+}
+
+fn quoted_up_to(text: &str, most_chars: usize) -> String {
+    let mut shown: String = text.chars().take(most_chars).flat_map(escaped).collect();
+    if text.chars().nth(most_chars).is_some() {
         shown.push('…');
     }
     format!("`{shown}`")

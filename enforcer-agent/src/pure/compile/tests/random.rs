@@ -147,7 +147,7 @@ impl Draft {
 /// What the rules say about a pair, read off the resolved policy one rule at a time.
 fn naive_action(policy: &ResolvedPolicy, tenant: usize, service: usize) -> Option<Action> {
     let matching = policy.rules.iter().filter(|rule| {
-        rule.mode == Mode::Enforce && rule.tenants.contains(&tenant) && rule.services.contains(&service)
+        rule.mode == Mode::Enforce && rule.tenants.contains(tenant) && rule.services.contains(service)
     });
     let highest = matching.clone().map(|rule| rule.priority).max()?;
     let mut of_highest = matching.filter(|rule| rule.priority == highest);
@@ -174,8 +174,8 @@ proptest! {
             for (index, service) in policy.services.iter().enumerate() {
                 let complies = |pool: &Pool, backend: &Backend| {
                     policy.constraints.iter().all(|constraint| {
-                        !constraint.tenants.contains(&tenant)
-                            || !constraint.services.contains(&index)
+                        !constraint.tenants.contains(tenant)
+                            || !constraint.services.contains(index)
                             || is_compliant(constraint, pool, backend)
                     })
                 };

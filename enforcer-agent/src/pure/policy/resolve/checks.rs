@@ -1,18 +1,20 @@
-//! How the parts of a policy fit together: what cannot be forwarded, and what has no effect.
+//! How the parts of a policy fit together: what cannot be forwarded, and what nobody uses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::super::bounds::MAX_SERVICES;
-use super::super::diagnostic::{Code, Place, Reporter};
-use super::super::judgement::{
-    Bindings, ConstraintSet, Judgements, compliant_backends, is_compliant, same_family,
-};
-use super::super::resolved::{Backend, Forward, Mode, Pool, Protocol, ResolvedPolicy, Service};
+use super::super::diagnostic::{Code, Reporter};
+use super::super::judgement::same_family;
+use super::super::resolved::{Backend, Forward, Pool, Protocol, ResolvedPolicy, Service};
+use super::super::source::Place;
 use super::super::suggest::quoted;
+use super::rights;
 
 /// Where the names of the parts stand, in the order of the policy's lists.
 pub(super) struct Places {
+    pub(super) classes: Vec<Place>,
+    pub(super) tenants: Vec<Place>,
     pub(super) services: Vec<Place>,
     pub(super) pools: Vec<Place>,
     pub(super) rules: Vec<Place>,
@@ -30,14 +32,12 @@ pub(super) fn check(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places
     }
     shared_dnat_backends(reporter, policy, places);
     unused_pools(reporter, policy, places);
-    let judgements = Judgements::of(policy);
-    rules_without_effect(reporter, policy, &judgements, places);
-    constraints_without_effect(reporter, policy, places);
-    pairs_without_backend(reporter, policy, &judgements, places);
+    unused_classes(reporter, policy, places);
+    rights::check(reporter, policy, places);
 }
 
 /// The families of a service's addresses, one address each.
-fn family_representatives(service: &Service) -> impl Iterator<Item = IpAddr> {
+pub(super) fn family_representatives(service: &Service) -> impl Iterator<Item = IpAddr> {
     let first = |v4: bool| {
         service
             .addresses
@@ -48,12 +48,12 @@ fn family_representatives(service: &Service) -> impl Iterator<Item = IpAddr> {
     [first(true), first(false)].into_iter().flatten()
 }
 
-const fn family_name(address: IpAddr) -> &'static str {
+pub(super) const fn family_name(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 /// A service's back ends in all of its pools.
-fn backends_of<'a>(
+pub(super) fn backends_of<'a>(
     policy: &'a ResolvedPolicy,
     service: &'a Service,
 ) -> impl Iterator<Item = (&'a Pool, &'a Backend)> {
@@ -148,16 +148,19 @@ fn families(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Serv
     }
 }
 
-/// `L2Dsr` leaves the packet as it is, port included.
+/// `L2Dsr` leaves the packet as it is, port included: the back end has to listen on every port of the service, and it is
+/// probed on its own.
 fn ports(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Service, place: Place) {
     if service.forward != Forward::L2Dsr {
         return;
     }
-    for (_, backend) in backends_of(policy, service).filter(|(_, backend)| backend.port != service.port) {
+    for (_, backend) in
+        backends_of(policy, service).filter(|(_, backend)| !service.ports.contains(backend.port))
+    {
         let message = format!(
             "service {} keeps port {} (`L2Dsr`), but back end {} listens on {}",
             quoted(&service.name),
-            service.port,
+            service.ports,
             quoted(&backend.name),
             backend.port
         );
@@ -192,6 +195,15 @@ fn shared_dnat_backends(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, pl
     let mut users = BTreeMap::new();
     let services = policy.services.iter().zip(&places.services);
     for (service, place) in services.filter(|(service, _)| service.forward == Forward::Dnat) {
+        if service.ports.is_several() {
+            let message = format!(
+                "all ports of service {} lead to one port of its back ends by `Dnat`",
+                quoted(&service.name)
+            );
+            let help =
+                "A client that uses one source port for two of them would mix them up; forward by `Nat`.";
+            reporter.warning(Code::Forwarding, *place, message, help);
+        }
         let mut clashes = BTreeSet::new();
         for (_, backend) in backends_of(policy, service) {
             let endpoint = (backend.address, backend.port, service.protocol);
@@ -236,127 +248,13 @@ fn unused_pools(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &P
     }
 }
 
-fn rules_without_effect(
-    reporter: &mut Reporter<'_>,
-    policy: &ResolvedPolicy,
-    judgements: &Judgements,
-    places: &Places,
-) {
-    for (index, rule) in policy.rules.iter().enumerate() {
-        // A selector that chooses nothing has been reported already.
-        if judgements.is_effective(index) || rule.tenants.is_empty() || rule.services.is_empty() {
-            continue;
-        }
-        let verb = if rule.mode == Mode::Shadow {
-            "would never decide"
-        } else {
-            "never decides"
-        };
-        let message = format!("rule {} {verb} anything", quoted(&rule.name));
-        let help = match hiding_rule(policy, judgements, index) {
-            Some(hiding) => format!(
-                "For all that it matches another rule comes first, such as {} at {}. Rules go by priority, then \
-                 `Deny` before `Allow`, then their order.",
-                quoted(&policy.rules[hiding].name),
-                places.rules[hiding].describe()
-            ),
-            None => "Another rule with the same action comes first for all that it matches.".to_owned(),
-        };
-        reporter.warning(Code::NoEffect, places.rules[index], message, help);
-    }
-}
-
-/// The enforced rule that decides in a rule's place, for the first pair that it matches.
-fn hiding_rule(policy: &ResolvedPolicy, judgements: &Judgements, rule: usize) -> Option<usize> {
-    let rule = &policy.rules[rule];
-    judgements
-        .get(*rule.tenants.first()?, *rule.services.first()?)
-        .decided_by
-}
-
-fn constraints_without_effect(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
-    for (index, constraint) in policy.constraints.iter().enumerate() {
-        // What chooses nothing has been reported where it stands; here it is about a policy without tenants or services.
-        let satisfiable = policy.pools.iter().any(|pool| {
-            pool.backends
-                .iter()
-                .any(|backend| is_compliant(constraint, pool, backend))
-        });
-        if !satisfiable {
-            let wanted: Vec<String> = constraint
-                .require_labels
-                .iter()
-                .map(|(key, value)| format!("`{key}: {value}`"))
-                .collect();
-            let message = format!(
-                "no back end of the policy has {}, which constraint {} requires",
-                wanted.join(" and "),
-                quoted(&constraint.name)
-            );
-            let help = "Label the back ends, or their pools, that comply.";
-            reporter.warning(Code::NoEffect, places.constraints[index], message, help);
+fn unused_classes(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
+    let used: BTreeSet<usize> = policy.tenants.iter().filter_map(|tenant| tenant.class).collect();
+    for (index, class) in policy.classes.iter().enumerate() {
+        if !used.contains(&index) {
+            let message = format!("no tenant is of class {}", quoted(&class.name));
+            let help = "Write it into the `class` of a tenant.";
+            reporter.warning(Code::NoEffect, places.classes[index], message, help);
         }
     }
-}
-
-/// A tenant that may use a service, but is refused since its constraints leave no back end.
-fn pairs_without_backend(
-    reporter: &mut Reporter<'_>,
-    policy: &ResolvedPolicy,
-    judgements: &Judgements,
-    places: &Places,
-) {
-    let bindings = Bindings::of(policy);
-    // Many tenants are bound alike, and the answer depends on nothing else.
-    let mut families_left: BTreeMap<(usize, ConstraintSet), Vec<IpAddr>> = BTreeMap::new();
-    for (tenant_index, tenant) in policy.tenants.iter().enumerate() {
-        for (service_index, service) in policy.services.iter().enumerate() {
-            if !judgements.get(tenant_index, service_index).is_allowed(policy) {
-                continue;
-            }
-            let constraints = bindings.get(tenant_index, service_index);
-            let bare = families_left
-                .entry((service_index, constraints))
-                .or_insert_with(|| families_without_backend(policy, service, constraints));
-            let names: Vec<String> = constraints
-                .iter()
-                .map(|constraint| quoted(&policy.constraints[constraint].name))
-                .collect();
-            for address in bare.iter() {
-                let place = constraints
-                    .iter()
-                    .next()
-                    .map_or(Place::WHOLE, |first| places.constraints[first]);
-                let message = format!(
-                    "tenant {} may use service {}, but no {} back end complies with {}",
-                    quoted(&tenant.name),
-                    quoted(&service.name),
-                    family_name(*address),
-                    names.join(" and ")
-                );
-                let help = "It will be refused (NoCompliantBackend). Add a compliant back end to one of the service's \
-                            pools, or a rule that says `Deny`.";
-                reporter.warning(Code::NoCompliantBackend, place, message, help);
-            }
-        }
-    }
-}
-
-/// One address for each family of the service that has back ends, but no compliant one. (A family without any is an error
-/// of its own.)
-fn families_without_backend(
-    policy: &ResolvedPolicy,
-    service: &Service,
-    constraints: ConstraintSet,
-) -> Vec<IpAddr> {
-    let has_any = |address: &IpAddr| {
-        backends_of(policy, service).any(|(_, backend)| same_family(*address, backend.address))
-    };
-    let has_compliant = |address: &IpAddr| {
-        compliant_backends(policy, service, constraints)
-            .any(|(pool, backend)| same_family(*address, policy.pools[pool].backends[backend].address))
-    };
-    family_representatives(service)
-        .filter(|address| has_any(address) && !has_compliant(address))
-        .collect()
 }

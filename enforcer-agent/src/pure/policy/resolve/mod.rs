@@ -5,19 +5,28 @@
 //! how the parts fit together, and needs all of them to be right.
 
 mod checks;
+mod classes;
+mod enforced;
+mod header;
 mod network;
 mod pools;
+mod rights;
 mod rules;
 mod scalar;
+mod schedule;
+mod selectors;
 mod services;
 mod tenants;
 
-use super::Outcome;
+use std::collections::BTreeMap;
+
 use super::bounds;
-use super::diagnostic::{Code, Place, Reporter};
-use super::model;
-use super::resolved::{Constraint, Pool, ResolvedPolicy, Rule, Service, Tenant};
-use super::suggest::quoted;
+use super::diagnostic::{Code, Reporter};
+use super::kinds::{Name, Prefix};
+use super::model::{self, List, Text};
+use super::resolved::{Class, Constraint, Pool, ResolvedPolicy, Rule, Service, Tenant};
+use super::source::Place;
+use super::suggest::{nearest, quoted};
 
 /// A part of the policy, and where its name stands.
 struct Placed<T> {
@@ -43,6 +52,7 @@ macro_rules! named {
     };
 }
 named! {
+    Class, "class";
     Tenant, "tenant";
     Service, "service";
     Pool, "pool";
@@ -50,30 +60,31 @@ named! {
     Constraint, "constraint";
 }
 
-/// Resolves and checks a policy. `text` is what the documents were parsed from, and `file` its name, for diagnostics.
-#[must_use]
-pub fn resolve(file: &str, text: &str, documents: &[model::Document]) -> Outcome {
-    let mut reporter = Reporter::new(file, text);
-    let name = header(&mut reporter, documents);
-    if !within_bounds(&mut reporter, documents) {
-        return Outcome {
-            policy: None,
-            diagnostics: reporter.finish(),
-        };
+/// Resolves and checks a policy. `None` if it has errors.
+pub(super) fn resolve(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> Option<ResolvedPolicy> {
+    let name = header::name(reporter, documents);
+    let defaults = header::defaults(reporter, documents);
+    if !within_bounds(reporter, documents) {
+        return None;
     }
-    let tenants = tenants::resolve(&mut reporter, &parts(documents, |spec| &spec.tenants));
-    let pools = pools::resolve(&mut reporter, &parts(documents, |spec| &spec.pools));
-    let services = services::resolve(&mut reporter, &parts(documents, |spec| &spec.services), &pools);
-    let subjects = rules::Subjects::new(&tenants, &services);
-    let rules = rules::resolve_rules(&mut reporter, &parts(documents, |spec| &spec.rules), &subjects);
-    let constraints = rules::resolve_constraints(
-        &mut reporter,
-        &parts(documents, |spec| &spec.constraints),
-        &subjects,
+    let classes = classes::resolve(reporter, &parts(documents, |spec| spec.classes.as_ref()));
+    let tenants = tenants::resolve(
+        reporter,
+        &parts(documents, |spec| spec.tenants.as_ref()),
+        &classes,
     );
-    let protected_networks =
-        network::protected_networks(&mut reporter, &parts(documents, |spec| &spec.protected_networks));
+    let pools = pools::resolve(reporter, &parts(documents, |spec| spec.pools.as_ref()));
+    let services = services::resolve(reporter, &parts(documents, |spec| spec.services.as_ref()), &pools);
+    let subjects = selectors::Subjects::new(&tenants, &services);
+    let rules = parts(documents, |spec| spec.rules.as_ref());
+    let rules = rules::resolve_rules(reporter, &rules, &subjects);
+    let constraints = parts(documents, |spec| spec.constraints.as_ref());
+    let constraints = rules::resolve_constraints(reporter, &constraints, &subjects);
+    let protected = parts(documents, |spec| spec.protected_networks.as_ref());
+    let protected_networks = network::protected_networks(reporter, &protected);
     let places = checks::Places {
+        classes: places(&classes),
+        tenants: places(&tenants),
         services: places(&services),
         pools: places(&pools),
         rules: places(&rules),
@@ -81,6 +92,8 @@ pub fn resolve(file: &str, text: &str, documents: &[model::Document]) -> Outcome
     };
     let policy = ResolvedPolicy {
         name,
+        defaults,
+        classes: values(classes),
         tenants: values(tenants),
         services: values(services),
         pools: values(pools),
@@ -89,23 +102,20 @@ pub fn resolve(file: &str, text: &str, documents: &[model::Document]) -> Outcome
         constraints: values(constraints),
     };
     if !reporter.has_errors() {
-        checks::check(&mut reporter, &policy, &places);
+        checks::check(reporter, &policy, &places);
     }
-    let usable = !reporter.has_errors();
-    Outcome {
-        policy: usable.then_some(policy),
-        diagnostics: reporter.finish(),
-    }
+    (!reporter.has_errors()).then_some(policy)
 }
 
 /// One list of all documents, in order.
 fn parts<'a, T>(
     documents: &'a [model::Document],
-    list: impl Fn(&'a model::Spec) -> &'a Vec<T>,
+    list: impl Fn(&'a model::Spec) -> Option<&'a List<T>>,
 ) -> Vec<&'a T> {
     documents
         .iter()
-        .flat_map(|document| list(&document.spec))
+        .filter_map(|document| list(&document.spec))
+        .flat_map(|list| &list.value)
         .collect()
 }
 
@@ -117,104 +127,44 @@ fn places<T>(parts: &[Placed<T>]) -> Vec<Place> {
     parts.iter().map(|part| part.place).collect()
 }
 
-/// Checks the frame of every document, and returns the policy's name.
-fn header(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> String {
-    let mut first_name: Option<&model::Text> = None;
-    for document in documents {
-        let model::Document {
-            api_version,
-            kind,
-            metadata,
-            spec,
-        } = document;
-        if api_version.value != "enforcer.dev/v1" {
-            let message = format!("the version {} is not known", quoted(&api_version.value));
-            reporter.error(
-                Code::Unsupported,
-                api_version,
-                message,
-                "This version reads `enforcer.dev/v1`.",
-            );
-        }
-        if kind.value != "GovernancePolicy" {
-            let message = format!("the kind {} is not known", quoted(&kind.value));
-            reporter.error(
-                Code::Unsupported,
-                kind,
-                message,
-                "A policy is of kind `GovernancePolicy`.",
-            );
-        }
-        let _ = scalar::name(reporter, &metadata.name);
-        let first = *first_name.get_or_insert(&metadata.name);
-        if first.value != metadata.name.value {
-            let message = format!("the policy is already named {}", quoted(&first.value));
-            let help = format!(
-                "The documents of one policy carry one name; the first one stands at {}.",
-                Place::from(first).describe()
-            );
-            reporter.error(Code::Conflict, &metadata.name, message, help);
-        }
-        if let Some(action) = spec
-            .defaults
-            .as_ref()
-            .and_then(|defaults| defaults.action.as_ref())
-        {
-            default_action(reporter, action);
-        }
-    }
-    first_name.map(|name| name.value.clone()).unwrap_or_default()
-}
-
-fn default_action(reporter: &mut Reporter<'_>, action: &model::Text) {
-    match action.value.as_str() {
-        "Deny" => {}
-        "Allow" => reporter.error(
-            Code::Unsupported,
-            action,
-            "unknown sources are always refused in this version",
-            "Set it to `Deny`, and give the sources that may pass to a tenant: `0.0.0.0/0` and `::/0` are everyone.",
-        ),
-        other => reporter.error(
-            Code::InvalidValue,
-            action,
-            format!("{} is no action", quoted(other)),
-            "The default action is `Deny`.",
-        ),
-    }
-}
-
 /// Counts what there is before any work is done whose cost is a product of the counts.
 fn within_bounds(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> bool {
-    let specs = || documents.iter().map(|document| &document.spec);
-    let pools = || specs().flat_map(|spec| &spec.pools);
-    let tenants = || specs().flat_map(|spec| &spec.tenants);
-    let prefixes = specs().map(|spec| spec.protected_networks.len()).sum::<usize>()
-        + tenants().map(|tenant| tenant.sources.len()).sum::<usize>();
+    let tenants = parts(documents, |spec| spec.tenants.as_ref());
+    let pools = parts(documents, |spec| spec.pools.as_ref());
+    let protected = parts(documents, |spec| spec.protected_networks.as_ref()).len();
+    let prefixes = tenants
+        .iter()
+        .map(|tenant| tenant.sources.value.len())
+        .sum::<usize>();
     let counts = [
-        ("tenants", tenants().count(), bounds::MAX_TENANTS),
+        (
+            "classes",
+            parts(documents, |spec| spec.classes.as_ref()).len(),
+            bounds::MAX_CLASSES,
+        ),
+        ("tenants", tenants.len(), bounds::MAX_TENANTS),
         (
             "services",
-            specs().map(|spec| spec.services.len()).sum(),
+            parts(documents, |spec| spec.services.as_ref()).len(),
             bounds::MAX_SERVICES,
         ),
-        ("pools", pools().count(), bounds::MAX_POOLS),
+        ("pools", pools.len(), bounds::MAX_POOLS),
         (
             "back ends",
-            pools().map(|pool| pool.backends.len()).sum(),
+            pools.iter().map(|pool| pool.backends.value.len()).sum(),
             bounds::MAX_BACKENDS,
         ),
         (
             "rules",
-            specs().map(|spec| spec.rules.len()).sum(),
+            parts(documents, |spec| spec.rules.as_ref()).len(),
             bounds::MAX_RULES,
         ),
         (
             "constraints",
-            specs().map(|spec| spec.constraints.len()).sum(),
+            parts(documents, |spec| spec.constraints.as_ref()).len(),
             bounds::MAX_CONSTRAINTS,
         ),
-        ("prefixes", prefixes, bounds::MAX_PREFIXES),
+        ("prefixes", protected + prefixes, bounds::MAX_PREFIXES),
     ];
     let mut fits = true;
     for (what, count, most) in counts {
@@ -232,13 +182,14 @@ fn within_bounds(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> 
     fits
 }
 
-/// Sorts by name, and reports names that are given twice.
+/// Sorts by name, and reports names that are given twice, or that differ only in case.
 fn sort_by_name<T: Named>(reporter: &mut Reporter<'_>, parts: &mut [Placed<T>]) {
     // Stable: among equal names, the first one of the text comes first.
     parts.sort_by(|left, right| left.value.name().cmp(right.value.name()));
     for pair in parts.windows(2) {
         report_repetition(reporter, &pair[0], &pair[1]);
     }
+    report_same_but_for_case(reporter, T::KIND, &names(parts));
 }
 
 fn report_repetition<T: Named>(reporter: &mut Reporter<'_>, first: &Placed<T>, second: &Placed<T>) {
@@ -249,7 +200,52 @@ fn report_repetition<T: Named>(reporter: &mut Reporter<'_>, first: &Placed<T>, s
     let message = format!("there is already a {} named {}", T::KIND, quoted(name));
     let help = format!(
         "Rename one of the two; the first one stands at {}.",
-        first.place.describe()
+        reporter.describe(first.place)
     );
     reporter.error(Code::Duplicate, second.place, message, help);
+}
+
+/// To programs, `acme` and `Acme` are two; to the people who type them they are one.
+fn report_same_but_for_case(reporter: &mut Reporter<'_>, kind: &str, names: &[(&str, Place)]) {
+    let mut seen: BTreeMap<String, (&str, Place)> = BTreeMap::new();
+    for &(name, place) in names {
+        let (first, first_place) = *seen.entry(name.to_lowercase()).or_insert((name, place));
+        if first == name {
+            continue;
+        }
+        let message = format!(
+            "{kind}s {} and {} differ only in upper and lower case",
+            quoted(first),
+            quoted(name)
+        );
+        let help = format!(
+            "Give one of them another name; the other one stands at {}.",
+            reporter.describe(first_place)
+        );
+        reporter.warning(Code::Duplicate, place, message, help);
+    }
+}
+
+/// The names of some parts, and where they stand.
+fn names<T: Named>(parts: &[Placed<T>]) -> Vec<(&str, Place)> {
+    parts.iter().map(|part| (part.value.name(), part.place)).collect()
+}
+
+/// Reports a name that is not defined.
+fn unknown_name(reporter: &mut Reporter<'_>, name: &Text, kind: &str, names: &mut dyn Iterator<Item = &str>) {
+    if !reporter.has_room() {
+        // Nobody will read it, and to find the nearest of thousands of names costs something.
+        return reporter.error(Code::UnknownName, name, "", "");
+    }
+    let plural = if kind == "class" {
+        "classes".to_owned()
+    } else {
+        format!("{kind}s")
+    };
+    let help = match nearest(&name.value, names) {
+        Some(near) => format!("Did you mean `{near}`?"),
+        None => format!("Define it under `{plural}`, or take it out here."),
+    };
+    let message = format!("there is no {kind} named {}", quoted(&name.value));
+    reporter.error(Code::UnknownName, name, message, help);
 }

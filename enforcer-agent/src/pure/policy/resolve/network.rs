@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use super::super::diagnostic::{Code, Place, Reporter};
-use super::super::model::Text;
+use super::super::diagnostic::{Code, Reporter};
+use super::super::model::{Scalar, Text};
+use super::super::source::Place;
 use super::super::suggest::quoted;
 
 /// A CIDR prefix without host bits.
@@ -88,7 +89,7 @@ fn is_mapped(address: IpAddr) -> bool {
 }
 
 /// The protected networks, sorted.
-pub(super) fn protected_networks(reporter: &mut Reporter<'_>, texts: &[&Text]) -> Vec<IpNet> {
+pub(super) fn protected_networks<K>(reporter: &mut Reporter<'_>, texts: &[&Scalar<K>]) -> Vec<IpNet> {
     let mut seen: BTreeMap<IpNet, Place> = BTreeMap::new();
     for &text in texts {
         let Some(net) = prefix(reporter, text) else {
@@ -96,7 +97,10 @@ pub(super) fn protected_networks(reporter: &mut Reporter<'_>, texts: &[&Text]) -
         };
         if let Some(first) = seen.get(&net) {
             let message = format!("`{net}` is listed twice");
-            let help = format!("Remove it here; it already stands at {}.", first.describe());
+            let help = format!(
+                "Remove it here; it already stands at {}.",
+                reporter.describe(*first)
+            );
             reporter.warning(Code::Duplicate, text, message, help);
         } else {
             seen.insert(net, text.into());

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use serde_saphyr::Spanned;
-
-use super::super::diagnostic::{Code, Place, Reporter};
-use super::super::model::{self, Text};
-use super::super::quantity;
+use super::super::diagnostic::{Code, Reporter};
+use super::super::model::{self, Spanned, Text};
 use super::super::resolved::{Backend, HealthCheck, Pool, Probe};
+use super::super::source::Place;
 use super::super::suggest::quoted;
-use super::{Placed, network, scalar, sort_by_name};
+use super::enforced::{self, Feature};
+use super::{Placed, network, report_same_but_for_case, scalar, sort_by_name};
 
 const DEFAULT_CAPACITY: u32 = 100;
 /// Largest capacity: a thousand times it, the finest weight that telemetry sets, still fits 32 bits.
@@ -35,24 +34,24 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, pools: &[&model::Pool]) -> Ve
                 failover,
             } = pool;
             let _ = scalar::name(reporter, name);
-            if backends.is_empty() {
+            if backends.value.is_empty() {
                 let message = format!("pool {} has no back ends", quoted(&name.value));
                 reporter.error(
                     Code::MissingField,
-                    name,
+                    backends,
                     message,
                     "List at least one under `backends`.",
                 );
             }
+            let (healthy_below_percent, utilization_above_percent) =
+                resolve_failover(reporter, failover.as_ref());
             let value = Pool {
                 name: name.value.clone(),
-                labels: scalar::labels(reporter, labels),
-                backends: resolve_backends(reporter, backends, &mut names),
+                labels: scalar::labels(reporter, labels.as_ref()),
+                backends: resolve_backends(reporter, &backends.value, &mut names),
                 health_check: resolve_health_check(reporter, health_check.as_ref()),
-                healthy_below_percent: failover
-                    .as_ref()
-                    .and_then(|failover| percentage(reporter, &failover.healthy_below))
-                    .unwrap_or(0),
+                healthy_below_percent,
+                utilization_above_percent,
             };
             Placed {
                 value,
@@ -60,17 +59,40 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, pools: &[&model::Pool]) -> Ve
             }
         })
         .collect();
+    let backends: Vec<(&str, Place)> = names.into_iter().collect();
+    report_same_but_for_case(reporter, "back end", &backends);
     sort_by_name(reporter, &mut resolved);
     resolved
 }
 
-fn percentage(reporter: &mut Reporter<'_>, text: &Text) -> Option<u8> {
-    quantity::percentage(&text.value)
-        .inspect_err(|error| {
-            let message = format!("{} is no share: {error}", quoted(&text.value));
-            reporter.error(Code::InvalidValue, text, message, "Write it like `50%`.");
-        })
-        .ok()
+/// The shares of healthy back ends and of utilization, in percent, at which the pool fails.
+fn resolve_failover(
+    reporter: &mut Reporter<'_>,
+    failover: Option<&Spanned<model::Failover>>,
+) -> (u8, Option<u8>) {
+    let Some(failover) = failover else {
+        return (0, None);
+    };
+    let model::Failover {
+        healthy_below,
+        utilization_above,
+    } = &failover.value;
+    if healthy_below.is_none() && utilization_above.is_none() {
+        reporter.error(
+            Code::MissingField,
+            failover,
+            "`failover` does not say when",
+            "Add `healthyBelow`, or leave the whole field out.",
+        );
+    }
+    let healthy_below = healthy_below
+        .as_ref()
+        .and_then(|share| scalar::percentage(reporter, share));
+    let utilization_above = utilization_above.as_ref().and_then(|share| {
+        enforced::require(reporter, Feature::UtilizationAbove, share);
+        scalar::percentage(reporter, share)
+    });
+    (healthy_below.unwrap_or(0), utilization_above)
 }
 
 /// A pool's back ends, sorted by name. Names are unique over all pools, since `backend drain NAME` has nothing else.
@@ -95,13 +117,13 @@ fn resolve_backends<'a>(
             let message = format!("there is already a back end named {}", quoted(&name.value));
             let help = format!(
                 "Rename one of the two, even if they are in different pools; the first one stands at {}.",
-                first.describe()
+                reporter.describe(*first)
             );
             reporter.error(Code::Duplicate, name, message, help);
         } else {
             names.insert(&name.value, name.into());
         }
-        let labels = scalar::labels(reporter, labels);
+        let labels = scalar::labels(reporter, labels.as_ref());
         let capacity = capacity.as_ref().map_or(Some(DEFAULT_CAPACITY), |text| {
             scalar::positive(reporter, text, MAX_CAPACITY, "capacity")
         });
@@ -139,8 +161,8 @@ fn resolve_telemetry(
     let Some(model::Telemetry { dcgm, engine }) = telemetry else {
         return (None, None);
     };
-    let mut url = |text: &Option<Text>| text.as_ref().and_then(|text| scalar::http_url(reporter, text));
-    (url(dcgm), url(engine))
+    let mut url = |text: Option<&Text>| text.and_then(|text| scalar::http_url(reporter, text));
+    (url(dcgm.as_deref()), url(engine.as_deref()))
 }
 
 fn resolve_health_check(
@@ -163,17 +185,17 @@ fn resolve_health_check(
         unhealthy_after,
         healthy_after,
     } = &check.value;
-    if let Some(probe) = resolve_probe(reporter, check, tcp.as_ref(), http.as_ref()) {
+    if let Some(probe) = resolve_probe(reporter, check, tcp.as_deref(), http.as_deref()) {
         resolved.probe = probe;
     }
-    let mut time = |text: &Option<Text>, what| {
-        let text = text.as_ref()?;
+    let mut time = |text: Option<&Text>, what| {
+        let text = text?;
         scalar::duration_ns(reporter, text, 10 * MILLISECOND_NS..=HOUR_NS, what)
     };
-    resolved.interval_ns = time(interval, "interval").unwrap_or(resolved.interval_ns);
+    resolved.interval_ns = time(interval.as_deref(), "interval").unwrap_or(resolved.interval_ns);
     // A probe more often than the default time-out leaves less time for the answer, without having to say so.
     let default_timeout_ns = resolved.timeout_ns.min(resolved.interval_ns);
-    resolved.timeout_ns = time(timeout, "timeout").unwrap_or(default_timeout_ns);
+    resolved.timeout_ns = time(timeout.as_deref(), "timeout").unwrap_or(default_timeout_ns);
     if let (Some(timeout), true) = (timeout, resolved.timeout_ns > resolved.interval_ns) {
         let message = "the timeout is longer than the interval, so that probes would pile up";
         reporter.error(
@@ -183,12 +205,12 @@ fn resolve_health_check(
             "Make it at most as long as `interval`.",
         );
     }
-    let mut probes = |text: &Option<Text>| {
-        let text = text.as_ref()?;
+    let mut probes = |text: Option<&Text>| {
+        let text = text?;
         scalar::positive(reporter, text, MAX_PROBES_IN_A_ROW, "number of probes")
     };
-    resolved.unhealthy_after = probes(unhealthy_after).unwrap_or(resolved.unhealthy_after);
-    resolved.healthy_after = probes(healthy_after).unwrap_or(resolved.healthy_after);
+    resolved.unhealthy_after = probes(unhealthy_after.as_deref()).unwrap_or(resolved.unhealthy_after);
+    resolved.healthy_after = probes(healthy_after.as_deref()).unwrap_or(resolved.healthy_after);
     resolved
 }
 

@@ -1,56 +1,16 @@
-//! Rules, constraints and the selectors of both.
+//! Rules and constraints.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use serde_saphyr::Spanned;
-
-use super::super::diagnostic::{Code, Place, Reporter};
-use super::super::model::{self, LabelTexts, Text};
-use super::super::resolved::{Action, Constraint, Labels, Mode, Rule, Service, Tenant};
+use super::super::diagnostic::{Code, Reporter};
+use super::super::model;
+use super::super::resolved::{Action, Constraint, Mode, Rule};
+use super::super::source::Place;
 use super::super::suggest::quoted;
-use super::services::unknown_name;
-use super::{Placed, report_repetition, scalar, sort_by_name};
-
-const ACTIONS: &[(&str, Action)] = &[("Allow", Action::Allow), ("Deny", Action::Deny)];
-const MODES: &[(&str, Mode)] = &[("Enforce", Mode::Enforce), ("Shadow", Mode::Shadow)];
-
-/// What selectors choose from: the names and labels of one kind of part, sorted by name.
-struct Choices<'a> {
-    kind: &'static str,
-    members: Vec<(&'a str, &'a Labels)>,
-}
-
-/// What selectors choose from.
-pub(super) struct Subjects<'a> {
-    tenants: Choices<'a>,
-    services: Choices<'a>,
-}
-
-// === impl Subjects ===
-
-impl<'a> Subjects<'a> {
-    pub(super) fn new(tenants: &'a [Placed<Tenant>], services: &'a [Placed<Service>]) -> Self {
-        let tenants = tenants
-            .iter()
-            .map(|tenant| (tenant.value.name.as_str(), &tenant.value.labels))
-            .collect();
-        let services = services
-            .iter()
-            .map(|service| (service.value.name.as_str(), &service.value.labels))
-            .collect();
-        Self {
-            tenants: Choices {
-                kind: "tenant",
-                members: tenants,
-            },
-            services: Choices {
-                kind: "service",
-                members: services,
-            },
-        }
-    }
-}
+use super::selectors::{self, Subjects};
+use super::{Placed, names, report_repetition, report_same_but_for_case, scalar, schedule, sort_by_name};
 
 /// The rules in the order of judgement.
 pub(super) fn resolve_rules(
@@ -60,60 +20,58 @@ pub(super) fn resolve_rules(
 ) -> Vec<Placed<Rule>> {
     let mut resolved: Vec<_> = rules
         .iter()
-        .map(|rule| {
-            let model::Rule {
-                name,
-                action,
-                mode,
-                priority,
-                tenants,
-                services,
-            } = rule;
-            let _ = scalar::name(reporter, name);
-            let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
-            let priority = priority
-                .as_ref()
-                .and_then(|text| scalar::number(reporter, text, range, "priority"));
-            let mode = mode
-                .as_ref()
-                .and_then(|text| scalar::choice(reporter, text, MODES, "mode"));
-            let place = Place::from(name);
-            let value = Rule {
-                name: name.value.clone(),
-                action: scalar::choice(reporter, action, ACTIONS, "action").unwrap_or(Action::Deny),
-                mode: mode.unwrap_or(Mode::Enforce),
-                priority: priority
-                    .and_then(|priority| i32::try_from(priority).ok())
-                    .unwrap_or(0),
-                tenants: select(reporter, tenants.as_ref(), &subjects.tenants),
-                services: select(reporter, services.as_ref(), &subjects.services),
-                line: place.line(),
-            };
-            Placed { value, place }
-        })
+        .map(|rule| resolve_rule(reporter, rule, subjects))
         .collect();
     report_repeated_names(reporter, &resolved);
+    report_same_but_for_case(reporter, "rule", &names(&resolved));
     // Stable: what is equal stays in the order of the text.
     resolved.sort_by_key(|rule| (Reverse(rule.value.priority), rule.value.action == Action::Allow));
     resolved
 }
 
+fn resolve_rule(reporter: &mut Reporter<'_>, rule: &model::Rule, subjects: &Subjects<'_>) -> Placed<Rule> {
+    let model::Rule {
+        name,
+        action,
+        mode,
+        priority,
+        tenants,
+        services,
+        schedule,
+    } = rule;
+    let _ = scalar::name(reporter, name);
+    let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
+    let priority = priority
+        .as_ref()
+        .and_then(|text| scalar::number(reporter, text, range, "priority"));
+    let mode = mode.as_ref().and_then(|text| scalar::choice(reporter, text));
+    let place = Place::from(name);
+    let value = Rule {
+        name: name.value.clone(),
+        action: scalar::choice(reporter, action).unwrap_or(Action::Deny),
+        mode: mode.unwrap_or(Mode::Enforce),
+        priority: priority
+            .and_then(|priority| i32::try_from(priority).ok())
+            .unwrap_or(0),
+        tenants: subjects.tenants.select(reporter, tenants.as_ref()),
+        services: subjects.services.select(reporter, services.as_ref()),
+        schedule: schedule
+            .as_ref()
+            .and_then(|schedule| schedule::resolve(reporter, schedule)),
+        line: place.line(),
+        file: reporter.file(place).map(Arc::from),
+    };
+    Placed { value, place }
+}
+
 fn report_repeated_names(reporter: &mut Reporter<'_>, rules: &[Placed<Rule>]) {
     let mut first: BTreeMap<&str, &Placed<Rule>> = BTreeMap::new();
     for rule in rules {
-        report_repetition_of(reporter, &mut first, rule);
-    }
-}
-
-fn report_repetition_of<'a>(
-    reporter: &mut Reporter<'_>,
-    first: &mut BTreeMap<&'a str, &'a Placed<Rule>>,
-    rule: &'a Placed<Rule>,
-) {
-    match first.get(rule.value.name.as_str()) {
-        Some(earlier) => report_repetition(reporter, earlier, rule),
-        None => {
-            first.insert(&rule.value.name, rule);
+        match first.get(rule.value.name.as_str()) {
+            Some(earlier) => report_repetition(reporter, earlier, rule),
+            None => {
+                first.insert(&rule.value.name, rule);
+            }
         }
     }
 }
@@ -134,20 +92,31 @@ pub(super) fn resolve_constraints(
                 require_backend,
             } = constraint;
             let _ = scalar::name(reporter, name);
-            if require_backend.value.match_labels.is_empty() {
+            let model::LabelSelector {
+                match_labels,
+                match_expressions,
+            } = &require_backend.value;
+            let require = selectors::requirement(reporter, match_labels.as_ref(), match_expressions.as_ref());
+            let is_bare = match_labels
+                .as_ref()
+                .is_none_or(|labels| labels.entries.is_empty())
+                && match_expressions
+                    .as_ref()
+                    .is_none_or(|list| list.value.is_empty());
+            if is_bare {
                 let message = format!("constraint {} requires nothing", quoted(&name.value));
                 reporter.error(
                     Code::NoEffect,
                     require_backend,
                     message,
-                    "List at least one label under `matchLabels`.",
+                    "List at least one label under `matchLabels`, or a condition under `matchExpressions`.",
                 );
             }
             let value = Constraint {
                 name: name.value.clone(),
-                tenants: select(reporter, tenants.as_ref(), &subjects.tenants),
-                services: select(reporter, services.as_ref(), &subjects.services),
-                require_labels: scalar::labels(reporter, &require_backend.value.match_labels),
+                tenants: subjects.tenants.select(reporter, tenants.as_ref()),
+                services: subjects.services.select(reporter, services.as_ref()),
+                require,
             };
             Placed {
                 value,
@@ -157,78 +126,4 @@ pub(super) fn resolve_constraints(
         .collect();
     sort_by_name(reporter, &mut resolved);
     resolved
-}
-
-/// Indices of what a selector chooses, ascending. No selector chooses all; an empty one is refused, since it could be
-/// meant as all or as nothing.
-fn select(
-    reporter: &mut Reporter<'_>,
-    selector: Option<&Spanned<model::Selector>>,
-    choices: &Choices<'_>,
-) -> Vec<usize> {
-    let Some(selector) = selector else {
-        return (0..choices.members.len()).collect();
-    };
-    let model::Selector {
-        match_names,
-        match_labels,
-    } = &selector.value;
-    let empty = match (match_names, match_labels) {
-        (None, None) => true,
-        (names, labels) => {
-            names.as_ref().is_some_and(Vec::is_empty) || labels.as_ref().is_some_and(LabelTexts::is_empty)
-        }
-    };
-    if empty {
-        let message = format!("this selector of {}s is empty", choices.kind);
-        let help = format!("Leave `{}s` out to choose all of them.", choices.kind);
-        reporter.error(Code::NoEffect, selector, message, help);
-        return Vec::new();
-    }
-    let named = match_names
-        .as_ref()
-        .map(|names| indices_of(reporter, names, choices));
-    let wanted = match_labels
-        .as_ref()
-        .map(|labels| scalar::labels(reporter, labels))
-        .unwrap_or_default();
-    let has_labels = |labels: &Labels| wanted.iter().all(|(key, value)| labels.get(key) == Some(value));
-    let chosen: Vec<usize> = choices
-        .members
-        .iter()
-        .enumerate()
-        .filter(|(index, (_, labels))| {
-            named
-                .as_ref()
-                .is_none_or(|named| named.binary_search(index).is_ok())
-                && has_labels(labels)
-        })
-        .map(|(index, _)| index)
-        .collect();
-    if chosen.is_empty() && match_labels.is_some() {
-        let message = format!("this selector chooses no {}", choices.kind);
-        let help = format!("Compare its labels with those of the {}s.", choices.kind);
-        reporter.warning(Code::NoEffect, selector, message, help);
-    }
-    chosen
-}
-
-/// Sorted indices of the names that are defined; the others are reported.
-fn indices_of(reporter: &mut Reporter<'_>, names: &[Text], choices: &Choices<'_>) -> Vec<usize> {
-    let mut indices = Vec::with_capacity(names.len().min(choices.members.len()));
-    for name in names {
-        match choices
-            .members
-            .binary_search_by(|(member, _)| (*member).cmp(&name.value))
-        {
-            Ok(index) => indices.push(index),
-            Err(_) => {
-                let members: Vec<&str> = choices.members.iter().map(|(member, _)| *member).collect();
-                unknown_name(reporter, name, choices.kind, &members);
-            }
-        }
-    }
-    indices.sort_unstable();
-    indices.dedup();
-    indices
 }

@@ -6,9 +6,9 @@ use std::ops::RangeInclusive;
 
 use super::super::bounds::{MAX_NAME_BYTES, MAX_URL_BYTES};
 use super::super::diagnostic::{Code, Reporter};
-use super::super::model::{LabelTexts, Text};
+use super::super::model::{Choice, LabelTexts, Scalar, Text};
 use super::super::quantity;
-use super::super::resolved::Labels;
+use super::super::resolved::{Labels, PortRange};
 use super::super::suggest::{alternatives, nearest, quoted};
 
 const NAME_FORM: &str = "Use 1 to 63 letters, digits, `-`, `_` and `.`, with a letter or a digit at both ends, as Kubernetes does.";
@@ -40,20 +40,27 @@ pub(super) fn name(reporter: &mut Reporter<'_>, text: &Text) -> Option<String> {
 }
 
 /// Labels; those that are wrong are left out.
-pub(super) fn labels(reporter: &mut Reporter<'_>, texts: &LabelTexts) -> Labels {
+pub(super) fn labels(reporter: &mut Reporter<'_>, texts: Option<&LabelTexts>) -> Labels {
     let mut labels = Labels::new();
-    for (key, value) in texts {
-        if !is_name(key) {
-            let message = format!("{} cannot be the key of a label", quoted(key));
-            reporter.error(Code::InvalidName, value, message, NAME_FORM);
-        } else if !is_name(&value.value) {
-            let message = format!("{} cannot be the value of a label", quoted(&value.value));
-            reporter.error(Code::InvalidName, value, message, NAME_FORM);
-        } else {
-            labels.insert(key.clone(), value.value.clone());
+    for (key, value) in texts.map(|texts| texts.entries.as_slice()).unwrap_or_default() {
+        if !is_name(&key.value) {
+            let message = format!("{} cannot be the key of a label", quoted(&key.value));
+            reporter.error(Code::InvalidName, key, message, NAME_FORM);
+        } else if let Some(value) = label_value(reporter, value) {
+            labels.insert(key.value.clone(), value);
         }
     }
     labels
+}
+
+/// The value of a label.
+pub(super) fn label_value(reporter: &mut Reporter<'_>, text: &Text) -> Option<String> {
+    if is_name(&text.value) {
+        return Some(text.value.clone());
+    }
+    let message = format!("{} cannot be the value of a label", quoted(&text.value));
+    reporter.error(Code::InvalidName, text, message, NAME_FORM);
+    None
 }
 
 /// A whole number within a range, without a unit.
@@ -82,6 +89,27 @@ pub(super) fn number(
 pub(super) fn port(reporter: &mut Reporter<'_>, text: &Text) -> Option<u16> {
     let value = number(reporter, text, 1..=i64::from(u16::MAX), "port")?;
     u16::try_from(value).ok()
+}
+
+/// A port, or several in a row: `8000-8010`.
+pub(super) fn ports(reporter: &mut Reporter<'_>, text: &Text) -> Option<PortRange> {
+    let Some((first, last)) = text.value.split_once('-') else {
+        return port(reporter, text).map(PortRange::from);
+    };
+    let end = |digits: &str| {
+        let is_plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse::<u16>().ok().filter(|port| is_plain && *port > 0)
+    };
+    let range = end(first)
+        .zip(end(last))
+        .map(|(first, last)| PortRange { first, last })
+        .filter(|range| range.first <= range.last);
+    if range.is_none() {
+        let message = format!("{} is no range of ports", quoted(&text.value));
+        let help = "It is the first port, `-` and the last one, such as `8000-8010`, from 1 to 65535.";
+        reporter.error(Code::InvalidValue, text, message, help);
+    }
+    range
 }
 
 /// A positive number of 32 bits.
@@ -123,31 +151,46 @@ pub(super) fn duration_ns(
 }
 
 /// One of a few words.
-pub(super) fn choice<T: Copy>(
-    reporter: &mut Reporter<'_>,
-    text: &Text,
-    choices: &[(&str, T)],
-    what: &str,
-) -> Option<T> {
-    let chosen = choices
+pub(super) fn choice<C: Choice>(reporter: &mut Reporter<'_>, text: &Scalar<C>) -> Option<C> {
+    let chosen = C::WORDS
         .iter()
         .find(|(word, _)| *word == text.value)
         .map(|(_, value)| *value);
     if chosen.is_none() {
-        let words = words(choices);
+        let words = C::words();
         let help = match nearest(&text.value, words.iter().copied()) {
             Some(word) => format!("Did you mean `{word}`?"),
             None => format!("There is {}.", alternatives(&words)),
         };
-        let message = format!("{} is no {what}", quoted(&text.value));
+        let message = format!("{} is no {}", quoted(&text.value), C::WHAT);
         reporter.error(Code::InvalidValue, text, message, help);
     }
     chosen
 }
 
-/// The words of a choice.
-pub(super) fn words<'a, T>(choices: &[(&'a str, T)]) -> Vec<&'a str> {
-    choices.iter().map(|(word, _)| *word).collect()
+/// A percentage.
+pub(super) fn percentage(reporter: &mut Reporter<'_>, text: &Text) -> Option<u8> {
+    quantity::percentage(&text.value)
+        .inspect_err(|error| {
+            let message = format!("{} is no share: {error}", quoted(&text.value));
+            reporter.error(Code::InvalidValue, text, message, "Write it like `50%`.");
+        })
+        .ok()
+}
+
+/// A count, from 0.
+pub(super) fn count(reporter: &mut Reporter<'_>, text: &Text) -> Option<u64> {
+    quantity::count(&text.value)
+        .inspect_err(|error| {
+            let message = format!("{} is no limit: {error}", quoted(&text.value));
+            reporter.error(
+                Code::InvalidValue,
+                text,
+                message,
+                format!("It is {}.", quantity::COUNT_FORM),
+            );
+        })
+        .ok()
 }
 
 /// An `http` URL of an address or name, to be asked for metrics.

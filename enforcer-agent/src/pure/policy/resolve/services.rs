@@ -3,24 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::super::diagnostic::{Code, Place, Reporter};
-use super::super::model::{self, Text};
-use super::super::resolved::{Forward, Pool, Protocol, Service};
-use super::super::suggest::{alternatives, nearest, quoted};
-use super::scalar::words;
-use super::{Placed, network, scalar, sort_by_name};
+use super::super::diagnostic::{Code, Reporter};
+use super::super::model::{self, List, Scalar, Text};
+use super::super::resolved::{Forward, Pool, PortRange, Protocol, Service};
+use super::super::source::Place;
+use super::super::suggest::quoted;
+use super::{Name, Placed, enforced, network, scalar, sort_by_name, unknown_name};
 
-const PROTOCOLS: &[(&str, Protocol)] = &[("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)];
-const FORWARDS: &[(&str, Forward)] = &[
-    ("Nat", Forward::Nat),
-    ("Dnat", Forward::Dnat),
-    ("L2Dsr", Forward::L2Dsr),
-];
-/// Modes of the policy language that this version does not have.
-const LATER_FORWARDS: [&str; 3] = ["Ipip", "Gue", "Local"];
-
-/// What a packet is addressed to.
-type Endpoint = (IpAddr, u16, Protocol);
+/// What services claim: by address and protocol, the ports that they begin at, with the service's name.
+type Claims<'a> = BTreeMap<(IpAddr, Protocol), BTreeMap<u16, (PortRange, &'a Text)>>;
 
 /// `pools` are sorted by name.
 pub(super) fn resolve(
@@ -28,74 +19,69 @@ pub(super) fn resolve(
     services: &[&model::Service],
     pools: &[Placed<Pool>],
 ) -> Vec<Placed<Service>> {
-    let mut claims = BTreeMap::new();
-    let mut resolved = Vec::new();
-    for service in services {
-        let model::Service {
-            name,
-            addresses,
-            port,
-            protocol,
-            labels,
-            pools: pool_names,
-            forward,
-        } = service;
-        let _ = scalar::name(reporter, name);
-        if addresses.is_empty() {
-            let message = format!("service {} has no address", quoted(&name.value));
-            reporter.error(
-                Code::MissingField,
-                name,
-                message,
-                "List at least one under `addresses`.",
-            );
-        }
-        let addresses = resolve_addresses(reporter, addresses);
-        let labels = scalar::labels(reporter, labels);
-        let port = scalar::port(reporter, port);
-        let protocol = scalar::choice(reporter, protocol, PROTOCOLS, "protocol");
-        let forward = resolve_forward(reporter, forward);
-        let pools = resolve_pools(reporter, name, pool_names, pools);
-        // A service that cannot be read keeps its name, so that rules that speak of it are not wrong as well.
-        let (port, protocol) = match (port, protocol) {
-            (Some(port), Some(protocol)) => {
-                claim(reporter, name, &addresses, (port, protocol), &mut claims);
-                (port, protocol)
-            }
-            (port, protocol) => (port.unwrap_or(1), protocol.unwrap_or(Protocol::Tcp)),
-        };
-        let mut addresses: Vec<IpAddr> = addresses.into_iter().map(|(address, _)| address).collect();
-        addresses.sort_unstable();
-        let forward = forward.unwrap_or(Forward::Nat);
-        let value = Service {
-            name: name.value.clone(),
-            addresses,
-            port,
-            protocol,
-            labels,
-            pools,
-            forward,
-        };
-        resolved.push(Placed {
-            value,
-            place: name.into(),
-        });
-    }
+    let mut claims = Claims::new();
+    let mut resolved: Vec<_> = services
+        .iter()
+        .map(|service| resolve_service(reporter, service, pools, &mut claims))
+        .collect();
     sort_by_name(reporter, &mut resolved);
     resolved
 }
 
-fn resolve_forward(reporter: &mut Reporter<'_>, text: &Text) -> Option<Forward> {
-    if LATER_FORWARDS.contains(&text.value.as_str()) {
-        let message = format!("this version does not forward by `{}`", text.value);
-        let help = format!("There is {}.", alternatives(&words(FORWARDS)));
-        reporter.error(Code::Unsupported, text, message, help);
-        return None;
+/// A service that cannot be read keeps its name, so that rules that speak of it are not wrong as well.
+fn resolve_service<'a>(
+    reporter: &mut Reporter<'_>,
+    service: &'a model::Service,
+    pools: &[Placed<Pool>],
+    claims: &mut Claims<'a>,
+) -> Placed<Service> {
+    let model::Service {
+        name,
+        addresses,
+        port,
+        protocol,
+        labels,
+        pools: pool_names,
+        forward,
+    } = service;
+    let _ = scalar::name(reporter, name);
+    if addresses.value.is_empty() {
+        let message = format!("service {} has no address", quoted(&name.value));
+        reporter.error(
+            Code::MissingField,
+            addresses,
+            message,
+            "List at least one under `addresses`.",
+        );
     }
-    scalar::choice(reporter, text, FORWARDS, "forward mode")
+    let addresses = resolve_addresses(reporter, &addresses.value);
+    let ports = scalar::ports(reporter, port);
+    let protocol = scalar::choice(reporter, protocol);
+    if let (Some(ports), Some(protocol)) = (ports, protocol) {
+        claim(reporter, name, &addresses, (ports, protocol), claims);
+    }
+    let mut addresses: Vec<IpAddr> = addresses.into_iter().map(|(address, _)| address).collect();
+    addresses.sort_unstable();
+    let chosen_forward = scalar::choice(reporter, forward);
+    if let Some(feature) = chosen_forward.and_then(enforced::of_forward) {
+        enforced::require(reporter, feature, forward);
+    }
+    let value = Service {
+        name: name.value.clone(),
+        addresses,
+        ports: ports.unwrap_or_else(|| PortRange::from(1)),
+        protocol: protocol.unwrap_or(Protocol::Tcp),
+        labels: scalar::labels(reporter, labels.as_ref()),
+        pools: resolve_pools(reporter, name, pool_names, pools),
+        forward: chosen_forward.unwrap_or(Forward::Nat),
+    };
+    Placed {
+        value,
+        place: name.into(),
+    }
 }
 
-fn resolve_addresses(reporter: &mut Reporter<'_>, texts: &[Text]) -> Vec<(IpAddr, Place)> {
+fn resolve_addresses<K>(reporter: &mut Reporter<'_>, texts: &[Scalar<K>]) -> Vec<(IpAddr, Place)> {
     let mut addresses: Vec<(IpAddr, Place)> = Vec::with_capacity(texts.len());
     for text in texts {
         let Some(address) = network::host_address(reporter, text) else {
@@ -115,23 +101,31 @@ fn claim<'a>(
     reporter: &mut Reporter<'_>,
     name: &'a Text,
     addresses: &[(IpAddr, Place)],
-    (port, protocol): (u16, Protocol),
-    claims: &mut BTreeMap<Endpoint, &'a Text>,
+    (ports, protocol): (PortRange, Protocol),
+    claims: &mut Claims<'a>,
 ) {
     for (address, place) in addresses {
-        let owner = *claims.entry((*address, port, protocol)).or_insert(name);
-        if !std::ptr::eq(owner, name) {
-            let message = format!(
-                "this address, port and protocol already belong to service {}",
-                quoted(&owner.value)
-            );
-            let help = format!(
-                "Choose another port or address; {} stands at {}.",
-                quoted(&owner.value),
-                Place::from(owner).describe()
-            );
-            reporter.error(Code::Conflict, *place, message, help);
-        }
+        let taken = claims.entry((*address, protocol)).or_default();
+        // Ranges that are there do not overlap one another, so that the last one that begins in time is the one.
+        let before = taken.range(..=ports.last).next_back();
+        let Some((_, (other, owner))) = before.filter(|(_, (other, _))| other.overlaps(ports)) else {
+            taken.insert(ports.first, (ports, name));
+            continue;
+        };
+        let owner_name = quoted(&owner.value);
+        let message = if ports.is_several() || other.is_several() {
+            format!(
+                "`{address}` port {ports} of service {} overlaps with port {other} of service {owner_name}",
+                quoted(&name.value)
+            )
+        } else {
+            format!("this address, port and protocol already belong to service {owner_name}")
+        };
+        let help = format!(
+            "Choose another port or address; {owner_name} stands at {}.",
+            reporter.describe(*owner)
+        );
+        reporter.error(Code::Conflict, *place, message, help);
     }
 }
 
@@ -139,14 +133,15 @@ fn claim<'a>(
 fn resolve_pools(
     reporter: &mut Reporter<'_>,
     service: &Text,
-    names: &[Text],
+    names: &List<Scalar<Name>>,
     pools: &[Placed<Pool>],
 ) -> Vec<usize> {
+    let (names, place) = (&names.value, Place::from(names));
     if names.is_empty() {
         let message = format!("service {} has no pool", quoted(&service.value));
         reporter.error(
             Code::MissingField,
-            service,
+            place,
             message,
             "List at least one under `pools`, the preferred one first.",
         );
@@ -154,8 +149,8 @@ fn resolve_pools(
     let mut indices = Vec::with_capacity(names.len());
     for name in names {
         let Ok(index) = pools.binary_search_by(|pool| pool.value.name.as_str().cmp(&name.value)) else {
-            let names: Vec<&str> = pools.iter().map(|pool| pool.value.name.as_str()).collect();
-            unknown_name(reporter, name, "pool", &names);
+            let mut names = pools.iter().map(|pool| pool.value.name.as_str());
+            unknown_name(reporter, name, "pool", &mut names);
             continue;
         };
         if indices.contains(&index) {
@@ -171,18 +166,4 @@ fn resolve_pools(
         }
     }
     indices
-}
-
-/// Reports a name that is not defined.
-pub(super) fn unknown_name(reporter: &mut Reporter<'_>, name: &Text, kind: &str, names: &[&str]) {
-    let help = match nearest(&name.value, names.iter().copied()) {
-        Some(near) => format!("Did you mean `{near}`?"),
-        None => format!("Define it under `{kind}s`, or take it out here."),
-    };
-    reporter.error(
-        Code::UnknownName,
-        name,
-        format!("there is no {kind} named {}", quoted(&name.value)),
-        help,
-    );
 }

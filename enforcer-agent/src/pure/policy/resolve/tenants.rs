@@ -1,24 +1,38 @@
-//! Tenants, their prefixes and their limits.
+//! Tenants, their prefixes, limits, guarantees and quotas.
 
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::super::diagnostic::{Code, Place, Reporter};
-use super::super::limits::{MAX_BURST_NS, Unit, kept_events_per_second, step_fp};
-use super::super::model::{self, Text};
-use super::super::quantity;
-use super::super::resolved::{Limits, Tenant};
+use super::super::diagnostic::{Code, Reporter};
+use super::super::limits::{MAX_BURST_NS, MAX_UNITS, Unit, kept_events_per_second, step_fp};
+use super::super::model::{self, List, Scalar, Text};
+use super::super::resolved::{Class, Guaranteed, Limits, Quota, QuotaPeriod, Tenant};
+use super::super::schedule::Zone;
+use super::super::source::Place;
 use super::super::suggest::quoted;
-use super::{Placed, network, scalar, sort_by_name};
+use super::enforced::{self, Feature};
+use super::{Name, Placed, network, scalar, schedule, sort_by_name, unknown_name};
 
 /// How much time's worth of a rate may come at once, unless the policy says so.
 const DEFAULT_BURST_NS: u64 = 1_000_000_000;
 /// The shortest burst: less than this is below what timers and interrupts jitter.
 const MIN_BURST_NS: u64 = 1_000_000;
+/// The largest quota: counters have 64 bits with a sign.
+const MAX_QUOTA: u64 = i64::MAX as u64;
+/// The longest period of a quota.
+const MAX_QUOTA_DAYS: u16 = 366;
 
-pub(super) fn resolve(reporter: &mut Reporter<'_>, tenants: &[&model::Tenant]) -> Vec<Placed<Tenant>> {
-    let mut claims = BTreeMap::new();
+/// Prefixes, and the tenants that claim them.
+type Claims<'a> = BTreeMap<IpNet, (&'a Text, Place)>;
+
+/// `classes` are sorted by name.
+pub(super) fn resolve(
+    reporter: &mut Reporter<'_>,
+    tenants: &[&model::Tenant],
+    classes: &[Placed<Class>],
+) -> Vec<Placed<Tenant>> {
+    let mut claims = Claims::new();
     let mut resolved: Vec<_> = tenants
         .iter()
         .map(|tenant| {
@@ -26,14 +40,23 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, tenants: &[&model::Tenant]) -
                 name,
                 sources,
                 labels,
+                class,
                 limits,
+                guaranteed,
+                quotas,
             } = tenant;
             let _ = scalar::name(reporter, name);
+            let limits = resolve_limits(reporter, limits.as_ref());
             let value = Tenant {
                 name: name.value.clone(),
                 sources: claim(reporter, name, sources, &mut claims),
-                labels: scalar::labels(reporter, labels),
-                limits: resolve_limits(reporter, limits.as_ref()),
+                labels: scalar::labels(reporter, labels.as_ref()),
+                class: class
+                    .as_ref()
+                    .and_then(|class| resolve_class(reporter, class, classes)),
+                guaranteed: resolve_guaranteed(reporter, guaranteed.as_ref(), &limits),
+                quotas: resolve_quotas(reporter, quotas.as_ref()),
+                limits,
             };
             Placed {
                 value,
@@ -41,8 +64,48 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, tenants: &[&model::Tenant]) -
             }
         })
         .collect();
+    report_nested(reporter, &claims);
     sort_by_name(reporter, &mut resolved);
     resolved
+}
+
+fn resolve_class(
+    reporter: &mut Reporter<'_>,
+    name: &Scalar<Name>,
+    classes: &[Placed<Class>],
+) -> Option<usize> {
+    let index = classes.binary_search_by(|class| class.value.name.as_str().cmp(&name.value));
+    if index.is_err() {
+        let mut names = classes.iter().map(|class| class.value.name.as_str());
+        unknown_name(reporter, name, "class", &mut names);
+    }
+    index.ok()
+}
+
+/// Warns of prefixes that lie within another tenant's. One that holds every address is there to be lain in.
+fn report_nested(reporter: &mut Reporter<'_>, claims: &Claims<'_>) {
+    let mut around: Vec<(IpNet, &Text, Place)> = Vec::new();
+    // Sorted by first address and then length, every prefix comes behind those that it lies in.
+    for (net, (owner, place)) in claims {
+        while around.last().is_some_and(|(outer, ..)| !outer.contains(net)) {
+            around.pop();
+        }
+        if let Some((outer, other, other_place)) = around.last()
+            && outer.prefix_len() > 0
+            && other.value != owner.value
+            && reporter.has_room_for_warnings()
+        {
+            let (inner_name, outer_name) = (quoted(&owner.value), quoted(&other.value));
+            let message = format!("`{net}` lies within `{outer}` of tenant {outer_name}");
+            let help = format!(
+                "The longest prefix wins: tenant {inner_name} gets `{net}`, and {outer_name} the rest of `{outer}`, \
+                 which stands at {}.",
+                reporter.describe(*other_place)
+            );
+            reporter.warning(Code::Overlap, *place, message, help);
+        }
+        around.push((*net, *owner, *place));
+    }
 }
 
 /// A tenant's prefixes, sorted. A prefix that another tenant has claimed is an error: nothing could decide between the
@@ -50,23 +113,23 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, tenants: &[&model::Tenant]) -
 fn claim<'a>(
     reporter: &mut Reporter<'_>,
     name: &'a Text,
-    sources: &'a [Text],
-    claims: &mut BTreeMap<IpNet, (&'a Text, Place)>,
+    sources: &'a List<Scalar<super::Prefix>>,
+    claims: &mut Claims<'a>,
 ) -> Vec<IpNet> {
-    if sources.is_empty() {
+    if sources.value.is_empty() {
         let message = format!(
             "tenant {} has no sources, so that no packet is ever its own",
             quoted(&name.value)
         );
         reporter.warning(
             Code::NoEffect,
-            name,
+            sources,
             message,
             "List its prefixes under `sources`.",
         );
     }
-    let mut prefixes = Vec::with_capacity(sources.len());
-    for source in sources {
+    let mut prefixes = Vec::with_capacity(sources.value.len());
+    for source in &sources.value {
         let Some(net) = network::prefix(reporter, source) else {
             continue;
         };
@@ -77,7 +140,10 @@ fn claim<'a>(
             }
             Some((owner, place)) if owner.value == name.value => {
                 let message = format!("`{net}` is listed twice");
-                let help = format!("Remove it here; it already stands at {}.", place.describe());
+                let help = format!(
+                    "Remove it here; it already stands at {}.",
+                    reporter.describe(*place)
+                );
                 reporter.warning(Code::Duplicate, source, message, help);
             }
             Some((owner, place)) => {
@@ -85,7 +151,7 @@ fn claim<'a>(
                 let help = format!(
                     "A prefix can belong to one tenant; {} claims it at {}. A longer prefix may lie within it.",
                     quoted(&owner.value),
-                    place.describe()
+                    reporter.describe(*place)
                 );
                 reporter.error(Code::Conflict, source, message, help);
             }
@@ -114,19 +180,23 @@ fn resolve_limits(reporter: &mut Reporter<'_>, limits: Option<&model::Limits>) -
         concurrent_connections,
         burst,
     } = limits;
-    let mut rate =
-        |text: &Option<Text>, unit| text.as_ref().and_then(|text| resolve_rate(reporter, text, unit));
-    let new_connections_per_second = rate(new_connections_per_second, Unit::Events);
-    let packets_per_second = rate(packets_per_second, Unit::Events);
-    let bytes_per_second = rate(bytes_per_second, Unit::Bytes);
-    let response_bytes_per_second = rate(response_bytes_per_second, Unit::Bytes);
-    let concurrent_connections = concurrent_connections
-        .as_ref()
-        .and_then(|text| resolve_concurrency(reporter, text));
     let burst_ns = burst
         .as_ref()
         .and_then(|text| scalar::duration_ns(reporter, text, MIN_BURST_NS..=MAX_BURST_NS, "burst"))
         .unwrap_or(DEFAULT_BURST_NS);
+    let mut rate = |text: Option<&Text>, unit| {
+        let text = text?;
+        let rate = resolve_rate(reporter, text, unit)?;
+        warn_of_small_burst(reporter, text, rate, burst_ns, unit);
+        Some(rate)
+    };
+    let new_connections_per_second = rate(new_connections_per_second.as_deref(), Unit::Events);
+    let packets_per_second = rate(packets_per_second.as_deref(), Unit::Events);
+    let bytes_per_second = rate(bytes_per_second.as_deref(), Unit::Bytes);
+    let response_bytes_per_second = rate(response_bytes_per_second.as_deref(), Unit::Bytes);
+    let concurrent_connections = concurrent_connections
+        .as_ref()
+        .and_then(|text| resolve_concurrency(reporter, text));
     Limits {
         new_connections_per_second,
         packets_per_second,
@@ -141,22 +211,26 @@ fn resolve_limits(reporter: &mut Reporter<'_>, limits: Option<&model::Limits>) -
 const ZERO_HELP: &str = "To refuse a tenant, suspend it or write a rule with `action: Deny`; \
                          to leave it unlimited, leave the field out.";
 
-fn count(reporter: &mut Reporter<'_>, text: &Text) -> Option<u64> {
-    quantity::count(&text.value)
-        .inspect_err(|error| {
-            let message = format!("{} is no limit: {error}", quoted(&text.value));
-            reporter.error(
-                Code::InvalidValue,
-                text,
-                message,
-                format!("It is {}.", quantity::COUNT_FORM),
-            );
-        })
-        .ok()
+/// The compiler never makes a burst smaller than one unit, since nothing could ever pass then.
+fn warn_of_small_burst(reporter: &mut Reporter<'_>, text: &Text, rate: u64, burst_ns: u64, unit: Unit) {
+    let (least, what) = match unit {
+        Unit::Events => (1, "one of them"),
+        Unit::Bytes => (MAX_UNITS, "one packet of the largest size"),
+    };
+    let at_once = u128::from(rate) * u128::from(burst_ns) / 1_000_000_000;
+    if at_once < u128::from(least) {
+        let burst = humantime::format_duration(std::time::Duration::from_nanos(burst_ns));
+        let message = format!("{rate} per second in a burst of {burst} is less than {what}");
+        let help = format!(
+            "It is kept with a burst of {least}{}; make `burst` longer to say so.",
+            if unit == Unit::Bytes { " bytes" } else { "" }
+        );
+        reporter.warning(Code::LimitOutOfRange, text, message, help);
+    }
 }
 
 fn resolve_rate(reporter: &mut Reporter<'_>, text: &Text, unit: Unit) -> Option<u64> {
-    let rate = count(reporter, text)?;
+    let rate = scalar::count(reporter, text)?;
     let step = match step_fp(rate, unit) {
         Ok(step) => step,
         Err(error) => {
@@ -180,7 +254,7 @@ fn resolve_rate(reporter: &mut Reporter<'_>, text: &Text, unit: Unit) -> Option<
 }
 
 fn resolve_concurrency(reporter: &mut Reporter<'_>, text: &Text) -> Option<u32> {
-    let value = count(reporter, text)?;
+    let value = scalar::count(reporter, text)?;
     if value == 0 {
         reporter.error(
             Code::LimitOutOfRange,
@@ -201,4 +275,120 @@ fn resolve_concurrency(reporter: &mut Reporter<'_>, text: &Text) -> Option<u32> 
         );
     }
     limit
+}
+
+/// The warning about what the rate comes out as has been given for limits; a guarantee is only compared with them.
+fn resolve_guaranteed(
+    reporter: &mut Reporter<'_>,
+    guaranteed: Option<&model::Guaranteed>,
+    limits: &Limits,
+) -> Guaranteed {
+    let Some(model::Guaranteed {
+        new_connections_per_second: Some(text),
+    }) = guaranteed
+    else {
+        return Guaranteed::default();
+    };
+    enforced::require(reporter, Feature::Guaranteed, text);
+    let rate = resolve_rate(reporter, text, Unit::Events);
+    if let (Some(rate), Some(limit)) = (rate, limits.new_connections_per_second)
+        && rate > limit
+    {
+        let message = format!("{rate} per second are guaranteed, but only {limit} are allowed");
+        let help = "Guarantee at most what `limits.newConnectionsPerSecond` allows.";
+        reporter.error(Code::Conflict, text, message, help);
+    }
+    Guaranteed {
+        new_connections_per_second: rate,
+    }
+}
+
+/// A tenant's quotas, sorted.
+fn resolve_quotas(reporter: &mut Reporter<'_>, quotas: Option<&List<model::Quota>>) -> Vec<Quota> {
+    let Some(quotas) = quotas else {
+        return Vec::new();
+    };
+    if !quotas.value.is_empty() {
+        enforced::require(reporter, Feature::Quotas, quotas);
+    }
+    let mut resolved: Vec<Quota> = Vec::with_capacity(quotas.value.len());
+    for quota in &quotas.value {
+        let model::Quota {
+            metric,
+            limit,
+            per,
+            time_zone,
+        } = quota;
+        let found = (
+            scalar::choice(reporter, metric),
+            resolve_quota_limit(reporter, limit),
+            resolve_period(reporter, per),
+            time_zone.as_ref().map_or_else(
+                || Some(Zone::utc()),
+                |zone| schedule::resolve_zone(reporter, zone),
+            ),
+        );
+        let (Some(metric_found), Some(limit), Some(per), Some(time_zone)) = found else {
+            continue;
+        };
+        if resolved
+            .iter()
+            .any(|other| (other.metric, other.per) == (metric_found, per))
+        {
+            let message = format!(
+                "there is already a quota of {} for this period",
+                quoted(&metric.value)
+            );
+            reporter.error(Code::Duplicate, metric, message, "Keep the smaller one.");
+        }
+        resolved.push(Quota {
+            metric: metric_found,
+            per,
+            limit,
+            time_zone,
+        });
+    }
+    resolved.sort_unstable();
+    resolved
+}
+
+fn resolve_quota_limit(reporter: &mut Reporter<'_>, text: &Text) -> Option<u64> {
+    let limit = scalar::count(reporter, text)?;
+    if limit == 0 || limit > MAX_QUOTA {
+        let message = format!("a quota of {limit} cannot be kept");
+        let help = if limit == 0 {
+            ZERO_HELP.to_owned()
+        } else {
+            format!("The most is {MAX_QUOTA}.")
+        };
+        reporter.error(Code::LimitOutOfRange, text, message, help);
+        return None;
+    }
+    Some(limit)
+}
+
+fn resolve_period(reporter: &mut Reporter<'_>, text: &Text) -> Option<QuotaPeriod> {
+    let number = |unit: char| {
+        let digits = text.value.strip_suffix(unit)?;
+        let is_plain = !digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse::<u16>().ok().filter(|_| is_plain)
+    };
+    let hours = number('h')
+        .and_then(|hours| u8::try_from(hours).ok())
+        .filter(|hours| *hours < 24 && 24 % hours == 0);
+    let days = number('d').filter(|days| (1..=MAX_QUOTA_DAYS).contains(days));
+    let period = match text.value.as_str() {
+        "month" => Some(QuotaPeriod::Month),
+        "24h" => Some(QuotaPeriod::Days(1)),
+        _ => hours.map(QuotaPeriod::Hours).or(days.map(QuotaPeriod::Days)),
+    };
+    if period.is_none() {
+        let message = format!("{} is no period of the calendar", quoted(&text.value));
+        let help = format!(
+            "It is hours that divide a day (1h, 2h, 3h, 4h, 6h, 8h, 12h), days (1d to {MAX_QUOTA_DAYS}d; 7d is a week \
+             from Monday on), or `month`."
+        );
+        reporter.error(Code::InvalidValue, text, message, help);
+    }
+    period
 }
