@@ -13,6 +13,7 @@ pub mod server;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use crate::pure::audit::{Actor, Direction};
@@ -49,7 +50,7 @@ pub enum Request {
     },
     /// The policy in force.
     PolicyShow,
-    /// What a packet would get now, and why.
+    /// What a packet would get, and why.
     PolicyExplain {
         /// Where it comes from; port 0 stands for any.
         from: SocketAddr,
@@ -57,6 +58,9 @@ pub enum Request {
         to: SocketAddr,
         /// TCP or UDP.
         protocol: Protocol,
+        /// For which time the schedules are asked; all else, such as health and limits, is as it is now. Now if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Timestamp>,
     },
     /// All tenants.
     TenantList,

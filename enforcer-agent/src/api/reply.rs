@@ -74,6 +74,9 @@ pub struct StatusReply {
     pub generation: u64,
     /// The policy in force, if one is.
     pub policy: Option<PolicyStatus>,
+    /// The rules with schedules, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedules: Option<ScheduleStatus>,
     /// The map schema that programs and agent share.
     pub schema: SchemaStatus,
     /// Interfaces whose traffic is judged.
@@ -104,6 +107,18 @@ pub struct PolicyStatus {
     pub applied_at: Timestamp,
     /// Who did; `None` if the agent itself did at its first start.
     pub applied_by: Option<Actor>,
+}
+
+/// How the rules with schedules are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScheduleStatus {
+    /// How many rules have a schedule.
+    pub scheduled_rules: u64,
+    /// How many of them are closed.
+    pub closed_rules: u64,
+    /// When the next one opens or closes; `None` if all of them are always open.
+    pub next_change: Option<Timestamp>,
 }
 
 /// The map schema.
@@ -242,6 +257,9 @@ pub struct PolicyExplainReply {
     pub protocol: Protocol,
     /// The generation that decides.
     pub generation: u64,
+    /// The time for which the schedules were asked, if another than now was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
     /// `Reason::name`.
     pub reason: String,
     /// `Reason::sentence`.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, civil};
 
 use crate::api::Protocol;
 
@@ -123,6 +125,9 @@ pub(super) struct Explain {
     /// Where it goes; TCP unless it says `/udp`
     #[arg(long, value_name = "IP:PORT[/PROTO]", value_parser = parse_destination)]
     pub(super) to: (SocketAddr, Protocol),
+    /// By the schedules at this time: RFC 3339, or local date and time; now if left out
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(super) at: Option<Timestamp>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -232,11 +237,58 @@ fn parse_destination(text: &str) -> Result<(SocketAddr, Protocol), String> {
     }
 }
 
+/// An instant, or a date and time by the clocks of this host.
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    time_in(text, TimeZone::system())
+}
+
+fn time_in(text: &str, zone: TimeZone) -> Result<Timestamp, String> {
+    if let Ok(instant) = text.parse::<Timestamp>() {
+        return Ok(instant);
+    }
+    let clock: civil::DateTime = text.parse().map_err(|_| {
+        "give a time such as 2026-03-29T02:30:00+01:00, or by this host's clock 2026-03-29T02:30".to_owned()
+    })?;
+    zone.into_ambiguous_zoned(clock)
+        .unambiguous()
+        .map(|zoned| zoned.timestamp())
+        .map_err(|_| {
+            format!(
+                "the clocks of this host show {clock} twice or never: add an offset, such as {clock}+01:00"
+            )
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn times_are_instants_or_local() {
+        let berlin = || TimeZone::get("Europe/Berlin").unwrap();
+        let instant = |text: &str| time_in(text, berlin()).map(|time| time.to_string());
+        for text in [
+            "2026-06-08T06:00:00Z",
+            "2026-06-08T08:00:00+02:00",
+            "2026-06-08T08:00",
+            "2026-06-08 08:00:00",
+        ] {
+            assert_eq!(instant(text).as_deref(), Ok("2026-06-08T06:00:00Z"), "{text}");
+        }
+        for twice_or_never in ["2026-03-29T02:30", "2026-10-25T02:30"] {
+            assert!(
+                instant(twice_or_never).unwrap_err().contains("twice or never"),
+                "{twice_or_never}"
+            );
+        }
+        assert_eq!(
+            instant("2026-10-25T02:30+01:00").as_deref(),
+            Ok("2026-10-25T01:30:00Z")
+        );
+        assert!(instant("tomorrow").is_err());
+    }
 
     #[test]
     fn the_definition_is_consistent() {

@@ -53,7 +53,13 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
         Command::Policy(Policy::Explain(Explain {
             from,
             to: (to, protocol),
-        })) => remote(Request::PolicyExplain { from, to, protocol }),
+            at,
+        })) => remote(Request::PolicyExplain {
+            from,
+            to,
+            protocol,
+            at,
+        }),
         Command::Tenant(Tenant::List) => remote(Request::TenantList),
         Command::Tenant(Tenant::Suspend { name }) => remote(Request::TenantSuspend { name }),
         Command::Tenant(Tenant::Resume { name }) => remote(Request::TenantResume { name }),

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::counters::Unrecorded;
+use super::hours::Hours;
 use super::persist::{AppliedPolicy, State, StateError};
 use super::{Event, records};
 use crate::adapters::audit_file::AuditError;
@@ -25,6 +26,7 @@ use crate::ports::{AuditSink, Clock, Dataplane, StateStore, Watcher};
 use crate::pure::audit::{self, Actor, Change, Entry, Kind};
 use crate::pure::compile::{self, CompileError, Compiled, Directory, HostFacts, Inputs, Slots};
 use crate::pure::fleet::Fleet;
+use crate::pure::policy::selection::Selection;
 use crate::pure::policy::{self, Diagnostic, ResolvedPolicy};
 use crate::pure::tables::Tables;
 use crate::pure::telemetry::GpuSample;
@@ -83,6 +85,8 @@ pub(super) struct Core {
     pub(super) host: HostFacts,
     pub(super) state: State,
     pub(super) active: Option<Active>,
+    /// Of the policy in force.
+    pub(super) hours: Hours,
     pub(super) directory: Directory,
     /// Digests of the policies of the last generations: flows and events outlive the one that they were judged under.
     pub(super) digests: BTreeMap<u64, String>,
@@ -161,7 +165,8 @@ impl Core {
             self.failing.remove(INSTALL);
             return Ok(None);
         };
-        let compiled = self.compile(&active.policy)?;
+        let hours = Hours::of(&active.policy, self.clock.wall());
+        let compiled = self.compile(&active.policy, hours.closed())?;
         self.live = self.dataplane.generation()?;
         let slots = std::mem::replace(&mut self.state.slots, compiled.slots);
         self.unsaved |= slots != self.state.slots;
@@ -169,6 +174,7 @@ impl Core {
         if outcome.is_ok() {
             self.directory = compiled.directory;
             self.failing.remove(INSTALL);
+            self.begin_hours(hours);
         } else {
             self.unsaved |= slots != self.state.slots;
             self.state.slots = slots;
@@ -176,7 +182,12 @@ impl Core {
         outcome
     }
 
-    pub(super) fn compile(&self, policy: &ResolvedPolicy) -> Result<Compiled, CompileError> {
+    /// Compiles a policy for a time at which some of its rules are closed.
+    pub(super) fn compile(
+        &self,
+        policy: &ResolvedPolicy,
+        closed_rules: &Selection,
+    ) -> Result<Compiled, CompileError> {
         compile::compile(&Inputs {
             policy,
             slots: &self.state.slots,
@@ -184,7 +195,7 @@ impl Core {
             backends: &self.fleet.statuses(),
             failed_pools: &self.fleet.failed_pools(),
             suspended: &self.state.suspended,
-            closed_rules: &policy::schedule::closed_rules(policy, jiff::Timestamp::now()),
+            closed_rules,
         })
     }
 
@@ -367,7 +378,7 @@ impl Core {
                 Some((backend.name.clone(), open))
             })
             .collect();
-        let mut moved = false;
+        let mut moved = self.is_hour_over();
         for change in self.fleet.fold(now_ns, &connections) {
             moved |= change.from != change.to;
             let mut causes: Vec<String> = change.causes.iter().map(ToString::to_string).collect();
@@ -383,7 +394,7 @@ impl Core {
             };
             self.note(Kind::WeightChange, Some(change.backend), change_record);
         }
-        if self.judge_pools() | moved | self.failing.contains_key(INSTALL) {
+        if self.judge_pools() | moved | self.is_install_failing() {
             self.refresh("weights");
         }
         self.record_unrecorded();
@@ -419,7 +430,7 @@ impl Core {
     }
 
     /// Puts into force what followed from something that nobody asked for; a failure is tried again with the next fold.
-    fn refresh(&mut self, why: &'static str) {
+    pub(super) fn refresh(&mut self, why: &'static str) {
         match self.reinstall() {
             Ok(Some(installed)) if !installed.in_place => {
                 info!(
@@ -436,6 +447,11 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Whether what is wanted could not be put into force.
+    pub(super) fn is_install_failing(&self) -> bool {
+        self.failing.contains_key(INSTALL)
     }
 
     /// An entry about now.

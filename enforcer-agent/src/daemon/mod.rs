@@ -16,6 +16,7 @@
 mod answer;
 mod core;
 mod counters;
+mod hours;
 mod monitor;
 pub(crate) mod persist;
 mod records;
@@ -250,9 +251,12 @@ async fn turn_until(
     fold.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tokio::pin!(shutdown);
     loop {
+        let boundary = core.until_boundary();
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
+            // Measured anew by the time of day in each turn, and at least with each fold: however the clock was set.
+            () = sleep(boundary.unwrap_or_default()), if boundary.is_some() => core.follow_clock(),
             Some(incoming) = requests.recv() => {
                 if matches!(answer(core, incoming).await, Turn::Detached) {
                     return Ok(());

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::counters::{self, Unrecorded};
+use super::hours::Hours;
 use super::monitor::Monitor;
 use super::persist::{AppliedPolicy, State, StateFile};
 use super::{Event, RunError};
@@ -110,6 +111,7 @@ impl Core {
             host,
             state,
             active: None,
+            hours: Hours::default(),
             directory: Directory::default(),
             digests: BTreeMap::new(),
             audit,

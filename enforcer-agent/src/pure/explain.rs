@@ -13,17 +13,21 @@ use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::decide::trie::{self, Destination};
 use enforcer_common::decide::{Decision, Flow, Packet, Shape, TCP, TCP_ACK, TCP_SYN, UDP, judge};
 use ipnet::IpNet;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::compile::directory::{Directory, RuleEntry, ServiceEntry};
 use super::compile::{BackendStatus, Family, Inputs, address_of};
 use super::policy::judgement::{Bindings, is_compliant};
-use super::policy::resolved::{Backend, Constraint, Pool, Protocol, ResolvedPolicy};
+use super::policy::resolved::{Backend, Constraint, Pool, Protocol, ResolvedPolicy, Rule};
+use super::policy::schedule::Schedule;
 use super::snapshot::Snapshot;
 
 /// The smallest TCP segment with the usual options of a SYN: what a packet is taken to weigh.
 const PACKET_BYTES: u32 = 60;
 const HOP_LIMIT: u8 = 64;
+/// Closed rules that are named; the rest is counted.
+const MAX_CLOSED_RULES: usize = 8;
 
 /// What the enforcer knows.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +95,8 @@ pub enum Subject {
     Flow,
     /// Who sent it.
     Tenant,
+    /// Which rules are closed at the time.
+    Schedule,
     /// What the rules say.
     Rule,
     /// What the constraints require.
@@ -111,6 +117,7 @@ impl Subject {
             Self::Destination => "destination",
             Self::Flow => "flow",
             Self::Tenant => "tenant",
+            Self::Schedule => "schedule",
             Self::Rule => "rule",
             Self::Constraint => "constraint",
             Self::BackEnd => "back end",
@@ -119,9 +126,19 @@ impl Subject {
     }
 }
 
+/// When the packet comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// Kernel monotonic time in nanoseconds: limiters go by it.
+    pub kernel_ns: u64,
+    /// The time of day: schedules go by it.
+    pub wall: Timestamp,
+}
+
 /// Explains what a packet would get at a time.
 #[must_use]
-pub fn explain(known: &Known<'_>, question: &Question, now_ns: u64) -> Explanation {
+pub fn explain(known: &Known<'_>, question: &Question, moment: Moment) -> Explanation {
+    let now_ns = moment.kernel_ns;
     let key = question.key();
     let flow = known.snapshot.flows.get(&key);
     let tcp_flags = match (question.protocol, flow) {
@@ -142,7 +159,7 @@ pub fn explain(known: &Known<'_>, question: &Question, now_ns: u64) -> Explanati
         question,
         packet,
         decision,
-        now_ns,
+        moment,
         steps: Vec::new(),
     };
     tale.tell(flow);
@@ -203,7 +220,7 @@ struct Tale<'a> {
     question: &'a Question,
     packet: Packet,
     decision: Decision,
-    now_ns: u64,
+    moment: Moment,
     steps: Vec<Step>,
 }
 
@@ -236,8 +253,11 @@ impl Tale<'_> {
         let Some(service) = self.known.directory.service(self.decision.service) else {
             return;
         };
-        self.rule();
-        if matches!(self.decision.reason, Reason::NoRule | Reason::RuleDeny) {
+        self.rule(index, service);
+        if matches!(
+            self.decision.reason,
+            Reason::NoRule | Reason::RuleDeny | Reason::OutsideSchedule
+        ) {
             return;
         }
         self.back_ends(index, service);
@@ -340,10 +360,18 @@ impl Tale<'_> {
         Some((index, record))
     }
 
-    fn rule(&mut self) {
-        let finding = match self.known.directory.rule(self.decision.rule) {
+    fn rule(&mut self, tenant: usize, service: &ServiceEntry) {
+        self.closed_rules(tenant, service);
+        let decisive = self.known.directory.rule(self.decision.rule);
+        let finding = match decisive {
             None => "No rule speaks of this tenant and this service, so that it is refused.".to_owned(),
-            Some(rule) => format!("Rule {} decides: {:?}.", place(rule), rule.action),
+            Some(rule) if self.decision.reason == Reason::OutsideSchedule => {
+                format!("Rule {} would allow it, and no other rule decides.", place(rule))
+            }
+            Some(rule) => {
+                let until = self.until(rule);
+                format!("Rule {} decides: {:?}.{until}", place(rule), rule.action)
+            }
         };
         self.say(Subject::Rule, finding);
         if let Some(rule) = self.known.directory.rule(self.decision.shadow_rule) {
@@ -353,6 +381,71 @@ impl Tale<'_> {
                 format!("Shadow rule {} would have answered {reason}.", place(rule)),
             );
         }
+    }
+
+    /// How long a rule with a schedule goes on to exist.
+    fn until(&self, rule: &RuleEntry) -> String {
+        let rules = &self.known.inputs.policy.rules;
+        let schedule = rules
+            .iter()
+            .find(|known| known.name == rule.name)
+            .and_then(|known| known.schedule.as_ref());
+        schedule.map_or_else(String::new, |schedule| {
+            let change = self.change(schedule, "closes");
+            format!(" It is open {schedule}{change}.")
+        })
+    }
+
+    /// Rules that match, and would come before the one that decides, but are closed.
+    fn closed_rules(&mut self, tenant: usize, entry: &ServiceEntry) {
+        let Known {
+            inputs, directory, ..
+        } = *self.known;
+        let policy = inputs.policy;
+        let services = &policy.services;
+        let Ok(service) = services.binary_search_by(|service| service.name.cmp(&entry.name)) else {
+            return;
+        };
+        let decisive = directory
+            .rule(self.decision.rule)
+            .filter(|_| self.decision.reason != Reason::OutsideSchedule);
+        let before = policy
+            .rules
+            .iter()
+            .take_while(|rule| decisive.is_none_or(|decisive| decisive.name != rule.name));
+        let closed: Vec<(&Rule, &Schedule)> = before
+            .enumerate()
+            .filter(|(index, rule)| {
+                inputs.closed_rules.contains(*index)
+                    && rule.tenants.contains(tenant)
+                    && rule.services.contains(service)
+            })
+            .filter_map(|(_, rule)| Some((rule, rule.schedule.as_ref()?)))
+            .collect();
+        for (rule, schedule) in closed.iter().take(MAX_CLOSED_RULES) {
+            let change = self.change(schedule, "opens");
+            let (name, line, action) = (&rule.name, rule.line, rule.action);
+            let finding =
+                format!("Rule `{name}` (line {line}), {action:?}, is closed: it is open {schedule}{change}.");
+            self.say(Subject::Schedule, finding);
+        }
+        let further = closed.len().saturating_sub(MAX_CLOSED_RULES);
+        if further > 0 {
+            self.say(
+                Subject::Schedule,
+                format!("{further} more that match are closed."),
+            );
+        }
+    }
+
+    /// When a schedule next changes, by its own clocks.
+    fn change(&self, schedule: &Schedule, verb: &str) -> String {
+        schedule
+            .next_change(self.moment.wall)
+            .map_or_else(String::new, |change| {
+                let clock = change.to_zoned(schedule.time_zone().time_zone().clone());
+                format!(", and {verb} at {}", clock.strftime("%Y-%m-%d %H:%M:%S %:z (%a)"))
+            })
     }
 
     fn back_ends(&mut self, tenant: usize, entry: &ServiceEntry) {
@@ -554,7 +647,7 @@ impl Tale<'_> {
             .get(&limiter.index(self.decision.tenant))
             .copied()
             .unwrap_or(0);
-        let debt_ns = paid_ns.saturating_sub(self.now_ns);
+        let debt_ns = paid_ns.saturating_sub(self.moment.kernel_ns);
         let used = debt_ns
             .saturating_mul(100)
             .checked_div(limit.burst_ns)

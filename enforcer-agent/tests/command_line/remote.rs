@@ -62,6 +62,11 @@ async fn status() {
         uptime_seconds: 3700,
         generation: 7,
         policy: Some(policy_status()),
+        schedules: Some(ScheduleStatus {
+            scheduled_rules: 3,
+            closed_rules: 1,
+            next_change: Some("2026-11-23T07:00:00Z".parse().unwrap()),
+        }),
         schema: SchemaStatus {
             version: 1,
             hash: "abc".into(),
@@ -104,6 +109,7 @@ async fn status() {
     let expected = "\
 agent       version 0.1.0, instance enforcer on lb-1, process 42, up 1h 1m
 policy      prod, digest 0123456789ab, applied 2026-11-22 20:00:00Z by uid 0 (pid 41) from policy.yaml
+schedules   1 of 3 rules with one are closed; next change 2026-11-23 07:00:00Z
 generation  7
 schema      version 1, hash abc
 flows       12 of 262144
@@ -183,6 +189,7 @@ async fn explain_names_every_step() {
         to: "192.0.2.10:8000".parse().unwrap(),
         protocol: Protocol::Tcp,
         generation: 7,
+        at: Some("2026-11-22T20:00:00Z".parse().unwrap()),
         reason: "RuleDeny".into(),
         sentence: "A rule denies this tenant the use of this service.".into(),
         effect: Effect::Refused,
@@ -217,6 +224,7 @@ rule        no-night (line 31)
 back end    -
 shadow      trial would have said Allowed
 generation  7
+at          2026-11-22T20:00:00Z
 
 1. destination  service chat
 2. rule         no-night denies

@@ -34,7 +34,8 @@ impl Render for PolicyExplainReply {
             ("shadow", or_absent(shadow)),
             ("generation", self.generation.to_string()),
         ];
-        for (name, value) in facts {
+        let at = self.at.map(|at| ("at", at.to_string()));
+        for (name, value) in facts.into_iter().chain(at) {
             let _infallible = writeln!(text, "{name:<12}{}", clean(&value));
         }
         text.push('\n');

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::{ABSENT, Render, bytes, clean, milliseconds, or_absent, policy_line, table};
-use crate::api::reply::{AuditStatus, InterfaceStatus, NvmlStatus, ReasonCount, StatusReply, XdpMode};
+use crate::api::reply::{
+    AuditStatus, InterfaceStatus, NvmlStatus, ReasonCount, ScheduleStatus, StatusReply, XdpMode,
+};
 
 impl Render for StatusReply {
     fn render(&self) -> String {
@@ -50,7 +52,7 @@ fn reason_row(count: &ReasonCount) -> Vec<String> {
     ]
 }
 
-fn summary(status: &StatusReply) -> [(&'static str, String); 7] {
+fn summary(status: &StatusReply) -> Vec<(&'static str, String)> {
     let uptime = milliseconds(status.uptime_seconds.saturating_mul(1000));
     let policy = status.policy.as_ref().map_or_else(
         || "none: everything to a service is refused".to_owned(),
@@ -61,7 +63,11 @@ fn summary(status: &StatusReply) -> [(&'static str, String); 7] {
         NvmlStatus::Present { driver, gpus } if driver.is_empty() => format!("{gpus} on this host"),
         NvmlStatus::Present { driver, gpus } => format!("{gpus} on this host, driver {}", clean(driver)),
     };
-    [
+    let schedules = status
+        .schedules
+        .as_ref()
+        .map(|schedules| ("schedules", schedule_line(schedules)));
+    let mut rows = vec![
         (
             "agent",
             format!(
@@ -88,7 +94,22 @@ fn summary(status: &StatusReply) -> [(&'static str, String); 7] {
         ),
         ("audit", audit_line(&status.audit)),
         ("gpus", gpus),
-    ]
+    ];
+    rows.splice(2..2, schedules);
+    rows
+}
+
+fn schedule_line(schedules: &ScheduleStatus) -> String {
+    let ScheduleStatus {
+        scheduled_rules,
+        closed_rules,
+        next_change,
+    } = schedules;
+    let next = next_change.map_or_else(
+        || "none of them ever changes".to_owned(),
+        |next| format!("next change {}", next.strftime("%Y-%m-%d %H:%M:%SZ")),
+    );
+    format!("{closed_rules} of {scheduled_rules} rules with one are closed; {next}")
 }
 
 fn audit_line(audit: &AuditStatus) -> String {

@@ -9,6 +9,7 @@ use crate::api::{Actor, ApiError, ErrorCode};
 use crate::daemon::core::Core;
 use crate::daemon::persist::AppliedPolicy;
 use crate::pure::audit::Change;
+use crate::pure::policy::schedule::closed_rules;
 use crate::pure::policy::{self, Diagnostic, PolicySource};
 
 use super::{internal, not_found};
@@ -28,7 +29,7 @@ impl Core {
             .with("diagnostics", all)
         })?;
         let compiled = self
-            .compile(&policy)
+            .compile(&policy, &closed_rules(&policy, self.clock.wall()))
             .map_err(|error| ApiError::new(ErrorCode::Refused, error.to_string()))?;
         let live = self.generation();
         let writes = crate::pure::plan::plan(self.installer.live(live), &compiled.tables).len();

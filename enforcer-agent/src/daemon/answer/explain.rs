@@ -1,29 +1,29 @@
 //! `policy explain` over the live state.
 
-use std::net::SocketAddr;
-
 use enforcer_common::Reason;
 use enforcer_common::abi::reason;
 use enforcer_common::decide::Flow;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::tenant_connections;
+use jiff::Timestamp;
 
 use crate::api::reply::{Effect, ExplainStep, PolicyExplainReply, RuleRef, ShadowRef};
-use crate::api::{ApiError, ErrorCode, Protocol};
+use crate::api::{ApiError, ErrorCode};
 use crate::daemon::core::Core;
-use crate::pure::compile::Inputs;
-use crate::pure::explain::{self, Known, Question};
+use crate::pure::compile::directory::RuleEntry;
+use crate::pure::compile::{self, Inputs};
+use crate::pure::explain::{self, Known, Moment, Question};
 use crate::pure::policy::schedule::closed_rules;
 use crate::pure::snapshot::Snapshot;
 
 use super::internal;
 
 impl Core {
+    /// Explains a packet; with `at`, by the schedules as they will be, or were, at that time.
     pub(super) fn explain(
         &self,
-        from: SocketAddr,
-        to: SocketAddr,
-        protocol: Protocol,
+        question: &Question,
+        at: Option<Timestamp>,
     ) -> Result<PolicyExplainReply, ApiError> {
         let Some(active) = &self.active else {
             return Err(ApiError::new(
@@ -32,7 +32,8 @@ impl Core {
             ));
         };
         let (statuses, failed) = (self.fleet.statuses(), self.fleet.failed_pools());
-        let closed_rules = closed_rules(&active.policy, jiff::Timestamp::now());
+        let mut snapshot = self.snapshot(question)?;
+        let other = at.map(|at| closed_rules(&active.policy, at));
         let inputs = Inputs {
             policy: &active.policy,
             slots: &self.state.slots,
@@ -40,19 +41,25 @@ impl Core {
             backends: &statuses,
             failed_pools: &failed,
             suspended: &self.state.suspended,
-            closed_rules: &closed_rules,
+            closed_rules: other.as_ref().unwrap_or(self.hours.closed()),
         };
-        let question = Question { from, to, protocol };
-        let snapshot = self.snapshot(&question)?;
+        if at.is_some() {
+            // The slots are those of the policy in force, so that flows and limiters keep their names.
+            snapshot.tables = compile::compile(&inputs).map_err(internal)?.tables;
+        }
         let known = Known {
             inputs: &inputs,
             directory: &self.directory,
             snapshot: &snapshot,
         };
-        Ok(explained(
-            &question,
-            explain::explain(&known, &question, self.clock.monotonic_ns()),
-        ))
+        let moment = Moment {
+            kernel_ns: self.clock.monotonic_ns(),
+            wall: at.unwrap_or_else(|| self.clock.wall()),
+        };
+        Ok(PolicyExplainReply {
+            at,
+            ..explained(question, explain::explain(&known, question, moment))
+        })
     }
 
     /// The live state, as far as this question needs it.
@@ -103,7 +110,7 @@ impl Core {
 
 fn explained(question: &Question, explanation: explain::Explanation) -> PolicyExplainReply {
     let reason = explanation.reason().unwrap_or(Reason::Internal);
-    let rule = |rule: crate::pure::compile::directory::RuleEntry| RuleRef {
+    let rule = |rule: RuleEntry| RuleRef {
         name: rule.name,
         line: rule.line,
         file: rule.file,
@@ -113,6 +120,7 @@ fn explained(question: &Question, explanation: explain::Explanation) -> PolicyEx
         to: question.to,
         protocol: question.protocol,
         generation: explanation.generation,
+        at: None,
         reason: reason.name().to_owned(),
         sentence: reason.sentence().to_owned(),
         effect: match reason.effect() {

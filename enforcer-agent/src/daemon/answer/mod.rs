@@ -14,6 +14,7 @@ use crate::api::reply::{
     PolicyStatus, SchemaStatus, StatusReply, XdpMode,
 };
 use crate::api::{Actor, ApiError, ErrorCode, MAX_ROWS, Reply, Request};
+use crate::pure::explain::Question;
 use crate::pure::metrics;
 use crate::pure::policy::name_of;
 
@@ -40,8 +41,13 @@ impl Core {
                 dry_run: false,
             } => self.apply_policy(sources, actor).await.map(Reply::PolicyApply),
             Request::PolicyShow => self.show_policy().map(Reply::PolicyShow),
-            Request::PolicyExplain { from, to, protocol } => self
-                .explain(from, to, protocol)
+            Request::PolicyExplain {
+                from,
+                to,
+                protocol,
+                at,
+            } => self
+                .explain(&Question { from, to, protocol }, at)
                 .map(|reply| Reply::PolicyExplain(Box::new(reply))),
             Request::TenantList => self.tenants().map(Reply::TenantList),
             Request::TenantSuspend { name } => {
@@ -93,6 +99,7 @@ impl Core {
             uptime_seconds: self.clock.monotonic_ns().saturating_sub(self.started_ns) / 1_000_000_000,
             generation: self.generation(),
             policy: self.policy_status(),
+            schedules: self.schedule_status(),
             schema: SchemaStatus {
                 version: SCHEMA_VERSION,
                 hash: format!("{SCHEMA_HASH:016x}"),

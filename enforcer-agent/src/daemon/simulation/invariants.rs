@@ -17,6 +17,7 @@ use crate::pure::audit::Kind;
 use crate::pure::compile::{self, BackendStatus, Inputs, Slots};
 use crate::pure::explain::Question;
 use crate::pure::policy::load_all;
+use crate::pure::policy::schedule::closed_rules;
 use crate::pure::policy::selection::Selection;
 use crate::pure::tables::Tables;
 
@@ -42,6 +43,7 @@ type Compiled = (
     BTreeMap<String, BackendStatus>,
     BTreeSet<String>,
     Vec<IpAddr>,
+    Selection,
 );
 
 /// What was last seen to be right.
@@ -103,6 +105,12 @@ impl Simulation {
             synced: world.synced,
             repairing: self.is_repairing(),
         }
+    }
+
+    /// What a tenant's first packet to the service would get.
+    pub(super) fn verdict(&self, tenant: &str) -> Reason {
+        let source = SOURCES.iter().find(|(name, _)| *name == Some(tenant));
+        verdict(&self.world(), source.map_or(0, |(_, net)| *net), SERVICE, 4000).0
     }
 
     /// Whether something could not be put into force, which the next fold tries again.
@@ -258,14 +266,18 @@ impl Simulation {
         } else {
             self.world().stored.clone()
         };
+        // What could not be put into force is wanted by the clock, and not by when it was last tried.
+        let now = core.clock.wall();
+        let closed = closed_rules(&core.active.as_ref()?.policy, now);
         let (statuses, failed_pools) = (core.fleet.statuses(), core.fleet.failed_pools());
-        let inputs: Compiled = (state, statuses, failed_pools, core.host.local_addresses.clone());
+        let addresses = core.host.local_addresses.clone();
+        let inputs: Compiled = (state, statuses, failed_pools, addresses, closed);
         if let Some((same, tables)) = &self.known.compiled
             && *same == inputs
         {
             return Some(tables.clone());
         }
-        let (state, statuses, failed_pools, _) = &inputs;
+        let (state, statuses, failed_pools, _, closed) = &inputs;
         let applied = state.policy.as_ref()?;
         let policy = load_all(&applied.sources)
             .into_result()
@@ -277,7 +289,7 @@ impl Simulation {
             backends: statuses,
             failed_pools,
             suspended: &state.suspended,
-            closed_rules: &Selection::default(),
+            closed_rules: closed,
         })
         .expect("what is stored compiles");
         assert!(

@@ -11,6 +11,7 @@
 //! scenario fail once, the other one walks at random. A run is repeated with `SEED`, and made longer with
 //! `SIMULATION_STEPS`.
 
+mod hours;
 mod invariants;
 mod ports;
 mod random;
@@ -123,9 +124,11 @@ impl Simulation {
             world.failed.clear();
             world.now_ns += 1_000_000;
         }
+        self.turn();
         match step {
             Step::Ask(request) => self.ask(request).await,
             Step::Fold => self.fold(),
+            Step::Clock(by_seconds) => self.set_clock(*by_seconds),
             Step::Restart => self.restart().await,
             Step::Traffic => self.traffic(),
             Step::KernelEvents => self.kernel_events(),
@@ -136,6 +139,23 @@ impl Simulation {
             }
         }
         self.check(step);
+    }
+
+    /// The loop wakes at a boundary of the policy, before anything else happens.
+    fn turn(&mut self) {
+        if self.core.until_boundary() == Some(Duration::ZERO) {
+            self.core.follow_clock();
+        }
+    }
+
+    /// Somebody sets the clock; the next fold finds out.
+    fn set_clock(&mut self, by_seconds: i64) {
+        {
+            let mut world = self.world();
+            // Not before 1970.
+            world.wall_ahead_seconds = (world.wall_ahead_seconds + by_seconds).max(0);
+        }
+        self.fold();
     }
 
     fn events(&mut self, step: &Step) -> Vec<Event> {
@@ -304,6 +324,7 @@ fn fork(core: &Core, ports: &Ports) -> Core {
         host: core.host.clone(),
         state: core.state.clone(),
         active: core.active.clone(),
+        hours: core.hours.clone(),
         directory: core.directory.clone(),
         digests: core.digests.clone(),
         audit: outside.audit,

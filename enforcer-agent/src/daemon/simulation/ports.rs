@@ -220,7 +220,10 @@ impl Clock for Ports {
     }
 
     fn wall(&self) -> Timestamp {
-        Timestamp::UNIX_EPOCH + SignedDuration::from_nanos(self.world().now_ns as i64)
+        let world = self.world();
+        Timestamp::UNIX_EPOCH
+            + SignedDuration::from_nanos(world.now_ns as i64)
+            + SignedDuration::from_secs(world.wall_ahead_seconds)
     }
 
     fn pause(&self, duration: Duration) {

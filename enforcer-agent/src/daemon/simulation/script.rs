@@ -23,6 +23,8 @@ pub(super) enum Step {
     Traffic,
     KernelEvents,
     Fold,
+    /// The time of day is set forward or back by this many seconds, and then comes a fold.
+    Clock(i64),
     Restart,
 }
 
@@ -86,8 +88,17 @@ pub(super) fn policy(number: u64) -> (String, bool) {
         // Nothing that is enforced.
         3 => (format!("# Lines move.\n{}{RULES}", base(50)), true),
         4 => (format!("{}{RULES}{denied}", base(50)), true),
+        // With the hours of the day.
+        5 => {
+            let rules = "  rules:
+  - {name: chat-by-day, action: Allow, services: {matchNames: [chat]}, schedule: {from: 06:00, to: 18:00}}
+  - {name: globex-by-night, action: Allow, tenants: {matchNames: [globex]}, schedule: {from: 21:00, to: 03:00}}
+  - {name: not-initech, action: Deny, tenants: {matchNames: [initech]}, schedule: {days: [Sat, Sun]}}
+";
+            (format!("{}{rules}", base(50)), true)
+        }
         // Wrong.
-        5 => (format!("{}{RULES}  colour: red\n", base(50)), false),
+        6 => (format!("{}{RULES}  colour: red\n", base(50)), false),
         // Right, but not for a host without an IPv6 address for `Nat`.
         _ => (
             format!("{}{RULES}", base(50)).replace("192.0.2.10]", "192.0.2.10, \"2001:db8::1\"]"),
@@ -96,13 +107,23 @@ pub(super) fn policy(number: u64) -> (String, bool) {
     }
 }
 
-pub(super) const POLICIES: u64 = 7;
+pub(super) const POLICIES: u64 = 8;
 
 pub(super) fn apply(number: u64) -> Step {
     Step::Ask(Request::PolicyApply {
         sources: vec![PolicySource::new(format!("{number}.yaml"), policy(number).0)],
         dry_run: false,
     })
+}
+
+/// One rule, which is open from one time to another by the clocks of Berlin.
+pub(super) fn hours_policy(from: &str, to: &str) -> String {
+    let rule = format!(
+        "  rules:\n  - {{name: by-night, action: Allow, schedule: {{from: \"{from}\", to: \"{to}\", \
+         timeZone: Europe/Berlin}}}}\n"
+    );
+    let pools = pools(&[("gpu-1", 100)], &[("gpu-3", 100)]);
+    format!("{HEAD}{}{SERVICES}{pools}{rule}", tenants(&[("acme", 1)], 50))
 }
 
 pub(super) fn suspend(name: &str) -> Step {
@@ -142,6 +163,7 @@ fn reads() -> Vec<Request> {
             from: SocketAddr::new(IpAddr::from([10, 1, 1, 1]), 4000),
             to: SocketAddr::new(IpAddr::from([192, 0, 2, 10]), 8000),
             protocol: Protocol::Tcp,
+            at: None,
         },
         Request::TenantList,
         Request::BackendList,
@@ -186,14 +208,22 @@ pub(super) fn scenario() -> Vec<Step> {
         undrain("gpu-1"),
         Step::Probed("gpu-1", true),
         apply(3),
-        apply(5),
         apply(6),
+        apply(7),
         Step::Engine("gpu-2", 900.0),
         Step::Fold,
         Step::LocalGpu,
         Step::LocalAddress(7),
         Step::Swept,
         apply(4),
+        apply(5),
+        Step::Clock(12 * 3600),
+        Step::Clock(7 * 3600),
+        suspend("globex"),
+        Step::Clock(48 * 3600),
+        Step::Clock(-24 * 3600),
+        Step::Restart,
+        resume("globex"),
         Step::Traffic,
         Step::Fold,
     ];
@@ -222,7 +252,8 @@ pub(super) fn any(random: &mut Random) -> Step {
         71..72 => Step::Swept,
         72..76 => Step::Traffic,
         76..78 => Step::KernelEvents,
-        78..92 => Step::Fold,
+        78..86 => Step::Fold,
+        86..92 => Step::Clock(1800 * (random.below(96) as i64 - 40)),
         92..96 => Step::Ask(random.pick(&reads()).clone()),
         96..99 => Step::Restart,
         _ => Step::Ask(Request::Detach),

@@ -44,6 +44,8 @@ pub(super) enum Outcome {
 #[derive(Clone, Debug)]
 pub(super) struct World {
     pub(super) now_ns: u64,
+    /// What the time of day is ahead of `now_ns`, in seconds: it can be set.
+    pub(super) wall_ahead_seconds: i64,
     pub(super) fault: Fault,
     /// Operations since the fault was set.
     pub(super) operations: u64,
@@ -83,6 +85,7 @@ impl World {
     pub(super) fn new() -> Self {
         Self {
             now_ns: 1_000_000_000_000,
+            wall_ahead_seconds: 0,
             fault: Fault::Never,
             operations: 0,
             failed: Vec::new(),

@@ -116,6 +116,8 @@ pub enum Kind {
     PoolState,
     /// A back end's published weight changed.
     WeightChange,
+    /// A rule's schedule opened or closed it.
+    Schedule,
     /// The agent started, or adopted a running data plane.
     Started,
     /// The agent stopped.
@@ -234,6 +236,7 @@ impl Kind {
             Self::BackendHealth => "BackendHealth",
             Self::PoolState => "PoolState",
             Self::WeightChange => "WeightChange",
+            Self::Schedule => "Schedule",
             Self::Started => "Started",
             Self::Stopped => "Stopped",
             Self::Repaired => "Repaired",

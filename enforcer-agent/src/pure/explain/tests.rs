@@ -69,7 +69,11 @@ fn ask(from: &str, to: &str, sick: &[&str], failed: &[&str], change: impl Fn(&mu
         to: to.parse().unwrap(),
         protocol: Protocol::Tcp,
     };
-    explain(&known, &question, 5_000_000_000)
+    let moment = Moment {
+        kernel_ns: 5_000_000_000,
+        wall: Timestamp::UNIX_EPOCH,
+    };
+    explain(&known, &question, moment)
 }
 
 fn findings(explanation: &Explanation) -> String {
