@@ -6,6 +6,7 @@ mod bench;
 mod echo;
 mod lifecycle;
 mod paths;
+mod schedule;
 
 use enforcer_tests::privilege;
 

@@ -6,14 +6,27 @@ use enforcer_common::abi::flow::FLOW_ESTABLISHED;
 
 use super::super::compile::{HostFacts, NextHop, Slots, compile};
 use super::super::policy::load;
-use super::super::policy::selection::Selection;
+use super::super::policy::schedule::closed_rules;
 use super::*;
 
 const POLICY: &str = include_str!("../../../../policies/residency.yaml");
 
 /// Explains a packet in the world of the residency sample; `sick` are unhealthy, `failed` pools have failed.
 fn ask(from: &str, to: &str, sick: &[&str], failed: &[&str], change: impl Fn(&mut Snapshot)) -> Explanation {
-    let policy = load("residency.yaml", POLICY)
+    ask_of(POLICY, Timestamp::UNIX_EPOCH, from, to, sick, failed, change)
+}
+
+/// The same in the world of another policy, at a time.
+fn ask_of(
+    policy: &str,
+    wall: Timestamp,
+    from: &str,
+    to: &str,
+    sick: &[&str],
+    failed: &[&str],
+    change: impl Fn(&mut Snapshot),
+) -> Explanation {
+    let policy = load("residency.yaml", policy)
         .into_result()
         .expect("the sample is right");
     let next_hop = Some(NextHop {
@@ -42,7 +55,7 @@ fn ask(from: &str, to: &str, sick: &[&str], failed: &[&str], change: impl Fn(&mu
         ..HostFacts::default()
     };
     let slots = Slots::default();
-    let closed_rules = Selection::default();
+    let closed_rules = closed_rules(&policy, wall);
     let inputs = Inputs {
         policy: &policy,
         slots: &slots,
@@ -71,7 +84,7 @@ fn ask(from: &str, to: &str, sick: &[&str], failed: &[&str], change: impl Fn(&mu
     };
     let moment = Moment {
         kernel_ns: 5_000_000_000,
-        wall: Timestamp::UNIX_EPOCH,
+        wall,
     };
     explain(&known, &question, moment)
 }
@@ -209,4 +222,65 @@ fn an_open_flow_is_explained_as_such() {
         Some("dub-1"),
         "it keeps its back end, though it is in reserve"
     );
+}
+
+/// The rule of the sample with hours, behind one that denies at night.
+fn ask_at(time: &str) -> Explanation {
+    let hours = "schedule: {days: [Mon, Tue], from: \"08:00\", to: \"20:00\", timeZone: Europe/Berlin}";
+    let policy = POLICY.replace(
+        "{name: everyone, action: Allow",
+        &format!(
+            "{{name: night, action: Deny, schedule: {{from: \"23:00\", to: \"05:00\"}}}}\n  - {{name: everyone, {hours}, action: Allow"
+        ),
+    );
+    assert!(policy.contains(hours), "the sample has changed");
+    let wall = time.parse().unwrap();
+    ask_of(
+        &policy,
+        wall,
+        "10.20.0.7:4000",
+        "192.0.2.20:443",
+        &[],
+        &[],
+        |_| {},
+    )
+}
+
+#[test]
+fn a_rule_with_hours_says_when_it_changes() {
+    let open = ask_at("2026-06-08T12:00:00Z");
+    assert_eq!(open.reason(), Some(Reason::Allowed));
+    let found = findings(&open);
+    assert!(
+        found.contains(
+            "rule: Rule `everyone` (line 39) decides: Allow. It is open Mon, Tue from 08:00 to 20:00, Europe/Berlin, \
+             and closes at 2026-06-08 20:00:00 +02:00 (Mon).\n"
+        ),
+        "{found}"
+    );
+    assert!(
+        found.contains(
+            "schedule: Rule `night` (line 38), Deny, is closed: it is open every day from 23:00 to 05:00 of the next \
+             day, UTC, and opens at 2026-06-08 23:00:00 +00:00 (Mon).\n"
+        ),
+        "{found}"
+    );
+    let closed = ask_at("2026-06-09T20:00:00Z");
+    assert_eq!(closed.reason(), Some(Reason::OutsideSchedule));
+    assert_eq!(
+        closed.rule.as_ref().map(|rule| rule.name.as_str()),
+        Some("everyone")
+    );
+    let found = findings(&closed);
+    assert!(
+        found.ends_with(
+            "schedule: Rule `everyone` (line 39), Allow, is closed: it is open Mon, Tue from 08:00 to 20:00, \
+             Europe/Berlin, and opens at 2026-06-15 08:00:00 +02:00 (Mon).\n\
+             rule: Rule `everyone` (line 39) would allow it, and no other rule decides.\n"
+        ),
+        "{found}"
+    );
+    let denied = ask_at("2026-06-09T23:30:00Z");
+    assert_eq!(denied.reason(), Some(Reason::RuleDeny));
+    assert!(!findings(&denied).contains("schedule:"), "{}", findings(&denied));
 }

@@ -76,6 +76,11 @@ pub(super) fn table() -> Scenario {
             &syn("10.1.0.1:40000", "192.0.2.70:8000"),
         )
         .refused("acme", Reason::NoRule),
+        row(
+            "a tenant that only a closed rule names",
+            &syn("10.2.0.1:40000", "192.0.2.20:8000"),
+        )
+        .refused("globex", Reason::OutsideSchedule),
         row("a deny wins the tie", &syn("10.3.0.1:40000", "192.0.2.10:8000"))
             .refused("initech", Reason::RuleDeny),
         row("a suspended tenant", &syn("10.4.0.1:40000", "192.0.2.10:8000"))

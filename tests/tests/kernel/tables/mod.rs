@@ -10,9 +10,11 @@ mod shapes;
 
 use std::collections::BTreeSet;
 
+use enforcer_agent::pure::policy::schedule::closed_rules;
 use enforcer_common::Reason;
 use enforcer_tests::packet::{CLIENT_MAC, Segment, syn};
 use enforcer_tests::world::{BACKEND_SIDE_MAC, INGRESS_IFINDEX, World, mac_of};
+use jiff::Timestamp;
 
 use crate::bench::Scenario;
 
@@ -50,14 +52,18 @@ spec:
   rules:
   - {name: all-but-closed, action: Allow, tenants: {matchNames: [acme, bound, hooli, initech, inside]},
      services: {matchNames: [chat, dns, seen, seen-dns, direct, beside, dark, ill]}}
+  - {name: by-day, action: Allow, tenants: {matchNames: [globex]}, services: {matchNames: [seen]},
+     schedule: {from: "08:00", to: "20:00"}}
   - {name: not-initech, action: Deny, tenants: {matchNames: [initech]}, services: {matchNames: [chat]}}
   protectedNetworks: [10.9.0.0/16, "2001:db8:9::/64"]
   constraints:
   - {name: home, tenants: {matchLabels: {home: mars}}, requireBackend: {matchLabels: {region: mars}}}
 "#;
 
-/// `hooli` is suspended, `gpu-4` is ill, nobody knows the way to `gpu-3`, and `gpu-2` is on the clients' side.
+/// It is night, `hooli` is suspended, `gpu-4` is ill, nobody knows the way to `gpu-3`, and `gpu-2` is on the clients' side.
 pub(crate) fn prepare(world: &mut World) {
+    let night = Timestamp::UNIX_EPOCH;
+    world.closed_rules = closed_rules(&world.policy, night);
     world.suspended.insert("hooli".to_owned());
     world.set_backend("gpu-4", |status| status.healthy = false);
     world.set_backend("gpu-3", |status| status.next_hop = None);
