@@ -98,11 +98,11 @@ fn digests_of_the_samples_are_pinned() {
     for (name, expected) in [
         (
             "quickstart.yaml",
-            "0486aee354cd14fc2b882d96bafc976f34c47f37e164fe5f87034e098325a8fb",
+            "ef8148c59b17461389449c70907959e8c2aaf4cbc6c535b25f820017c995df09",
         ),
         (
             "residency.yaml",
-            "96c831b15e1a8a2db1ce6845d4c010cd12b1fd0da7f36d36a61ccd55a39c4d4a",
+            "2f5f480c93479dc0c9ee09f20e384db6553825c3991255905b72a65449caec2a",
         ),
     ] {
         let policy = load_file(name, &directory(name))
