@@ -57,6 +57,8 @@ pub enum Op {
         /// Whether it has failed.
         failed: bool,
     },
+    /// The time of day is another one, in seconds since 1970 in UTC. It has nothing to do with the clock above.
+    Wall(i64),
     /// A tenant is suspended or resumed.
     Tenant {
         /// Its name.
@@ -139,7 +141,8 @@ pub fn op(random: &mut Random, around: &Surroundings<'_>) -> Op {
             suspended: random.percent(40),
         },
         5..10 => Op::Sweep,
-        10..80 => Op::Advance(*random.pick(&[
+        10..13 => Op::Wall(wall(random)),
+        13..80 => Op::Advance(*random.pick(&[
             1_000_000,
             3_333_333,
             10_000_000,
@@ -157,6 +160,15 @@ pub fn op(random: &mut Random, around: &Surroundings<'_>) -> Op {
             Op::Packet { direction, segment }
         }
     }
+}
+
+/// Some time around a change of the clocks in Berlin or on Lord Howe Island, or anywhere in the year.
+fn wall(random: &mut Random) -> i64 {
+    const CHANGES: [i64; 4] = [1_774_746_000, 1_792_890_000, 1_775_314_800, 1_791_041_400];
+    if random.percent(30) {
+        return 1_767_225_600 + random.below(365 * 86_400) as i64;
+    }
+    random.pick(&CHANGES) + random.below(6 * 3600) as i64 - 3 * 3600
 }
 
 fn backend_op(random: &mut Random, policy: &Policy) -> Op {
@@ -392,6 +404,7 @@ pub fn tally(ops: &[Op]) -> BTreeMap<&'static str, usize> {
             Op::Backend { .. } | Op::Pool { .. } => "health",
             Op::Tenant { .. } => "suspensions",
             Op::Sweep => "sweeps",
+            Op::Wall(_) => "times of day",
         };
         *kinds.entry(kind).or_insert(0) += 1;
     }

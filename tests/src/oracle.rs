@@ -22,6 +22,7 @@ use rules::Choice;
 mod limits;
 mod memory;
 mod rules;
+mod wall;
 
 /// What is known of a back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +144,8 @@ pub struct Oracle {
     pub failed_pools: BTreeSet<String>,
     /// Tenants that are suspended.
     pub suspended: BTreeSet<String>,
+    /// The time of day by which rules open and close, in seconds since 1970 in UTC.
+    pub wall_seconds: i64,
     nat: Vec<IpAddr>,
     local: Vec<IpAddr>,
     /// Whether tables or ports may run out: then the oracle allows for it.
@@ -198,6 +201,7 @@ impl Oracle {
             statuses: BTreeMap::new(),
             failed_pools: BTreeSet::new(),
             suspended: BTreeSet::new(),
+            wall_seconds: 0,
             nat,
             local,
             tight,

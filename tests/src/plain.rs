@@ -138,6 +138,22 @@ pub struct Rule {
     pub tenants: Selector,
     /// On these services.
     pub services: Selector,
+    /// When it exists; always, if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hours: Option<Hours>,
+}
+
+/// When a rule exists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hours {
+    /// `Mon` to `Sun`.
+    pub days: Vec<String>,
+    /// The first minute, as on a clock.
+    pub from: String,
+    /// The minute after the last, as on a clock.
+    pub to: String,
+    /// Whose clocks.
+    pub zone: String,
 }
 
 /// What back ends must be like.
@@ -254,6 +270,14 @@ fn rule_value(rule: &Rule) -> Value {
         "priority": rule.priority,
     });
     select(&mut value, &rule.tenants, &rule.services);
+    if let Some(hours) = &rule.hours {
+        value["schedule"] = json!({
+            "days": hours.days,
+            "from": hours.from,
+            "to": hours.to,
+            "timeZone": hours.zone,
+        });
+    }
     value
 }
 

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use crate::plain::{
-    Backend, Constraint, Forward, Labels, Limits, Policy, Pool, Rule, Selector, Service, Tenant,
+    Backend, Constraint, Forward, Hours, Labels, Limits, Policy, Pool, Rule, Selector, Service, Tenant,
 };
 use crate::random::Random;
 
@@ -197,6 +197,33 @@ fn without_repetition(mut selector: Selector) -> Selector {
     selector
 }
 
+/// Boundaries lie in the hours in which clocks are changed as often as elsewhere.
+fn hours(random: &mut Random) -> Hours {
+    const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+    const CLOCKS: [&str; 8] = [
+        "00:00", "01:30", "02:00", "02:30", "03:15", "08:00", "20:00", "23:45",
+    ];
+    let first = random.below(7) as usize;
+    let count = 1 + random.below(7) as usize;
+    let mut days: Vec<String> = (0..count)
+        .map(|index| DAYS[(first + index) % 7].to_owned())
+        .collect();
+    days.sort();
+    let to = if random.percent(15) {
+        "24:00"
+    } else {
+        random.word(&CLOCKS)
+    };
+    Hours {
+        days,
+        from: random.word(&CLOCKS).to_owned(),
+        to: to.to_owned(),
+        zone: random
+            .word(&["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
+            .to_owned(),
+    }
+}
+
 fn rules(random: &mut Random) -> Vec<Rule> {
     let mut rules: Vec<Rule> = (0..random.below(6))
         .map(|index| Rule {
@@ -206,6 +233,7 @@ fn rules(random: &mut Random) -> Vec<Rule> {
             priority: random.below(3) as i32 - 1,
             tenants: without_repetition(tenant_selector(random)),
             services: service_selector(random),
+            hours: chance(random, 40, hours),
         })
         .collect();
     // Without it most packets would be refused, and there would be little to see.
@@ -218,6 +246,7 @@ fn rules(random: &mut Random) -> Vec<Rule> {
             priority: 0,
             tenants: Selector::default(),
             services: Selector::default(),
+            hours: chance(random, 10, hours),
         };
         rules.insert(place, all);
     }

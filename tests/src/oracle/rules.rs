@@ -15,11 +15,14 @@ pub(super) struct Choice<'a> {
 }
 
 impl Oracle {
-    /// The rule that decides: the highest priority; of equals, one that denies; of those, the first.
-    fn rule_for(&self, tenant: &Tenant, service: &Service) -> Option<&Rule> {
+    /// The rule that decides: the highest priority; of equals, one that denies; of those, the first. Of the rules that are
+    /// open, or of those that are closed.
+    fn rule_for(&self, tenant: &Tenant, service: &Service, open: bool) -> Option<&Rule> {
         let mut best: Option<&Rule> = None;
         for rule in &self.policy.rules {
             let matches = !rule.shadow
+                && self.is_open(rule) == open
+                && (open || !rule.deny)
                 && rule.tenants.chooses(&tenant.name, &tenant.labels)
                 && rule.services.chooses(&service.name, &service.labels);
             if !matches {
@@ -99,8 +102,11 @@ impl Oracle {
             refuse(prediction, Reason::Suspended);
             return None;
         }
-        let Some(rule) = self.rule_for(tenant, service) else {
-            refuse(prediction, Reason::NoRule);
+        let Some(rule) = self.rule_for(tenant, service, true) else {
+            let would_allow = self.rule_for(tenant, service, false);
+            prediction.rule = would_allow.map(|rule| rule.name.clone());
+            let closed = would_allow.map(|_| Reason::OutsideSchedule);
+            refuse(prediction, closed.unwrap_or(Reason::NoRule));
             return None;
         };
         prediction.rule = Some(rule.name.clone());

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use enforcer_agent::pure::policy::schedule::closed_rules;
 use enforcer_common::Reason;
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::reason::Effect;
@@ -24,6 +25,7 @@ use enforcer_tests::packet::{Segment, inspect};
 use enforcer_tests::random::{Random, SEED_VARIABLE, count, seed};
 use enforcer_tests::rig::{Ran, Rig, START_NS, TIMEOUTS};
 use enforcer_tests::world::{LOCAL_V4, NAT_V4, NAT_V6, World, next_hop};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::privileged;
@@ -107,6 +109,7 @@ impl<'r> Run<'r> {
             steps: 0,
             stats,
         };
+        run.open_and_close();
         run.install()?;
         Ok(run)
     }
@@ -155,6 +158,12 @@ impl<'r> Run<'r> {
                     .set_policy(&policy.text())
                     .map_err(|error| error.to_string())?;
                 self.oracle.set_policy((**policy).clone());
+                self.open_and_close();
+                self.install()?;
+            }
+            Op::Wall(seconds) => {
+                self.oracle.wall_seconds = *seconds;
+                self.open_and_close();
                 self.install()?;
             }
             Op::Backend { .. } | Op::Pool { .. } | Op::Tenant { .. } => {
@@ -166,6 +175,12 @@ impl<'r> Run<'r> {
             self.compare_all()?;
         }
         Ok(())
+    }
+
+    /// The product's own idea of which rules the time closes; the oracle has another.
+    fn open_and_close(&mut self) {
+        let now = Timestamp::from_second(self.oracle.wall_seconds).unwrap();
+        self.world.closed_rules = closed_rules(&self.world.policy, now);
     }
 
     fn change(&mut self, op: &Op) {

@@ -78,7 +78,10 @@ fn a_window_that_ends_ends_open_connections_too() {
                 .and_then(|change| change.to.as_deref());
             record.entry.kind == Kind::Schedule && to == Some("closed")
         };
-        Ok(records.into_iter().find(closed).ok_or("not yet"))
+        Ok(records
+            .into_iter()
+            .find(closed)
+            .ok_or_else(|| "not yet".to_owned()))
     })
     .unwrap();
     let late = record.entry.time.duration_since(end);
@@ -97,7 +100,10 @@ fn a_window_that_ends_ends_open_connections_too() {
     let refused = eventually("the record of a refused packet", LIMIT, || {
         let records: Vec<AuditRecord> = bench.agent.ask_lines(&["audit", "tail", "-n", "200"])?;
         let refused = |record: &AuditRecord| record.entry.reason.as_deref() == Some("OutsideSchedule");
-        Ok(records.into_iter().find(refused).ok_or("not yet"))
+        Ok(records
+            .into_iter()
+            .find(refused)
+            .ok_or_else(|| "not yet".to_owned()))
     })
     .unwrap();
     assert_eq!(
