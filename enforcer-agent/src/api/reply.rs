@@ -1,5 +1,6 @@
 //! What the daemon answers: one struct per request, in the terms of people, with names rather than slots.
 
+mod explain;
 mod maps;
 
 use std::net::{IpAddr, SocketAddr};

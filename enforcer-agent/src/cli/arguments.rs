@@ -67,7 +67,7 @@ pub(super) enum Command {
         /// The shell
         shell: Shell,
     },
-    /// Check, apply, show and explain the policy
+    /// Check, compare, apply, show and explain policies
     #[command(subcommand)]
     Policy(Policy),
     /// List, suspend and resume tenants
@@ -97,11 +97,27 @@ pub(super) enum Policy {
         /// The policy; `-` reads standard input
         file: PathBuf,
     },
+    /// Compile a policy, without an agent: its digest, and how large its tables are
+    Compile {
+        /// The policy; `-` reads standard input
+        file: PathBuf,
+    },
+    /// What a policy would change, and for whom
+    Diff {
+        /// The policy as it would be; `-` reads standard input
+        file: PathBuf,
+        /// The policy as it is, in a file [default: the one in force]
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
+        /// End with 1 if there are differences
+        #[arg(long)]
+        exit_code: bool,
+    },
     /// Make a policy the one in force
     Apply {
         /// The policy; `-` reads standard input
         file: PathBuf,
-        /// Compile it for this host, and stop before anything changes
+        /// Compile it for this host, say what it would change, and stop before anything changes
         #[arg(long)]
         dry_run: bool,
     },
@@ -119,6 +135,9 @@ pub(super) struct Explain {
     /// Where it goes; TCP unless it says `/udp`
     #[arg(long, value_name = "IP:PORT[/PROTO]", value_parser = parse_destination)]
     pub(super) to: (SocketAddr, Protocol),
+    /// Ask this policy instead of the one in force; no agent is needed, and every back end counts as healthy
+    #[arg(long, value_name = "FILE")]
+    pub(super) policy: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

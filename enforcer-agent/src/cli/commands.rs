@@ -14,7 +14,7 @@ use super::arguments::{
     Audit, Backend, Command, CommandLine, Explain, Flows, Format, Maps, Policy, Service, Tenant,
 };
 use super::render::{self, Render};
-use super::{CliError, doctor, output, run};
+use super::{CliError, doctor, output, policy, run};
 use crate::api::client::{Client, ClientError};
 use crate::api::reply::DetachReply;
 use crate::api::{FlowFilter, MAX_ROWS, Reply, Request};
@@ -22,7 +22,7 @@ use crate::config::{Config, DEFAULT_SOCKET};
 use crate::daemon;
 use crate::pure::policy::bounds::MAX_TEXT_BYTES;
 use crate::pure::policy::diagnostic::render_all;
-use crate::pure::policy::{self, Severity};
+use crate::pure::policy::{Severity, load};
 
 /// Between two looks at the audit log.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
@@ -34,30 +34,35 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
         output: format,
         command,
     } = command_line;
-    let remote = |request| {
-        let socket = socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
-        block_on(ask(&socket, request))?.and_then(|reply| show(reply, format))
-    };
+    let given = socket;
+    let socket = given.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let remote = |request| block_on(ask(&socket, request))?.and_then(|reply| show(reply, format));
     match command {
         Command::Run { config } => run::run(&config, format),
         Command::Doctor { config } => block_on(doctor::examine(config.as_deref(), format))?,
         Command::Completions { shell } => completions(shell),
-        Command::Detach { config } => block_on(detach(socket.clone(), config.as_deref(), format))?,
+        Command::Detach { config } => block_on(detach(given, config.as_deref(), format))?,
         Command::Status => remote(Request::Status),
         Command::Policy(Policy::Check { file }) => check_policy(&file, format),
-        Command::Policy(Policy::Apply { file, dry_run }) => {
-            let text = read_policy(&file)?;
-            remote(Request::PolicyApply {
-                file: file.display().to_string(),
-                text,
-                dry_run,
-            })
-        }
+        Command::Policy(Policy::Compile { file }) => policy::compile_policy(&file, format),
+        Command::Policy(Policy::Diff {
+            file,
+            against,
+            exit_code,
+        }) => policy::compare(&file, against.as_deref(), &socket, exit_code, format),
+        Command::Policy(Policy::Apply { file, dry_run }) => policy::apply(&file, dry_run, &socket, format),
         Command::Policy(Policy::Show) => remote(Request::PolicyShow),
-        Command::Policy(Policy::Explain(Explain {
-            from,
-            to: (to, protocol),
-        })) => remote(Request::PolicyExplain { from, to, protocol }),
+        Command::Policy(Policy::Explain(question)) => match &question.policy {
+            Some(path) => policy::explain_locally(&question, path, format),
+            None => {
+                let Explain {
+                    from,
+                    to: (to, protocol),
+                    policy: _,
+                } = question;
+                remote(Request::PolicyExplain { from, to, protocol })
+            }
+        },
         Command::Tenant(Tenant::List) => remote(Request::TenantList),
         Command::Tenant(Tenant::Suspend { name }) => remote(Request::TenantSuspend { name }),
         Command::Tenant(Tenant::Resume { name }) => remote(Request::TenantResume { name }),
@@ -81,13 +86,12 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
         Command::Maps(Maps::List) => remote(Request::MapsList),
         Command::Maps(Maps::Dump { name, limit }) => remote(Request::MapsDump { name, limit }),
         Command::Audit(Audit::Tail { lines, from, follow }) => {
-            let socket = socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
             block_on(tail(&socket, lines, from, follow, format))?
         }
     }
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -95,12 +99,12 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
     Ok(runtime.block_on(work))
 }
 
-async fn ask(socket: &Path, request: Request) -> Result<Reply, CliError> {
+pub(super) async fn ask(socket: &Path, request: Request) -> Result<Reply, CliError> {
     Ok(Client::connect(socket).await?.call(request).await?)
 }
 
 /// Writes a reply; every one in full as JSON, and as a table or a sentence.
-fn show(reply: Reply, format: Format) -> Result<(), CliError> {
+pub(super) fn show(reply: Reply, format: Format) -> Result<(), CliError> {
     match reply {
         Reply::Status(reply) => write(&*reply, format),
         Reply::PolicyApply(reply) => write(&reply, format),
@@ -121,7 +125,7 @@ fn show(reply: Reply, format: Format) -> Result<(), CliError> {
     }
 }
 
-fn write(reply: &(impl Render + Serialize), format: Format) -> Result<(), CliError> {
+pub(super) fn write(reply: &(impl Render + Serialize), format: Format) -> Result<(), CliError> {
     match format {
         Format::Table => output::text(&reply.render()),
         Format::Json => output::json(reply),
@@ -142,7 +146,7 @@ fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
 }
 
 /// Reads at most one byte more than a policy may have, so that the check says that it is too large.
-fn read_policy(path: &Path) -> Result<String, CliError> {
+pub(super) fn read_policy(path: &Path) -> Result<String, CliError> {
     let fail = |source| CliError::ReadPolicy {
         path: path.to_owned(),
         source,
@@ -163,7 +167,7 @@ fn read_policy(path: &Path) -> Result<String, CliError> {
 
 fn check_policy(path: &Path, format: Format) -> Result<(), CliError> {
     let text = read_policy(path)?;
-    let outcome = policy::load(&path.display().to_string(), &text);
+    let outcome = load(&path.display().to_string(), &text);
     let digest = outcome.policy.as_ref().map(|policy| policy.digest().to_string());
     let valid = outcome
         .diagnostics

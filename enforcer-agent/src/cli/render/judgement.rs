@@ -26,13 +26,17 @@ impl Render for PolicyExplainReply {
             .shadow
             .as_ref()
             .map(|shadow| format!("{} would have said {}", rule(&shadow.rule), shadow.reason));
+        let generation = match self.generation {
+            0 => "- (a policy that is not in force)".to_owned(),
+            live => live.to_string(),
+        };
         let facts = [
             ("tenant", or_absent(self.tenant.as_ref())),
             ("service", or_absent(self.service.as_ref())),
             ("rule", or_absent(self.rule.as_ref().map(rule))),
             ("back end", or_absent(self.backend.as_ref())),
             ("shadow", or_absent(shadow)),
-            ("generation", self.generation.to_string()),
+            ("generation", generation),
         ];
         for (name, value) in facts {
             let _infallible = writeln!(text, "{name:<12}{}", clean(&value));

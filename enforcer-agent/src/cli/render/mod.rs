@@ -4,6 +4,7 @@
 
 mod judgement;
 mod lists;
+pub mod policy;
 mod status;
 #[cfg(test)]
 mod tests;

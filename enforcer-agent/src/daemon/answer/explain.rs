@@ -2,13 +2,12 @@
 
 use std::net::SocketAddr;
 
-use enforcer_common::Reason;
-use enforcer_common::abi::reason;
 use enforcer_common::decide::Flow;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::tenant_connections;
 
-use crate::api::reply::{Effect, ExplainStep, PolicyExplainReply, RuleRef, ShadowRef};
+use crate::adapters::dataplane::DataplaneError;
+use crate::api::reply::PolicyExplainReply;
 use crate::api::{ApiError, ErrorCode, Protocol};
 use crate::daemon::core::Core;
 use crate::pure::compile::Inputs;
@@ -46,7 +45,7 @@ impl Core {
             directory: &self.directory,
             snapshot: &snapshot,
         };
-        Ok(explained(
+        Ok(PolicyExplainReply::of(
             &question,
             explain::explain(&known, &question, self.clock.monotonic_ns()),
         ))
@@ -95,45 +94,5 @@ impl Core {
             );
         }
         Ok(snapshot)
-    }
-}
-
-fn explained(question: &Question, explanation: explain::Explanation) -> PolicyExplainReply {
-    let reason = explanation.reason().unwrap_or(Reason::Internal);
-    let rule = |rule: crate::pure::compile::directory::RuleEntry| RuleRef {
-        name: rule.name,
-        line: rule.line,
-    };
-    PolicyExplainReply {
-        from: question.from,
-        to: question.to,
-        protocol: question.protocol,
-        generation: explanation.generation,
-        reason: reason.name().to_owned(),
-        sentence: reason.sentence().to_owned(),
-        effect: match reason.effect() {
-            reason::Effect::Forwarded => Effect::Forwarded,
-            reason::Effect::Passed => Effect::Passed,
-            reason::Effect::Refused => Effect::Refused,
-        },
-        tenant: explanation.tenant,
-        service: explanation.service,
-        rule: explanation.rule.map(rule),
-        backend: explanation.backend,
-        shadow: explanation.shadow.map(|(entry, code)| ShadowRef {
-            rule: rule(entry),
-            reason: Reason::from_code(code)
-                .unwrap_or(Reason::Internal)
-                .name()
-                .to_owned(),
-        }),
-        steps: explanation
-            .steps
-            .into_iter()
-            .map(|step| ExplainStep {
-                step: step.subject.name().to_owned(),
-                finding: step.finding,
-            })
-            .collect(),
     }
 }
