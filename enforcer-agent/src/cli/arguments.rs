@@ -121,8 +121,19 @@ pub(super) enum Policy {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Show the policy in force
-    Show,
+    /// Show the policy in force, or an earlier one
+    Show {
+        /// The one that was applied as this generation
+        #[arg(long)]
+        generation: Option<u64>,
+    },
+    /// List the policies that were applied, newest first
+    History,
+    /// Apply an earlier policy again, as a new generation
+    Rollback {
+        /// The one that was applied as this generation [default: the last one that differs from the one in force]
+        generation: Option<u64>,
+    },
     /// What a packet would get now, and why
     Explain(Explain),
 }

@@ -51,7 +51,9 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
             exit_code,
         }) => policy::compare(&file, against.as_deref(), &socket, exit_code, format),
         Command::Policy(Policy::Apply { file, dry_run }) => policy::apply(&file, dry_run, &socket, format),
-        Command::Policy(Policy::Show) => remote(Request::PolicyShow),
+        Command::Policy(Policy::Show { generation }) => remote(Request::PolicyShow { generation }),
+        Command::Policy(Policy::History) => remote(Request::PolicyHistory),
+        Command::Policy(Policy::Rollback { generation }) => remote(Request::PolicyRollback { generation }),
         Command::Policy(Policy::Explain(question)) => match &question.policy {
             Some(path) => policy::explain_locally(&question, path, format),
             None => {
@@ -109,6 +111,8 @@ pub(super) fn show(reply: Reply, format: Format) -> Result<(), CliError> {
         Reply::Status(reply) => write(&*reply, format),
         Reply::PolicyApply(reply) => write(&reply, format),
         Reply::PolicyShow(reply) => write(&reply, format),
+        Reply::PolicyHistory(reply) => write(&reply, format),
+        Reply::PolicyRollback(reply) => write(&reply, format),
         Reply::PolicyExplain(reply) => write(&*reply, format),
         Reply::TenantList(reply) => write(&reply, format),
         Reply::TenantSuspend(reply) => write_change(&reply, "suspended", format),

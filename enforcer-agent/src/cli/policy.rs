@@ -180,7 +180,7 @@ fn compile_neutral(policy: &ResolvedPolicy, neutral: &Neutral) -> Result<Compile
 
 /// The policy that the agent has in force.
 fn in_force(socket: &Path) -> Result<ResolvedPolicy, CliError> {
-    match block_on(ask(socket, Request::PolicyShow))?? {
+    match block_on(ask(socket, Request::PolicyShow { generation: None }))?? {
         Reply::PolicyShow(PolicyShowReply { policy, text, .. }) => Ok(load_text(&policy.file, &text)?.policy),
         other => Err(CliError::OtherReply(Box::new(other))),
     }

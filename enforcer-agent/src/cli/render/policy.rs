@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use super::{ABSENT, bytes, clean, counted, or_absent, short_digest, table};
+use super::Render;
+use super::{ABSENT, bytes, clean, counted, or_absent, short_digest, table, time};
+use crate::api::reply::{HistoryRow, PolicyApplyReply, PolicyHistoryReply, PolicyRollbackReply};
 use crate::cli::policy::Sizes;
 use crate::pure::diff::{
     BackendChange, Block, DecisionChange, Diff, Effect, FieldChange, FromTo, Happened, Names, ObjectChange,
@@ -238,5 +240,71 @@ fn elided(names: &[String], count: u64, between: &str) -> String {
         0 => text,
         rest if shown == 0 => rest.to_string(),
         rest => format!("{text} and {rest} more"),
+    }
+}
+
+impl Render for PolicyApplyReply {
+    fn render(&self) -> String {
+        let mut text = render_all(&self.diagnostics, false);
+        let (name, digest) = (clean(&self.name), short_digest(&self.digest));
+        let (generation, map_writes) = (self.generation, self.map_writes);
+        text += &match self.would_be {
+            Some(would_be) => format!(
+                "nothing was changed, generation {generation} is in force; {name} would be generation {would_be}, digest \
+                 {digest}, {map_writes} map writes\n"
+            ),
+            None if self.changed => {
+                format!(
+                    "{name} is in force: generation {generation}, digest {digest}, {map_writes} map writes\n"
+                )
+            }
+            None => format!(
+                "{name} is in force, digest {digest}: nothing that is enforced differs, generation {generation} stays\n"
+            ),
+        };
+        text
+    }
+}
+
+impl Render for PolicyRollbackReply {
+    fn render(&self) -> String {
+        format!(
+            "back to the policy of generation {}\n{}",
+            self.restored,
+            self.applied.render()
+        )
+    }
+}
+
+impl Render for PolicyHistoryReply {
+    fn render(&self) -> String {
+        let row = |row: &HistoryRow| {
+            let HistoryRow {
+                generation,
+                in_force,
+                policy,
+                rollback_of,
+            } = row;
+            let actor = policy
+                .applied_by
+                .map_or_else(|| "the agent at its start".to_owned(), |actor| actor.to_string());
+            let note = match (in_force, rollback_of) {
+                (true, Some(of)) => format!("in force, back to {of}"),
+                (true, None) => "in force".to_owned(),
+                (false, Some(of)) => format!("back to {of}"),
+                (false, None) => ABSENT.to_owned(),
+            };
+            vec![
+                generation.to_string(),
+                time(policy.applied_at),
+                actor,
+                policy.name.clone(),
+                short_digest(&policy.digest),
+                policy.file.clone(),
+                note,
+            ]
+        };
+        let titles = ["#GENERATION", "APPLIED", "BY", "POLICY", "DIGEST", "FILE", "NOTE"];
+        table(&titles, self.entries.iter().map(row))
     }
 }

@@ -6,7 +6,6 @@ use enforcer_common::decide::Flow;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::tenant_connections;
 
-use crate::adapters::dataplane::DataplaneError;
 use crate::api::reply::PolicyExplainReply;
 use crate::api::{ApiError, ErrorCode, Protocol};
 use crate::daemon::core::Core;

@@ -15,6 +15,7 @@ use enforcer_common::schema::{BANKS, MAGLEV_BLOCKS, MAX_SERVICES};
 
 use super::random::Random;
 use crate::adapters::dataplane::Tally;
+use crate::daemon::history::HistoryEntry;
 use crate::daemon::persist::State;
 use crate::pure::audit::Entry;
 use crate::pure::tables::{Tables, Write};
@@ -53,6 +54,8 @@ pub(super) struct World {
     run: Option<(&'static str, Discriminant<Write>, u32)>,
     pub(super) kernel: Kernel,
     pub(super) stored: State,
+    /// Policies that were applied, by number.
+    pub(super) history: BTreeMap<u64, HistoryEntry>,
     /// Whether the next store that fails leaves the new state all the same: its last step was the failure.
     pub(super) fails_late: bool,
     pub(super) audit: Vec<Entry>,
@@ -89,6 +92,7 @@ impl World {
             run: None,
             kernel: Kernel::default(),
             stored: State::default(),
+            history: BTreeMap::new(),
             fails_late: false,
             audit: Vec::new(),
             synced: 0,
