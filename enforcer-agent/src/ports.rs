@@ -132,9 +132,9 @@ pub(crate) trait StateStore: Send {
 pub(crate) trait HistoryStore: Send {
     /// The numbers of all entries, ascending.
     fn numbers(&self) -> Result<Vec<u64>, HistoryError>;
-    /// An entry, and its bytes.
-    fn read(&self, number: u64) -> Result<(HistoryEntry, u64), HistoryError>;
-    /// Writes an entry; its bytes. After an error it may be there all the same, whole, and can be written again.
+    /// An entry, and its bytes; `None` if it is not there.
+    fn read(&self, number: u64) -> Result<Option<(HistoryEntry, u64)>, HistoryError>;
+    /// Writes an entry; its bytes. After an error it may be there all the same, whole.
     fn write(&mut self, number: u64, entry: &HistoryEntry) -> Result<u64, HistoryError>;
     /// Removes an entry, if it is there.
     fn remove(&mut self, number: u64) -> Result<(), HistoryError>;

@@ -103,6 +103,14 @@ pub(crate) enum HistoryError {
         /// Its form.
         form: u32,
     },
+    /// Somebody removed it.
+    #[error(
+        "the policy history's entry {number} is gone; `enforcer-agent policy history` lists what is left after a restart"
+    )]
+    Gone {
+        /// Its number.
+        number: u64,
+    },
     /// No text that was accepted needs that much.
     #[error("the policy history's {} is larger than {MAX_FILE_BYTES} bytes and is skipped", path.display())]
     TooLarge {
@@ -123,8 +131,12 @@ pub(crate) struct History {
 struct Known {
     /// The number of the next entry; `None`: which there are could not be found out yet.
     next: Option<u64>,
+    /// Whether that entry may be there already: writing it failed.
+    unsure: bool,
     /// Oldest first.
     entries: Vec<Summary>,
+    /// Numbers of those that could not be read, ascending.
+    unread: Vec<u64>,
     /// Still to be removed.
     surplus: Vec<u64>,
     damaged: Vec<String>,
@@ -207,6 +219,12 @@ impl History {
         }
     }
 
+    /// How many entries beyond the bounds could not be removed yet.
+    #[cfg(test)]
+    pub(crate) fn surplus(&self) -> usize {
+        self.known.surplus.len()
+    }
+
     /// All entries, oldest first.
     pub(crate) fn entries(&self) -> &[Summary] {
         &self.known.entries
@@ -236,7 +254,9 @@ impl History {
     /// # Errors
     /// If it is not there any more, or damaged.
     pub(crate) fn read(&self, entry: &Summary) -> Result<HistoryEntry, HistoryError> {
-        self.store.read(entry.number).map(|(entry, _)| entry)
+        let number = entry.number;
+        let (entry, _) = self.store.read(number)?.ok_or(HistoryError::Gone { number })?;
+        Ok(entry)
     }
 
     /// Writes an entry and drops what is too old for the bounds.
@@ -244,15 +264,36 @@ impl History {
     /// # Errors
     /// If it could not be written. What could not be removed is tried again with the next one.
     pub(crate) fn keep(&mut self, entry: HistoryEntry) -> Result<(), HistoryError> {
-        let number = match self.known.next {
+        let mut number = match self.known.next {
             Some(number) => number,
             None => self.list()?,
         };
-        let bytes = self.store.write(number, &entry)?;
+        if self.known.unsure {
+            if let Some((there, bytes)) = self.store.read(number)? {
+                let is_same = there == entry;
+                self.written(number, there, bytes);
+                if is_same {
+                    return Ok(());
+                }
+                number += 1;
+            }
+            self.known.unsure = false;
+        }
+        match self.store.write(number, &entry) {
+            Ok(bytes) => self.written(number, entry, bytes),
+            Err(error) => {
+                self.known.unsure = true;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn written(&mut self, number: u64, entry: HistoryEntry, bytes: u64) {
         self.known.next = Some(number + 1);
+        self.known.unsure = false;
         self.known.entries.push(Summary::of(number, entry, bytes));
         self.prune();
-        Ok(())
     }
 
     /// Learns what there is; the number of the next entry.
@@ -267,9 +308,14 @@ impl History {
         };
         for number in &numbers[surplus..] {
             match self.store.read(*number) {
-                Ok((entry, bytes)) => known.entries.push(Summary::of(*number, entry, bytes)),
-                Err(error) if known.damaged.len() < MAX_DAMAGED => known.damaged.push(error.to_string()),
-                Err(_) => {}
+                Ok(Some((entry, bytes))) => known.entries.push(Summary::of(*number, entry, bytes)),
+                Ok(None) => {}
+                Err(error) => {
+                    known.unread.push(*number);
+                    if known.damaged.len() < MAX_DAMAGED {
+                        known.damaged.push(error.to_string());
+                    }
+                }
             }
         }
         self.known = known;
@@ -277,16 +323,24 @@ impl History {
     }
 
     fn prune(&mut self) {
-        let Known { entries, surplus, .. } = &mut self.known;
+        let Known {
+            entries,
+            unread,
+            surplus,
+            ..
+        } = &mut self.known;
         let mut bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
-        let mut dropped = 0;
-        while entries.len() - dropped > 1
-            && (entries.len() - dropped > self.bounds.entries || bytes > self.bounds.bytes)
+        while entries.len() > 1
+            && (entries.len() + unread.len() > self.bounds.entries || bytes > self.bounds.bytes)
         {
-            bytes -= entries[dropped].bytes;
-            dropped += 1;
+            if unread.first().is_some_and(|number| *number < entries[0].number) {
+                surplus.push(unread.remove(0));
+            } else {
+                let oldest = entries.remove(0);
+                bytes -= oldest.bytes;
+                surplus.push(oldest.number);
+            }
         }
-        surplus.extend(entries.drain(..dropped).map(|entry| entry.number));
         let store = &mut self.store;
         surplus.retain(|number| match store.remove(*number) {
             Ok(()) => false,
@@ -351,10 +405,14 @@ impl HistoryStore for HistoryDirectory {
         Ok(numbers)
     }
 
-    fn read(&self, number: u64) -> Result<(HistoryEntry, u64), HistoryError> {
+    fn read(&self, number: u64) -> Result<Option<(HistoryEntry, u64)>, HistoryError> {
         let path = self.path(number);
         let mut text = Vec::new();
-        let file = File::open(&path).map_err(io_error(&path))?;
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(io_error(&path)(source)),
+        };
         let bytes = file
             .take(MAX_FILE_BYTES + 1)
             .read_to_end(&mut text)
@@ -364,7 +422,7 @@ impl HistoryStore for HistoryDirectory {
         }
         match serde_json::from_slice::<HistoryEntry>(&text) {
             Ok(HistoryEntry { form, .. }) if form != FORM => Err(HistoryError::Form { path, form }),
-            Ok(entry) => Ok((entry, bytes)),
+            Ok(entry) => Ok(Some((entry, bytes))),
             Err(source) => Err(HistoryError::Content { path, source }),
         }
     }

@@ -314,11 +314,14 @@ impl HistoryStore for Ports {
         }
     }
 
-    fn read(&self, number: u64) -> Result<(HistoryEntry, u64), HistoryError> {
+    fn read(&self, number: u64) -> Result<Option<(HistoryEntry, u64)>, HistoryError> {
         let mut world = self.world();
-        match (world.operate("read an entry"), world.history.get(&number)) {
-            (Outcome::Done, Some(entry)) => Ok((entry.clone(), entry.policy.text.len() as u64)),
-            _ => Err(unusable_history()),
+        match world.operate("read an entry") {
+            Outcome::Done => {
+                let entry = world.history.get(&number);
+                Ok(entry.map(|entry| (HistoryEntry::clone(entry), entry.policy.text.len() as u64)))
+            }
+            Outcome::Failed => Err(unusable_history()),
         }
     }
 
@@ -326,7 +329,7 @@ impl HistoryStore for Ports {
         let mut world = self.world();
         let outcome = world.operate("write an entry");
         if outcome == Outcome::Done || world.fails_late {
-            world.history.insert(number, entry.clone());
+            world.history.insert(number, Arc::new(entry.clone()));
         }
         match outcome {
             Outcome::Done => Ok(entry.policy.text.len() as u64),

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::Discriminant;
+use std::sync::Arc;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
@@ -55,7 +56,7 @@ pub(super) struct World {
     pub(super) kernel: Kernel,
     pub(super) stored: State,
     /// Policies that were applied, by number.
-    pub(super) history: BTreeMap<u64, HistoryEntry>,
+    pub(super) history: BTreeMap<u64, Arc<HistoryEntry>>,
     /// Whether the next store that fails leaves the new state all the same: its last step was the failure.
     pub(super) fails_late: bool,
     pub(super) audit: Vec<Entry>,
