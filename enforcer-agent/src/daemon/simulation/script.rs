@@ -204,8 +204,6 @@ pub(super) fn scenario() -> Vec<Step> {
         Step::Swept,
         apply(4),
         rollback(None),
-        rollback(None),
-        rollback(Some(1)),
         rollback(Some(1_000_000)),
         Step::Traffic,
         Step::Fold,
