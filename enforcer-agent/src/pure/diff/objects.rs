@@ -30,97 +30,23 @@ enum Difference {
 
 /// Everything that differs in what is declared.
 pub(super) fn compare(from: &ResolvedPolicy, to: &ResolvedPolicy, room: &mut Room) -> Vec<ObjectChange> {
-    // A field that is added to a policy has to be compared somewhere.
+    // Fields that are added to a policy have to be compared somewhere.
     let ResolvedPolicy {
         name: _,
-        tenants,
-        services,
-        pools,
-        rules,
+        tenants: _,
+        services: _,
+        pools: _,
+        rules: _,
         protected_networks: _,
-        constraints,
+        constraints: _,
     } = from;
     let mut rows = Rows {
         room,
         rows: Vec::new(),
     };
     rows.policy(from, to);
-    rows.kind(
-        ObjectKind::Tenant,
-        tenants,
-        &to.tenants,
-        |tenant| &tenant.name,
-        |old, new| {
-            if old == new {
-                Vec::new()
-            } else {
-                fields(&object(old, &["name"]), &object(new, &["name"]))
-            }
-        },
-    );
-    rows.kind(
-        ObjectKind::Service,
-        services,
-        &to.services,
-        |service| &service.name,
-        |old, new| fields(&service_object(from, old), &service_object(to, new)),
-    );
-    rows.kind(
-        ObjectKind::Pool,
-        pools,
-        &to.pools,
-        |pool| &pool.name,
-        |old, new| {
-            fields(
-                &object(old, &["name", "backends"]),
-                &object(new, &["name", "backends"]),
-            )
-        },
-    );
-    rows.kind(
-        ObjectKind::Backend,
-        &backends(from),
-        &backends(to),
-        |(_, backend)| &backend.name,
-        |old, new| {
-            if old == new {
-                Vec::new()
-            } else {
-                fields(&backend_object(old), &backend_object(new))
-            }
-        },
-    );
-    let shared = Shared::of(from, to);
-    rows.kind(
-        ObjectKind::Rule,
-        &by_name(rules),
-        &by_name(&to.rules),
-        |rule| &rule.name,
-        |old, new| {
-            let mut differences = fields(&rule_object(old), &rule_object(new));
-            shared.selections(
-                (&old.tenants, &old.services),
-                (&new.tenants, &new.services),
-                &mut differences,
-            );
-            differences
-        },
-    );
-    rows.kind(
-        ObjectKind::Constraint,
-        constraints,
-        &to.constraints,
-        |each| &each.name,
-        |old, new| {
-            let mut differences = fields(&constraint_object(old), &constraint_object(new));
-            shared.selections(
-                (&old.tenants, &old.services),
-                (&new.tenants, &new.services),
-                &mut differences,
-            );
-            differences
-        },
-    );
+    rows.things(from, to);
+    rows.selectors(from, to);
     let Rows { room, rows } = rows;
     room.rows(rows)
 }
@@ -181,6 +107,92 @@ impl Rows<'_> {
         for (differences, names) in changed {
             self.add(kind, Happened::Changed, &names, differences);
         }
+    }
+
+    /// Compares what may send, be reached and be sent to.
+    fn things(&mut self, from: &ResolvedPolicy, to: &ResolvedPolicy) {
+        let pair = (&from.tenants, &to.tenants);
+        self.kind(
+            ObjectKind::Tenant,
+            pair.0,
+            pair.1,
+            |tenant| &tenant.name,
+            |old, new| {
+                if old == new {
+                    return Vec::new();
+                }
+                fields(&object(old, &["name"]), &object(new, &["name"]))
+            },
+        );
+        let pair = (&from.services, &to.services);
+        self.kind(
+            ObjectKind::Service,
+            pair.0,
+            pair.1,
+            |service| &service.name,
+            |old, new| fields(&service_object(from, old), &service_object(to, new)),
+        );
+        let pair = (&from.pools, &to.pools);
+        self.kind(
+            ObjectKind::Pool,
+            pair.0,
+            pair.1,
+            |pool| &pool.name,
+            |old, new| {
+                let without = ["name", "backends"];
+                fields(&object(old, &without), &object(new, &without))
+            },
+        );
+        let pair = (backends(from), backends(to));
+        self.kind(
+            ObjectKind::Backend,
+            &pair.0,
+            &pair.1,
+            |(_, backend)| &backend.name,
+            |old, new| {
+                if old == new {
+                    return Vec::new();
+                }
+                fields(&backend_object(old), &backend_object(new))
+            },
+        );
+    }
+
+    /// Compares what chooses tenants and services.
+    fn selectors(&mut self, from: &ResolvedPolicy, to: &ResolvedPolicy) {
+        let shared = Shared::of(from, to);
+        let pair = (by_name(&from.rules), by_name(&to.rules));
+        self.kind(
+            ObjectKind::Rule,
+            &pair.0,
+            &pair.1,
+            |rule| &rule.name,
+            |old, new| {
+                let mut differences = fields(&rule_object(old), &rule_object(new));
+                shared.selections(
+                    (&old.tenants, &old.services),
+                    (&new.tenants, &new.services),
+                    &mut differences,
+                );
+                differences
+            },
+        );
+        let pair = (&from.constraints, &to.constraints);
+        self.kind(
+            ObjectKind::Constraint,
+            pair.0,
+            pair.1,
+            |each| &each.name,
+            |old, new| {
+                let mut differences = fields(&constraint_object(old), &constraint_object(new));
+                shared.selections(
+                    (&old.tenants, &old.services),
+                    (&new.tenants, &new.services),
+                    &mut differences,
+                );
+                differences
+            },
+        );
     }
 
     /// Compares what belongs to the policy as a whole.
