@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use crate::adapters::audit_file::{AuditError, LogStatus};
 use crate::adapters::dataplane::{AttachMode, Attachment, DataplaneError, PinnedMap, Tally};
 use crate::api::reply::MapEntry;
+use crate::daemon::history::{HistoryEntry, HistoryError};
 use crate::daemon::persist::{State, StateError};
 use crate::pure::audit::{AuditRecord, Entry};
 use crate::pure::policy::ResolvedPolicy;
@@ -125,6 +126,18 @@ pub(crate) trait StateStore: Send {
     fn load(&self) -> Result<State, StateError>;
     /// Stores a state in place of the last one. After an error either of the two may be there, whole.
     fn store(&mut self, state: &State) -> Result<(), StateError>;
+}
+
+/// Policies that were applied, each under a number.
+pub(crate) trait HistoryStore: Send {
+    /// The numbers of all entries, ascending.
+    fn numbers(&self) -> Result<Vec<u64>, HistoryError>;
+    /// An entry, and its bytes; `None` if it is not there.
+    fn read(&self, number: u64) -> Result<Option<(HistoryEntry, u64)>, HistoryError>;
+    /// Writes an entry; its bytes. After an error it may be there all the same, whole.
+    fn write(&mut self, number: u64, entry: &HistoryEntry) -> Result<u64, HistoryError>;
+    /// Removes an entry, if it is there.
+    fn remove(&mut self, number: u64) -> Result<(), HistoryError>;
 }
 
 /// Probes and telemetry: reports to the loop what it finds.

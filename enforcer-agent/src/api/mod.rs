@@ -48,8 +48,19 @@ pub enum Request {
         /// Check and compile as if it were to be applied, and then do not.
         dry_run: bool,
     },
-    /// The policy in force.
-    PolicyShow,
+    /// The policy in force, or an earlier one.
+    PolicyShow {
+        /// The generation as which it was applied; `None`: the one in force.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        generation: Option<u64>,
+    },
+    /// Policies that were applied.
+    PolicyHistory,
+    /// Apply the text of an earlier policy again.
+    PolicyRollback {
+        /// The generation as which it was applied; `None`: the last one that differs from the one in force.
+        generation: Option<u64>,
+    },
     /// What a packet would get, and why.
     PolicyExplain {
         /// Where it comes from; port 0 stands for any.
@@ -214,7 +225,8 @@ impl Request {
     pub const fn role(&self) -> Role {
         match self {
             Self::Status
-            | Self::PolicyShow
+            | Self::PolicyShow { .. }
+            | Self::PolicyHistory
             | Self::PolicyExplain { .. }
             | Self::PolicyApply { dry_run: true, .. }
             | Self::TenantList
@@ -226,6 +238,7 @@ impl Request {
             | Self::AuditTail { .. }
             | Self::Metrics => Role::Read,
             Self::PolicyApply { dry_run: false, .. }
+            | Self::PolicyRollback { .. }
             | Self::TenantSuspend { .. }
             | Self::TenantResume { .. }
             | Self::BackendDrain { .. }
@@ -240,7 +253,9 @@ impl Request {
         match self {
             Self::Status => "status",
             Self::PolicyApply { .. } => "policyApply",
-            Self::PolicyShow => "policyShow",
+            Self::PolicyShow { .. } => "policyShow",
+            Self::PolicyHistory => "policyHistory",
+            Self::PolicyRollback { .. } => "policyRollback",
             Self::PolicyExplain { .. } => "policyExplain",
             Self::TenantList => "tenantList",
             Self::TenantSuspend { .. } => "tenantSuspend",

@@ -1,5 +1,7 @@
 //! What the daemon answers: one struct per request, in the terms of people, with names rather than slots.
 
+mod explain;
+mod history;
 mod maps;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +14,7 @@ use crate::pure::audit::AuditRecord;
 use crate::pure::policy::Diagnostic;
 use crate::pure::policy::PolicySource;
 use crate::pure::policy::resolved::{Forward, Limits, PortRange};
+pub use history::{HistoryRow, PolicyHistoryReply, PolicyRollbackReply};
 pub use maps::{MapEntry, MapField, MapRow, MapsDumpReply, MapsListReply};
 
 /// The answer to a [`super::Request`], under the same name.
@@ -24,6 +27,10 @@ pub enum Reply {
     PolicyApply(PolicyApplyReply),
     /// To `PolicyShow`.
     PolicyShow(PolicyShowReply),
+    /// To `PolicyHistory`.
+    PolicyHistory(PolicyHistoryReply),
+    /// To `PolicyRollback`.
+    PolicyRollback(PolicyRollbackReply),
     /// To `PolicyExplain`.
     PolicyExplain(Box<PolicyExplainReply>),
     /// To `TenantList`.
@@ -229,6 +236,10 @@ pub struct PolicyApplyReply {
     pub changed: bool,
     /// Writes to configuration maps that it took, or would take.
     pub map_writes: u64,
+    /// Of a dry run: the generation that it would be; the live one if nothing that is enforced would differ, or nothing
+    /// but weights.
+    #[serde(default)]
+    pub would_be: Option<u64>,
     /// Warnings; there are no errors among them.
     pub diagnostics: Vec<Diagnostic>,
 }

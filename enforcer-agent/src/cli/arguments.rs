@@ -69,7 +69,7 @@ pub(super) enum Command {
         /// The shell
         shell: Shell,
     },
-    /// Check, apply, show and explain the policy
+    /// Check, compare, apply, show and explain policies
     #[command(subcommand)]
     Policy(Policy),
     /// List, suspend and resume tenants
@@ -102,17 +102,46 @@ pub(super) enum Policy {
     },
     /// Print the JSON Schema of policies, for editors
     Schema,
+    /// Compile a policy, without an agent: its digest, and how large its tables are
+    Compile {
+        /// Files of the policy, or directories with them; `-` reads standard input
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+    /// What a policy would change, and for whom
+    Diff {
+        /// Files of the policy as it would be, or directories with them; `-` reads standard input
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+        /// The policy as it is, in a file or a directory [default: the one in force]
+        #[arg(long, value_name = "PATH")]
+        against: Option<PathBuf>,
+        /// End with 1 if there are differences
+        #[arg(long)]
+        exit_code: bool,
+    },
     /// Make a policy the one in force
     Apply {
         /// Files of the policy, or directories with them; `-` reads standard input
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
-        /// Compile it for this host, and stop before anything changes
+        /// Compile it for this host, say what it would change, and stop before anything changes
         #[arg(long)]
         dry_run: bool,
     },
-    /// Show the policy in force
-    Show,
+    /// Show the policy in force, or an earlier one
+    Show {
+        /// The one that was applied as this generation
+        #[arg(long)]
+        generation: Option<u64>,
+    },
+    /// List the policies that were applied, newest first
+    History,
+    /// Apply an earlier policy again, as a new generation
+    Rollback {
+        /// The one that was applied as this generation [default: the last one that differs from the one in force]
+        generation: Option<u64>,
+    },
     /// What a packet would get now, and why
     Explain(Explain),
 }
@@ -128,6 +157,9 @@ pub(super) struct Explain {
     /// By the schedules at this time: RFC 3339, or local date and time; now if left out
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(super) at: Option<Timestamp>,
+    /// Ask this policy instead of the one in force; no agent is needed, and every back end counts as healthy
+    #[arg(long, value_name = "PATH")]
+    pub(super) policy: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

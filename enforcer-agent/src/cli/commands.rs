@@ -13,7 +13,7 @@ use super::arguments::{
     Audit, Backend, Command, CommandLine, Explain, Flows, Format, Maps, Policy, Service, Tenant,
 };
 use super::render::{self, Render};
-use super::{CliError, doctor, output, run};
+use super::{CliError, doctor, output, policy, run};
 use crate::adapters::policy_files;
 use crate::api::client::{Client, ClientError};
 use crate::api::reply::DetachReply;
@@ -21,7 +21,7 @@ use crate::api::{FlowFilter, MAX_ROWS, Reply, Request};
 use crate::config::{Config, DEFAULT_SOCKET};
 use crate::daemon;
 use crate::pure::policy::diagnostic::render_all;
-use crate::pure::policy::{self, Severity};
+use crate::pure::policy::{Severity, load_all, schema};
 
 /// Between two looks at the audit log.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
@@ -33,33 +33,44 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
         output: format,
         command,
     } = command_line;
-    let remote = |request| {
-        let socket = socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
-        block_on(ask(&socket, request))?.and_then(|reply| show(reply, format))
-    };
+    let given = socket;
+    let socket = given.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let remote = |request| block_on(ask(&socket, request))?.and_then(|reply| show(reply, format));
     match command {
         Command::Run { config } => run::run(&config, format),
         Command::Doctor { config } => block_on(doctor::examine(config.as_deref(), format))?,
         Command::Completions { shell } => completions(shell),
-        Command::Detach { config } => block_on(detach(socket.clone(), config.as_deref(), format))?,
+        Command::Detach { config } => block_on(detach(given, config.as_deref(), format))?,
         Command::Status => remote(Request::Status),
         Command::Policy(Policy::Check { paths }) => check_policy(&paths, format),
-        Command::Policy(Policy::Schema) => output::text(&policy::schema::text()),
-        Command::Policy(Policy::Apply { paths, dry_run }) => remote(Request::PolicyApply {
-            sources: policy_files::read(&paths)?,
-            dry_run,
-        }),
-        Command::Policy(Policy::Show) => remote(Request::PolicyShow),
-        Command::Policy(Policy::Explain(Explain {
-            from,
-            to: (to, protocol),
-            at,
-        })) => remote(Request::PolicyExplain {
-            from,
-            to,
-            protocol,
-            at,
-        }),
+        Command::Policy(Policy::Schema) => output::text(&schema::text()),
+        Command::Policy(Policy::Compile { paths }) => policy::compile_policy(&paths, format),
+        Command::Policy(Policy::Diff {
+            paths,
+            against,
+            exit_code,
+        }) => policy::compare(&paths, against, &socket, exit_code, format),
+        Command::Policy(Policy::Apply { paths, dry_run }) => policy::apply(&paths, dry_run, &socket, format),
+        Command::Policy(Policy::Show { generation }) => remote(Request::PolicyShow { generation }),
+        Command::Policy(Policy::History) => remote(Request::PolicyHistory),
+        Command::Policy(Policy::Rollback { generation }) => remote(Request::PolicyRollback { generation }),
+        Command::Policy(Policy::Explain(question)) => match question.policy.clone() {
+            Some(path) => policy::explain_locally(&question, path, format),
+            None => {
+                let Explain {
+                    from,
+                    to: (to, protocol),
+                    policy: _,
+                    at,
+                } = question;
+                remote(Request::PolicyExplain {
+                    from,
+                    to,
+                    protocol,
+                    at,
+                })
+            }
+        },
         Command::Tenant(Tenant::List) => remote(Request::TenantList),
         Command::Tenant(Tenant::Suspend { name }) => remote(Request::TenantSuspend { name }),
         Command::Tenant(Tenant::Resume { name }) => remote(Request::TenantResume { name }),
@@ -83,13 +94,12 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
         Command::Maps(Maps::List) => remote(Request::MapsList),
         Command::Maps(Maps::Dump { name, limit }) => remote(Request::MapsDump { name, limit }),
         Command::Audit(Audit::Tail { lines, from, follow }) => {
-            let socket = socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
             block_on(tail(&socket, lines, from, follow, format))?
         }
     }
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -97,16 +107,18 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
     Ok(runtime.block_on(work))
 }
 
-async fn ask(socket: &Path, request: Request) -> Result<Reply, CliError> {
+pub(super) async fn ask(socket: &Path, request: Request) -> Result<Reply, CliError> {
     Ok(Client::connect(socket).await?.call(request).await?)
 }
 
 /// Writes a reply; every one in full as JSON, and as a table or a sentence.
-fn show(reply: Reply, format: Format) -> Result<(), CliError> {
+pub(super) fn show(reply: Reply, format: Format) -> Result<(), CliError> {
     match reply {
         Reply::Status(reply) => write(&*reply, format),
         Reply::PolicyApply(reply) => write(&reply, format),
         Reply::PolicyShow(reply) => write(&reply, format),
+        Reply::PolicyHistory(reply) => write(&reply, format),
+        Reply::PolicyRollback(reply) => write(&reply, format),
         Reply::PolicyExplain(reply) => write(&*reply, format),
         Reply::TenantList(reply) => write(&reply, format),
         Reply::TenantSuspend(reply) => write_change(&reply, "suspended", format),
@@ -123,7 +135,7 @@ fn show(reply: Reply, format: Format) -> Result<(), CliError> {
     }
 }
 
-fn write(reply: &(impl Render + Serialize), format: Format) -> Result<(), CliError> {
+pub(super) fn write(reply: &(impl Render + Serialize), format: Format) -> Result<(), CliError> {
     match format {
         Format::Table => output::text(&reply.render()),
         Format::Json => output::json(reply),
@@ -144,7 +156,7 @@ fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
 }
 
 fn check_policy(paths: &[PathBuf], format: Format) -> Result<(), CliError> {
-    let outcome = policy::load_all(&policy_files::read(paths)?);
+    let outcome = load_all(&policy_files::read(paths)?);
     let digest = outcome.policy.as_ref().map(|policy| policy.digest().to_string());
     let valid = outcome
         .diagnostics

@@ -41,6 +41,12 @@ pub(super) enum CliError {
     /// A policy's files.
     #[error(transparent)]
     PolicyFiles(#[from] PolicyFilesError),
+    /// A policy that cannot be used.
+    #[error(transparent)]
+    Policy(Box<ApiError>),
+    /// There are differences, which were printed.
+    #[error("there are differences")]
+    Different,
     /// The asynchronous runtime.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -78,6 +84,8 @@ impl CliError {
             )
             | Self::OtherReply(_)
             | Self::PolicyFiles(_)
+            | Self::Policy(_)
+            | Self::Different
             | Self::Start(_)
             | Self::Write(_)
             | Self::Json(_) => FAILED,
@@ -86,13 +94,14 @@ impl CliError {
 
     /// Whether there is something left to say on standard error.
     pub(super) const fn is_silent(&self) -> bool {
-        matches!(self, Self::ClosedOutput | Self::Problems)
+        matches!(self, Self::ClosedOutput | Self::Problems | Self::Different)
     }
 
-    /// What the daemon said, if it is the one that refused.
+    /// What the daemon said, if it is the one that refused, or what is wrong with a policy.
     pub(super) const fn refusal(&self) -> Option<&ApiError> {
         match self {
             Self::Client(ClientError::Refused(error)) => Some(error),
+            Self::Policy(error) => Some(error),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ mod commands;
 mod doctor;
 mod error;
 mod output;
+mod policy;
 pub mod render;
 mod run;
 

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::counters::Unrecorded;
+use super::history::{self, History, HistoryEntry};
 use super::hours::Hours;
 use super::persist::{AppliedPolicy, State, StateError};
 use super::{Event, records};
@@ -22,7 +23,7 @@ use crate::adapters::neighbours::{NextHop, NextHopError};
 use crate::api::{ApiError, ErrorCode};
 use crate::config::Config;
 use crate::install::{InstallError, Installed, Installer};
-use crate::ports::{AuditSink, Clock, Dataplane, StateStore, Watcher};
+use crate::ports::{AuditSink, Clock, Dataplane, HistoryStore, StateStore, Watcher};
 use crate::pure::audit::{self, Actor, Change, Entry, Kind};
 use crate::pure::compile::{self, CompileError, Compiled, Directory, HostFacts, Inputs, Slots};
 use crate::pure::fleet::Fleet;
@@ -36,6 +37,8 @@ use crate::pure::weights::Reading;
 pub(super) const NO_POLICY: &str = "no policy is in force: apply one with `enforcer-agent policy apply FILE`";
 /// Key of the warning that what is wanted could not be put into force: the next fold tries again.
 const INSTALL: &str = "install";
+/// Key of the warning that the policy in force is not in the history: the next fold tries again.
+pub(super) const HISTORY: &str = "policy history";
 /// Generations whose policy digest is remembered.
 const MAX_DIGESTS: usize = 1024;
 
@@ -46,6 +49,8 @@ pub(super) struct Active {
     pub(super) digest: String,
     pub(super) applied: AppliedPolicy,
     pub(super) warnings: Vec<Diagnostic>,
+    /// The generation whose policy it brought back.
+    pub(super) rollback_of: Option<u64>,
 }
 
 /// Why a change was not put into force.
@@ -67,6 +72,7 @@ pub(super) struct Outside {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) audit: Box<dyn AuditSink>,
     pub(super) store: Box<dyn StateStore>,
+    pub(super) history: Box<dyn HistoryStore>,
     pub(super) watcher: Box<dyn Watcher>,
 }
 
@@ -78,6 +84,7 @@ pub(super) struct Core {
     pub(super) store: Box<dyn StateStore>,
     /// Whether the state file may hold something else than `state`.
     pub(super) unsaved: bool,
+    pub(super) history: History,
     /// The generation that was live when that could last be read.
     pub(super) live: u64,
     pub(super) installer: Installer,
@@ -267,15 +274,48 @@ impl Core {
         self.refresh("a change was taken back");
     }
 
-    /// Makes a text the policy. `Ok(None)`: nothing that is enforced differs.
-    pub(super) fn apply(&mut self, applied: AppliedPolicy) -> Result<Option<Installed>, ApiError> {
-        let active = activate(applied).map_err(|diagnostics| invalid(&diagnostics))?;
+    /// Makes a text the policy; of a rollback, the generation that had it. `Ok(None)`: nothing that is enforced differs.
+    pub(super) fn apply(
+        &mut self,
+        applied: AppliedPolicy,
+        rollback_of: Option<u64>,
+    ) -> Result<Option<Installed>, ApiError> {
+        let mut active = activate(applied).map_err(|diagnostics| invalid(&diagnostics))?;
+        active.rollback_of = rollback_of;
         let installed = self
             .change(Some(active), |_, _| {})
             .map_err(|error| ApiError::new(ErrorCode::Refused, error.to_string()))?;
         self.warnings.retain(|warning| warning != NO_POLICY);
         self.watch_destinations();
+        self.keep_in_history();
         Ok(installed)
+    }
+
+    /// Keeps the policy in force in the history, unless it is there. It stays in force if that fails.
+    pub(super) fn keep_in_history(&mut self) {
+        let Some(active) = &self.active else { return };
+        let is_kept = |entry: &history::Summary| entry.is_of(&active.applied, &active.digest);
+        let kept = if self.history.entries().last().is_some_and(is_kept) {
+            Ok(())
+        } else {
+            self.history.keep(HistoryEntry::new(
+                self.live,
+                active.policy.name.clone(),
+                active.digest.clone(),
+                active.rollback_of,
+                active.applied.clone(),
+            ))
+        };
+        match kept {
+            Ok(()) => {
+                self.failing.remove(HISTORY);
+            }
+            Err(error) => {
+                if self.failing.insert(HISTORY, error.to_string()).is_none() {
+                    warn!(%error, "the policy is in force but not in the history");
+                }
+            }
+        }
     }
 
     /// Puts what an operator set into force, or takes the change back.
@@ -396,6 +436,9 @@ impl Core {
         }
         if self.judge_pools() | moved | self.is_install_failing() {
             self.refresh("weights");
+        }
+        if self.failing.contains_key(HISTORY) {
+            self.keep_in_history();
         }
         self.record_unrecorded();
     }
@@ -549,6 +592,7 @@ pub(super) fn activate(applied: AppliedPolicy) -> Result<Active, Vec<Diagnostic>
         digest,
         applied,
         warnings,
+        rollback_of: None,
     })
 }
 

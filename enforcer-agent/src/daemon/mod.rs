@@ -9,13 +9,15 @@
 //! | what happened to audit entries | [`records`] |
 //! | tasks that look at back ends | [`monitor`] |
 //! | what survives a restart | [`persist`] |
+//! | which policies were applied | [`history`] |
 //!
 //! Tasks report by events and hold no state that anyone else needs. The loop never waits for the network or a disk but
-//! for the state file, which is written before a change is put into force.
+//! for the state file, which is written before a change is put into force, and the history, after it.
 
 mod answer;
 mod core;
 mod counters;
+pub(crate) mod history;
 mod hours;
 mod monitor;
 pub(crate) mod persist;

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::counters::{self, Unrecorded};
+use super::history::{BOUNDS, History, HistoryDirectory};
 use super::hours::Hours;
 use super::monitor::Monitor;
 use super::persist::{AppliedPolicy, State, StateFile};
@@ -56,11 +57,13 @@ impl Core {
         let kernel = dataplane.maps.events_ready().map_err(RunError::Watch)?;
         let local = network.local_addresses().await?;
         let watcher = Monitor::new(config.telemetry, events);
+        let history = HistoryDirectory::new(&config.state_directory);
         let outside = Outside {
             dataplane: Box::new(dataplane),
             clock: Arc::new(SystemClock),
             audit: Box::new(audit),
             store: Box::new(store),
+            history: Box::new(history),
             watcher: Box::new(watcher),
         };
         let local_addresses = local.into_iter().map(|local| local.address).collect();
@@ -82,6 +85,7 @@ impl Core {
             clock,
             audit,
             store,
+            history,
             watcher,
         } = outside;
         let host = HostFacts {
@@ -106,6 +110,7 @@ impl Core {
             clock,
             store,
             unsaved: false,
+            history: History::new(history, BOUNDS),
             live: 0,
             fleet: Fleet::default(),
             host,
@@ -153,6 +158,7 @@ impl Core {
             .map_err(|error| RunError::FirstPolicy(error.to_string()))?;
         self.dataplane.set_host(&self.host.record())?;
         self.attach_all()?;
+        self.keep_in_history();
         self.unrecorded
             .begin(&counters::all(&*self.dataplane, &self.directory)?);
         let what = if self.dataplane.adopted() {

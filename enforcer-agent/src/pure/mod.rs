@@ -4,12 +4,14 @@
 
 pub mod audit;
 pub mod compile;
+pub mod diff;
 pub mod doctor;
 pub mod explain;
 pub mod fleet;
 pub mod health;
 pub mod maglev;
 pub mod metrics;
+pub mod neutral;
 pub mod plan;
 pub mod policy;
 pub mod snapshot;

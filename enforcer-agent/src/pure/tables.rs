@@ -5,6 +5,7 @@ use enforcer_common::abi::config::{
     TenantRecord, TrieNode,
 };
 use enforcer_common::schema::{MAGLEV_BLOCKS, MAX_SERVICES};
+use serde::{Deserialize, Serialize};
 
 /// The whole content of one bank. Same input, same tables, on every host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +38,43 @@ impl Tables {
             }
         }
         MaglevBlock { slots }
+    }
+
+    /// How large each table is.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, TableSize)> {
+        let rows = self.rows.iter().map(Vec::len).sum();
+        let slots = self.maglev.iter().map(Vec::len).sum();
+        [
+            ("trieNodes", TableSize::of::<TrieNode>(self.trie.len())),
+            ("tenants", TableSize::of::<TenantRecord>(self.tenants.len())),
+            ("services", TableSize::of::<ServiceRecord>(self.services.len())),
+            ("decisions", TableSize::of::<PairRecord>(rows)),
+            ("eligibleSets", TableSize::of::<SetRecord>(self.sets.len())),
+            ("maglevSlots", TableSize::of::<u16>(slots)),
+            ("backends", TableSize::of::<BackendRecord>(self.backends.len())),
+        ]
+        .into_iter()
+    }
+}
+
+/// How large a table is. Slots without an owner count as records, slot 0 of the tenants among them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSize {
+    /// Records in one bank.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+// === impl TableSize ===
+
+impl TableSize {
+    const fn of<T>(records: usize) -> Self {
+        let records = records as u64;
+        Self {
+            records,
+            bytes: records * size_of::<T>() as u64,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod audit;
 mod daemon;
 mod lists;
 mod local;
+mod policies;
 mod remote;
 
 use std::path::Path;

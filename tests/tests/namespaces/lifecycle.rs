@@ -3,8 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
-use enforcer_agent::api::reply::{DetachReply, StatusReply};
-use enforcer_agent::pure::audit::Direction;
+use enforcer_agent::api::reply::{
+    DetachReply, PolicyHistoryReply, PolicyRollbackReply, PolicyShowReply, StatusReply,
+};
+use enforcer_agent::pure::audit::{AuditRecord, Direction};
 use enforcer_tests::harness::{Agent, AgentSettings, ServerSettings, Stream, eventually, start_simulator};
 use enforcer_tests::lab::topology::Routed;
 use enforcer_tests::lab::{Lab, Process};
@@ -118,6 +120,58 @@ fn an_open_connection_obeys_a_policy_that_came_after_it() {
         &bench::policy("Nat", "TCP", "", "Allow"),
     );
     stream.wait_for_more(LIMIT).unwrap();
+}
+
+#[test]
+fn a_rollback_brings_an_earlier_policy_back() {
+    if !privileged() {
+        return;
+    }
+    let mut bench = nat_bench();
+    let _simulators = simulators(&bench);
+    let stream = Stream::open(&bench.client().host, None, bench::vip(true)).unwrap();
+    stream.wait_for_more(LIMIT).unwrap();
+    let denied = bench::apply(&bench.lab, &bench.agent, &bench::policy("Nat", "TCP", "", "Deny"));
+    stream.wait_for_silence(QUIET, LIMIT).unwrap();
+
+    let back: PolicyRollbackReply = bench.agent.ask(&["policy", "rollback"]).unwrap();
+    assert!(back.applied.changed && back.applied.generation > denied.generation);
+    assert!(back.restored < denied.generation, "{back:?}");
+    stream.wait_for_more(LIMIT).unwrap();
+    // Another agent knows the same history.
+    assert_eq!(bench.agent.stop().unwrap(), Some(0));
+    bench.agent.start().unwrap();
+    let history: PolicyHistoryReply = bench.agent.ask(&["policy", "history"]).unwrap();
+    let entries = &history.entries;
+    assert_eq!(entries.len(), 3, "{history:#?}");
+    assert_eq!(entries[0].policy.digest, entries[2].policy.digest);
+    assert_eq!(
+        (entries[0].in_force, entries[0].rollback_of),
+        (true, Some(back.restored))
+    );
+    assert_eq!(
+        (entries[1].generation, entries[1].in_force),
+        (denied.generation, false)
+    );
+    assert_eq!(entries[0].policy.digest, back.applied.digest);
+    let generation = denied.generation.to_string();
+    let old: PolicyShowReply = bench
+        .agent
+        .ask(&["policy", "show", "--generation", &generation])
+        .unwrap();
+    assert!(old.text.contains("action: Deny"), "{}", old.text);
+    let records: Vec<AuditRecord> = bench.agent.ask_lines(&["audit", "tail", "-n", "1000"]).unwrap();
+    let change = |record: &AuditRecord| record.entry.change.clone();
+    let mut changes = records.iter().filter_map(change);
+    let rollback = changes.find(|change| change.what == "policyRollback").unwrap();
+    assert_eq!(rollback.from.as_ref(), Some(&denied.digest));
+    assert_eq!(rollback.to.as_ref(), Some(&back.applied.digest));
+
+    bench
+        .agent
+        .ask::<PolicyRollbackReply>(&["policy", "rollback", &generation])
+        .unwrap();
+    stream.wait_for_silence(QUIET, LIMIT).unwrap();
 }
 
 #[test]

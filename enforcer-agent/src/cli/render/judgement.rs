@@ -26,13 +26,17 @@ impl Render for PolicyExplainReply {
             .shadow
             .as_ref()
             .map(|shadow| format!("{} would have said {}", rule(&shadow.rule), shadow.reason));
+        let generation = match self.generation {
+            0 => "- (a policy that is not in force)".to_owned(),
+            live => live.to_string(),
+        };
         let facts = [
             ("tenant", or_absent(self.tenant.as_ref())),
             ("service", or_absent(self.service.as_ref())),
             ("rule", or_absent(self.rule.as_ref().map(rule))),
             ("back end", or_absent(self.backend.as_ref())),
             ("shadow", or_absent(shadow)),
-            ("generation", self.generation.to_string()),
+            ("generation", generation),
         ];
         let at = self.at.map(|at| ("at", at.to_string()));
         for (name, value) in facts.into_iter().chain(at) {

@@ -4,6 +4,7 @@
 
 mod judgement;
 mod lists;
+pub mod policy;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -13,13 +14,10 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 use jiff::Timestamp;
 
-use crate::api::reply::{
-    ChangeReply, DetachReply, MapsDumpReply, PolicyApplyReply, PolicyShowReply, PolicyStatus,
-};
+use crate::api::reply::{ChangeReply, DetachReply, MapsDumpReply, PolicyShowReply, PolicyStatus};
 use crate::pure::audit::AuditRecord;
 use crate::pure::doctor::{Check, State};
 use crate::pure::policy::ResolvedPolicy;
-use crate::pure::policy::diagnostic::render_all;
 
 /// Something that can be shown to people.
 pub trait Render {
@@ -176,23 +174,6 @@ fn policy_line(policy: &PolicyStatus) -> String {
         time(policy.applied_at),
         clean(&policy.file)
     )
-}
-
-impl Render for PolicyApplyReply {
-    fn render(&self) -> String {
-        let mut text = render_all(&self.diagnostics, false);
-        let (name, digest) = (clean(&self.name), short_digest(&self.digest));
-        let (generation, map_writes) = (self.generation, self.map_writes);
-        text += &if self.changed {
-            format!("{name} is in force: generation {generation}, digest {digest}, {map_writes} map writes\n")
-        } else {
-            format!(
-                "nothing was changed: generation {generation} stays; {name} has digest {digest} and takes {map_writes} \
-                 map writes\n"
-            )
-        };
-        text
-    }
 }
 
 impl Render for PolicyShowReply {

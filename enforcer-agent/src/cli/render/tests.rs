@@ -64,6 +64,7 @@ fn explanation(steps: usize) -> PolicyExplainReply {
         to: "192.0.2.10:8000".parse().unwrap(),
         protocol: Protocol::Tcp,
         generation: 1,
+        at: None,
         reason: "NoRule".into(),
         sentence: "No rule.".into(),
         effect: Effect::Refused,

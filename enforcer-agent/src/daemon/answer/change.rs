@@ -9,6 +9,7 @@ use crate::api::{Actor, ApiError, ErrorCode};
 use crate::daemon::core::Core;
 use crate::daemon::persist::AppliedPolicy;
 use crate::pure::audit::Change;
+use crate::pure::plan;
 use crate::pure::policy::schedule::closed_rules;
 use crate::pure::policy::{self, Diagnostic, PolicySource};
 
@@ -32,38 +33,45 @@ impl Core {
             .compile(&policy, &closed_rules(&policy, self.clock.wall()))
             .map_err(|error| ApiError::new(ErrorCode::Refused, error.to_string()))?;
         let live = self.generation();
-        let writes = crate::pure::plan::plan(self.installer.live(live), &compiled.tables).len();
+        let held = self.installer.live(live);
+        let writes = plan::plan(held, &compiled.tables).len();
+        let in_place = held.is_some_and(|held| plan::in_place(held, &compiled.tables).is_some());
         Ok(PolicyApplyReply {
             name: policy.name.clone(),
             digest: policy.digest().to_string(),
             generation: live,
             changed: false,
             map_writes: writes as u64,
+            would_be: Some(if in_place { live } else { live + 1 }),
             diagnostics,
         })
     }
 
+    /// Makes a text the policy, and records that; of a rollback, `rollback_of` is the generation that had it.
     pub(super) async fn apply_policy(
         &mut self,
-        sources: Vec<PolicySource>,
+        applied: AppliedPolicy,
+        rollback_of: Option<u64>,
         actor: Actor,
     ) -> Result<PolicyApplyReply, ApiError> {
         let before = self.digest();
-        let applied = AppliedPolicy {
-            sources,
-            applied_at: self.clock.wall(),
-            applied_by: Some(actor),
+        let outcome = self.apply(applied, rollback_of);
+        let restored = rollback_of.map(|generation| format!("the policy of generation {generation}"));
+        let mut causes: Vec<String> = restored.into_iter().collect();
+        let to = match &outcome {
+            Ok(_) => self.digest(),
+            Err(error) => {
+                causes.extend(error.message.lines().next().map(str::to_owned));
+                None
+            }
         };
-        let outcome = self.apply(applied);
-        let (to, causes) = match &outcome {
-            Ok(_) => (self.digest(), Vec::new()),
-            Err(error) => (
-                None,
-                vec![error.message.lines().next().unwrap_or_default().to_owned()],
-            ),
+        let what = if rollback_of.is_some() {
+            "policyRollback"
+        } else {
+            "policyApply"
         };
         let change = Change {
-            what: "policyApply".to_owned(),
+            what: what.to_owned(),
             from: before,
             to,
             causes,
@@ -82,6 +90,7 @@ impl Core {
             generation: self.generation(),
             changed: installed.is_some(),
             map_writes: installed.map_or(0, |installed| installed.writes as u64),
+            would_be: None,
             diagnostics: warnings,
         })
     }

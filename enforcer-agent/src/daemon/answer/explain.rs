@@ -1,16 +1,13 @@
 //! `policy explain` over the live state.
 
-use enforcer_common::Reason;
-use enforcer_common::abi::reason;
 use enforcer_common::decide::Flow;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::tenant_connections;
 use jiff::Timestamp;
 
-use crate::api::reply::{Effect, ExplainStep, PolicyExplainReply, RuleRef, ShadowRef};
+use crate::api::reply::PolicyExplainReply;
 use crate::api::{ApiError, ErrorCode};
 use crate::daemon::core::Core;
-use crate::pure::compile::directory::RuleEntry;
 use crate::pure::compile::{self, Inputs};
 use crate::pure::explain::{self, Known, Moment, Question};
 use crate::pure::policy::schedule::closed_rules;
@@ -58,7 +55,7 @@ impl Core {
         };
         Ok(PolicyExplainReply {
             at,
-            ..explained(question, explain::explain(&known, question, moment))
+            ..PolicyExplainReply::of(question, explain::explain(&known, question, moment))
         })
     }
 
@@ -105,47 +102,5 @@ impl Core {
             );
         }
         Ok(snapshot)
-    }
-}
-
-fn explained(question: &Question, explanation: explain::Explanation) -> PolicyExplainReply {
-    let reason = explanation.reason().unwrap_or(Reason::Internal);
-    let rule = |rule: RuleEntry| RuleRef {
-        name: rule.name,
-        line: rule.line,
-        file: rule.file,
-    };
-    PolicyExplainReply {
-        from: question.from,
-        to: question.to,
-        protocol: question.protocol,
-        generation: explanation.generation,
-        at: None,
-        reason: reason.name().to_owned(),
-        sentence: reason.sentence().to_owned(),
-        effect: match reason.effect() {
-            reason::Effect::Forwarded => Effect::Forwarded,
-            reason::Effect::Passed => Effect::Passed,
-            reason::Effect::Refused => Effect::Refused,
-        },
-        tenant: explanation.tenant,
-        service: explanation.service,
-        rule: explanation.rule.map(rule),
-        backend: explanation.backend,
-        shadow: explanation.shadow.map(|(entry, code)| ShadowRef {
-            rule: rule(entry),
-            reason: Reason::from_code(code)
-                .unwrap_or(Reason::Internal)
-                .name()
-                .to_owned(),
-        }),
-        steps: explanation
-            .steps
-            .into_iter()
-            .map(|step| ExplainStep {
-                step: step.subject.name().to_owned(),
-                finding: step.finding,
-            })
-            .collect(),
     }
 }

@@ -2,11 +2,13 @@
 
 mod change;
 mod explain;
+mod history;
 mod lists;
 
 use enforcer_common::schema::{SCHEMA_HASH, SCHEMA_VERSION};
 
 use super::core::Core;
+use super::persist::AppliedPolicy;
 use super::{counters, records};
 use crate::adapters::dataplane::{self, Mode};
 use crate::api::reply::{
@@ -39,8 +41,24 @@ impl Core {
             Request::PolicyApply {
                 sources,
                 dry_run: false,
-            } => self.apply_policy(sources, actor).await.map(Reply::PolicyApply),
-            Request::PolicyShow => self.show_policy().map(Reply::PolicyShow),
+            } => {
+                let applied = AppliedPolicy {
+                    sources,
+                    applied_at: self.clock.wall(),
+                    applied_by: Some(actor),
+                };
+                self.apply_policy(applied, None, actor)
+                    .await
+                    .map(Reply::PolicyApply)
+            }
+            Request::PolicyShow { generation: None } => self.show_policy().map(Reply::PolicyShow),
+            Request::PolicyShow {
+                generation: Some(generation),
+            } => self.show_old_policy(generation).map(Reply::PolicyShow),
+            Request::PolicyHistory => Ok(Reply::PolicyHistory(self.policy_history())),
+            Request::PolicyRollback { generation } => {
+                self.rollback(generation, actor).await.map(Reply::PolicyRollback)
+            }
             Request::PolicyExplain {
                 from,
                 to,
@@ -130,7 +148,13 @@ impl Core {
                     reason: reason.clone(),
                 },
             },
-            warnings: self.warnings.iter().cloned().chain(failing).collect(),
+            warnings: self
+                .warnings
+                .iter()
+                .chain(self.history.damaged())
+                .cloned()
+                .chain(failing)
+                .collect(),
         })
     }
 

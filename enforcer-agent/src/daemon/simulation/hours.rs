@@ -9,14 +9,14 @@ use super::script::{Step, hours_policy};
 use super::{ACTOR, Fault, Simulation, World};
 use crate::api::Request;
 use crate::pure::audit::{Entry, Kind};
+use crate::pure::policy::PolicySource;
 
 /// At a time, with one rule of such hours in Berlin, and the way to all back ends known.
 async fn begin_at(time: &str, from: &str, to: &str) -> Simulation {
     let mut simulation = Simulation::begin().await;
     set(&simulation, at(time));
     let request = Request::PolicyApply {
-        file: "hours.yaml".to_owned(),
-        text: hours_policy(from, to),
+        sources: vec![PolicySource::new("hours.yaml", hours_policy(from, to))],
         dry_run: false,
     };
     let applied = simulation.core.answer(request, ACTOR).await;

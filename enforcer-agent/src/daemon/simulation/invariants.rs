@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use enforcer_common::Reason;
 use enforcer_common::abi::address::Address;
@@ -12,6 +13,7 @@ use super::script::{Step, policy};
 use super::world::{World, difference};
 use super::{ACTOR, INTERFACES, Simulation};
 use crate::api::{ApiError, Protocol, Reply, Request, Role};
+use crate::daemon::history::{BOUNDS, HistoryEntry};
 use crate::daemon::persist::State;
 use crate::pure::audit::Kind;
 use crate::pure::compile::{self, BackendStatus, Inputs, Slots};
@@ -52,6 +54,7 @@ pub(super) struct Known {
     generation: u64,
     live: Tables,
     slots: Slots,
+    history: BTreeMap<u64, Arc<HistoryEntry>>,
     /// Spares a compile where nothing changed.
     compiled: Option<(Compiled, Tables)>,
 }
@@ -185,6 +188,11 @@ impl Simulation {
                     .policy
                     .as_ref()
                     .is_some_and(|applied| applied.sources == *sources),
+                Request::PolicyRollback { generation } => self.core.active.as_ref().is_some_and(|active| {
+                    active
+                        .rollback_of
+                        .is_some_and(|of| generation.is_none_or(|generation| of == generation))
+                }),
                 Request::TenantSuspend { name } => self.core.state.suspended.contains(name),
                 Request::TenantResume { name } => !self.core.state.suspended.contains(name),
                 Request::BackendDrain { name } => self.core.state.draining.contains(name),
@@ -227,6 +235,7 @@ impl Simulation {
         if !self.core.unsaved {
             assert_eq!(self.world().stored, self.core.state, "{context}");
         }
+        self.check_history(&context);
         let wanted = self.wanted();
         let (generation, live) = {
             let world = self.world();
@@ -256,6 +265,30 @@ impl Simulation {
         self.check_slots(&context);
         self.check_suspended(&context);
         (self.known.generation, self.known.live) = (generation, live);
+    }
+
+    /// The policy in force is the newest one of the history, unless something says that it could not be kept; and no
+    /// entry ever changes.
+    fn check_history(&mut self, context: &str) {
+        let history = self.world().history.clone();
+        let newest = history.values().next_back();
+        if !self.core.failing.contains_key("policy history") {
+            let kept = newest.map(|entry| &entry.policy);
+            assert_eq!(kept, self.core.state.policy.as_ref(), "{context}");
+            let digest = newest.map(|entry| entry.digest.clone());
+            assert_eq!(digest, self.core.digest(), "{context}");
+        }
+        for (number, entry) in &self.known.history {
+            let now = history.get(number);
+            assert!(
+                now.is_none_or(|now| Arc::ptr_eq(now, entry) || now == entry),
+                "entry {number} is another one {context}"
+            );
+        }
+        let surplus = self.core.history.surplus();
+        // One that was written although the writer was told that it failed is found by the next one.
+        assert!(history.len() <= BOUNDS.entries + surplus + 1, "{context}");
+        self.known.history = history;
     }
 
     /// What another agent would compile from the state file, with what is known of the back ends now.

@@ -17,8 +17,9 @@ use crate::adapters::audit_file::{AuditError, LogStatus};
 use crate::adapters::dataplane::{AttachMode, Attachment, DataplaneError, Mode, PinnedMap, Tally};
 use crate::api::reply::MapEntry;
 use crate::daemon::core::Outside;
+use crate::daemon::history::{HistoryEntry, HistoryError};
 use crate::daemon::persist::{State, StateError};
-use crate::ports::{AuditSink, Banks, Clock, Dataplane, StateStore, Watcher};
+use crate::ports::{AuditSink, Banks, Clock, Dataplane, HistoryStore, StateStore, Watcher};
 use crate::pure::audit::{AuditRecord, Entry};
 use crate::pure::policy::ResolvedPolicy;
 use crate::pure::tables::Write;
@@ -57,6 +58,7 @@ impl Ports {
             clock: Arc::new(self.clone()),
             audit: Box::new(self.clone()),
             store: Box::new(self.clone()),
+            history: Box::new(self.clone()),
             watcher: Box::new(self.clone()),
         }
     }
@@ -303,6 +305,65 @@ impl StateStore for Ports {
                 Err(unusable())
             }
         }
+    }
+}
+
+fn bytes_of(entry: &HistoryEntry) -> u64 {
+    let sources = entry.policy.sources.iter();
+    sources.map(|source| source.text.len() as u64).sum()
+}
+
+impl HistoryStore for Ports {
+    fn numbers(&self) -> Result<Vec<u64>, HistoryError> {
+        let mut world = self.world();
+        match world.operate("list entries") {
+            Outcome::Done => Ok(world.history.keys().copied().collect()),
+            Outcome::Failed => Err(unusable_history()),
+        }
+    }
+
+    fn read(&self, number: u64) -> Result<Option<(HistoryEntry, u64)>, HistoryError> {
+        let mut world = self.world();
+        match world.operate("read an entry") {
+            Outcome::Done => {
+                let entry = world.history.get(&number);
+                Ok(entry.map(|entry| (HistoryEntry::clone(entry), bytes_of(entry))))
+            }
+            Outcome::Failed => Err(unusable_history()),
+        }
+    }
+
+    fn write(&mut self, number: u64, entry: &HistoryEntry) -> Result<u64, HistoryError> {
+        let mut world = self.world();
+        let outcome = world.operate("write an entry");
+        if outcome == Outcome::Done || world.fails_late {
+            world.history.insert(number, Arc::new(entry.clone()));
+        }
+        match outcome {
+            Outcome::Done => Ok(bytes_of(entry)),
+            Outcome::Failed => {
+                world.fails_late = !world.fails_late;
+                Err(unusable_history())
+            }
+        }
+    }
+
+    fn remove(&mut self, number: u64) -> Result<(), HistoryError> {
+        let mut world = self.world();
+        match world.operate("remove an entry") {
+            Outcome::Done => {
+                world.history.remove(&number);
+                Ok(())
+            }
+            Outcome::Failed => Err(unusable_history()),
+        }
+    }
+}
+
+fn unusable_history() -> HistoryError {
+    HistoryError::Io {
+        path: "history".into(),
+        source: std::io::Error::other("made to fail"),
     }
 }
 

@@ -150,6 +150,10 @@ pub(super) fn undrain(name: &str) -> Step {
     })
 }
 
+pub(super) fn rollback(generation: Option<u64>) -> Step {
+    Step::Ask(Request::PolicyRollback { generation })
+}
+
 fn reads() -> Vec<Request> {
     let text = policy(1).0;
     vec![
@@ -158,7 +162,9 @@ fn reads() -> Vec<Request> {
             sources: vec![PolicySource::new("dry.yaml", text)],
             dry_run: true,
         },
-        Request::PolicyShow,
+        Request::PolicyShow { generation: None },
+        Request::PolicyShow { generation: Some(1) },
+        Request::PolicyHistory,
         Request::PolicyExplain {
             from: SocketAddr::new(IpAddr::from([10, 1, 1, 1]), 4000),
             to: SocketAddr::new(IpAddr::from([192, 0, 2, 10]), 8000),
@@ -188,6 +194,7 @@ fn reads() -> Vec<Request> {
 /// Every kind of operation, each where it has something to do.
 pub(super) fn scenario() -> Vec<Step> {
     let mut steps = vec![
+        rollback(None),
         apply(0),
         Step::Hop("gpu-1", 1),
         Step::Hop("gpu-2", 1),
@@ -224,6 +231,8 @@ pub(super) fn scenario() -> Vec<Step> {
         Step::Clock(-24 * 3600),
         Step::Restart,
         resume("globex"),
+        rollback(None),
+        rollback(Some(1_000_000)),
         Step::Traffic,
         Step::Fold,
     ];
@@ -238,7 +247,9 @@ pub(super) fn any(random: &mut Random) -> Step {
     let backend = random.pick(&BACKENDS);
     let tenant = random.pick(&TENANTS);
     match random.below(100) {
-        0..20 => apply(random.below(POLICIES)),
+        0..16 => apply(random.below(POLICIES)),
+        16..18 => rollback(None),
+        18..20 => rollback(Some(random.below(20))),
         20..27 => suspend(tenant),
         27..35 => resume(tenant),
         35..41 => drain(backend),

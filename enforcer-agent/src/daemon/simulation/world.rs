@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::Discriminant;
+use std::sync::Arc;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
@@ -15,6 +16,7 @@ use enforcer_common::schema::{BANKS, MAGLEV_BLOCKS, MAX_SERVICES};
 
 use super::random::Random;
 use crate::adapters::dataplane::Tally;
+use crate::daemon::history::HistoryEntry;
 use crate::daemon::persist::State;
 use crate::pure::audit::Entry;
 use crate::pure::tables::{Tables, Write};
@@ -55,6 +57,8 @@ pub(super) struct World {
     run: Option<(&'static str, Discriminant<Write>, u32)>,
     pub(super) kernel: Kernel,
     pub(super) stored: State,
+    /// Policies that were applied, by number.
+    pub(super) history: BTreeMap<u64, Arc<HistoryEntry>>,
     /// Whether the next store that fails leaves the new state all the same: its last step was the failure.
     pub(super) fails_late: bool,
     pub(super) audit: Vec<Entry>,
@@ -92,6 +96,7 @@ impl World {
             run: None,
             kernel: Kernel::default(),
             stored: State::default(),
+            history: BTreeMap::new(),
             fails_late: false,
             audit: Vec::new(),
             synced: 0,

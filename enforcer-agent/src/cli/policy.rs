@@ -1,0 +1,205 @@
+//! What is done with policies here, without an agent or around its answer: compile, compare, explain.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::arguments::{Explain, Format};
+use super::commands::{ask, block_on, show, write};
+use super::{CliError, output, render};
+use crate::adapters::policy_files;
+use crate::api::reply::{PolicyApplyReply, PolicyExplainReply, PolicyShowReply};
+use crate::api::{ApiError, ErrorCode, Reply, Request};
+use crate::pure::compile::{Compiled, compile};
+use crate::pure::diff::{Diff, diff};
+use crate::pure::explain::{Known, Moment, Question, explain};
+use crate::pure::neutral::Neutral;
+use crate::pure::policy::{self, Diagnostic, PolicySource, ResolvedPolicy, name_of};
+use crate::pure::snapshot::Snapshot;
+use crate::pure::tables::TableSize;
+
+/// A policy without errors.
+struct Loaded {
+    policy: ResolvedPolicy,
+    warnings: Vec<Diagnostic>,
+}
+
+/// What a policy compiles to.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Sizes {
+    /// Its name.
+    pub(super) name: String,
+    /// Its digest.
+    pub(super) digest: String,
+    /// How large each table is.
+    pub(super) tables: BTreeMap<&'static str, TableSize>,
+    /// Bytes of all tables.
+    pub(super) bytes: u64,
+    /// Warnings.
+    pub(super) diagnostics: Vec<Diagnostic>,
+}
+
+/// An answer to a dry run, and what would change for whom.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DryRun<'a> {
+    #[serde(flatten)]
+    reply: &'a PolicyApplyReply,
+    /// Null: no policy is in force, so that everything is new.
+    diff: Option<&'a Diff>,
+}
+
+/// Compiles a policy for a host that is none in particular, and says how large its tables are.
+pub(super) fn compile_policy(paths: &[PathBuf], format: Format) -> Result<(), CliError> {
+    let Loaded { policy, warnings } = load_files(paths)?;
+    let compiled = compile_neutral(&policy, &Neutral::of(&policy, None))?;
+    let tables: BTreeMap<&'static str, TableSize> = compiled.tables.sizes().collect();
+    let sizes = Sizes {
+        name: policy.name.clone(),
+        digest: policy.digest().to_string(),
+        bytes: tables.values().map(|size| size.bytes).sum(),
+        tables,
+        diagnostics: warnings,
+    };
+    match format {
+        Format::Table => output::text(&render::policy::sizes(&sizes)),
+        Format::Json => output::json(&sizes),
+    }
+}
+
+/// Says what a policy would change for whom: against another file, or against the policy in force.
+pub(super) fn compare(
+    paths: &[PathBuf],
+    against: Option<PathBuf>,
+    socket: &Path,
+    exit_code: bool,
+    format: Format,
+) -> Result<(), CliError> {
+    let to = load_files(paths)?.policy;
+    let from = match against {
+        Some(path) => load_files(&[path])?.policy,
+        None => in_force(socket)?,
+    };
+    let diff = diff(&from, &to);
+    match format {
+        Format::Table => output::text(&render::policy::diff(&diff))?,
+        Format::Json => output::json(&diff)?,
+    }
+    if exit_code && !diff.is_empty() {
+        return Err(CliError::Different);
+    }
+    Ok(())
+}
+
+/// Has the agent apply a policy; a dry run also says what would change for whom.
+pub(super) fn apply(paths: &[PathBuf], dry_run: bool, socket: &Path, format: Format) -> Result<(), CliError> {
+    let sources = policy_files::read(paths)?;
+    let to = dry_run.then(|| policy::load_all(&sources).policy).flatten();
+    let request = Request::PolicyApply { sources, dry_run };
+    let reply = match block_on(ask(socket, request))?? {
+        Reply::PolicyApply(reply) if dry_run => reply,
+        other => return show(other, format),
+    };
+    // The agent has no errors to name, so there is a policy here too, unless the agent is of another version.
+    let diff = match (to, in_force(socket)) {
+        (Some(to), Ok(from)) => Some(diff(&from, &to)),
+        (_, Err(error)) if !is_without_policy(&error) => return Err(error),
+        _ => None,
+    };
+    match format {
+        Format::Json => output::json(&DryRun {
+            reply: &reply,
+            diff: diff.as_ref(),
+        }),
+        Format::Table => {
+            write(&reply, format)?;
+            diff.map_or(Ok(()), |diff| {
+                output::text(&format!("\n{}", render::policy::diff(&diff)))
+            })
+        }
+    }
+}
+
+/// Explains what a packet would get under a policy that need not be in force: every back end healthy, no flow open, all
+/// limits unused.
+pub(super) fn explain_locally(question: &Explain, path: PathBuf, format: Format) -> Result<(), CliError> {
+    let policy = load_files(&[path])?.policy;
+    let moment = Moment {
+        // Limiters that were never used are as full at one time as at another.
+        kernel_ns: 0,
+        wall: question.at.unwrap_or_else(Timestamp::now),
+    };
+    let at = question.at;
+    let neutral = Neutral::of(&policy, Some(moment.wall));
+    let Compiled {
+        tables, directory, ..
+    } = compile_neutral(&policy, &neutral)?;
+    let snapshot = Snapshot {
+        tables,
+        ..Snapshot::default()
+    };
+    let inputs = neutral.inputs(&policy);
+    let known = Known {
+        inputs: &inputs,
+        directory: &directory,
+        snapshot: &snapshot,
+    };
+    let (to, protocol) = question.to;
+    let question = Question {
+        from: question.from,
+        to,
+        protocol,
+    };
+    let reply = PolicyExplainReply {
+        at,
+        ..PolicyExplainReply::of(&question, explain(&known, &question, moment))
+    };
+    write(&reply, format)
+}
+
+/// Reads and resolves a policy.
+fn load_files(paths: &[PathBuf]) -> Result<Loaded, CliError> {
+    load_texts(&policy_files::read(paths)?)
+}
+
+fn load_texts(sources: &[PolicySource]) -> Result<Loaded, CliError> {
+    let policy::Outcome { policy, diagnostics } = policy::load_all(sources);
+    match policy {
+        Some(policy) => Ok(Loaded {
+            policy,
+            warnings: diagnostics,
+        }),
+        None => {
+            let message = format!("{} is no policy that could be enforced", name_of(sources));
+            Err(CliError::Policy(Box::new(
+                ApiError::new(ErrorCode::PolicyInvalid, message).with("diagnostics", diagnostics),
+            )))
+        }
+    }
+}
+
+fn compile_neutral(policy: &ResolvedPolicy, neutral: &Neutral) -> Result<Compiled, CliError> {
+    compile(&neutral.inputs(policy))
+        .map_err(|error| CliError::Policy(Box::new(ApiError::new(ErrorCode::Refused, error.to_string()))))
+}
+
+/// The policy that the agent has in force.
+fn in_force(socket: &Path) -> Result<ResolvedPolicy, CliError> {
+    match block_on(ask(socket, Request::PolicyShow { generation: None }))?? {
+        Reply::PolicyShow(PolicyShowReply { sources, .. }) => Ok(load_texts(&sources)?.policy),
+        other => Err(CliError::OtherReply(Box::new(other))),
+    }
+}
+
+fn is_without_policy(error: &CliError) -> bool {
+    matches!(
+        error.refusal(),
+        Some(ApiError {
+            code: ErrorCode::NotFound,
+            ..
+        })
+    )
+}

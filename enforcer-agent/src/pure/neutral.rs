@@ -1,0 +1,86 @@
+//! A host that is none in particular: every back end healthy and reachable, nothing suspended, nothing failed.
+//!
+//! What a policy compiles to there depends on the policy alone. So two people who compile one policy on two machines see
+//! the same tables, and a packet can be explained under a policy that no agent has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::compile::{BackendStatus, HostFacts, Inputs, NextHop, Slots};
+use jiff::Timestamp;
+
+use super::policy::ResolvedPolicy;
+use super::policy::schedule::closed_rules;
+use super::policy::selection::Selection;
+
+/// What `Nat` puts in place of IPv4 clients: the dummy address of RFC 7600, which no host has.
+const NAT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+/// What `Nat` puts in place of IPv6 clients: of the dummy prefix of RFC 9780.
+const NAT_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 1);
+/// The ports from the first that needs no privilege.
+const NAT_PORT_FIRST: u16 = 1024;
+
+/// A way that exists and leads nowhere: without one, a packet would be refused for that.
+const NEXT_HOP: NextHop = NextHop {
+    ifindex: 1,
+    own_mac: [0; 6],
+    next_hop_mac: [0; 6],
+};
+
+/// Everything that a compile takes besides the policy.
+#[derive(Debug, Clone)]
+pub struct Neutral {
+    slots: Slots,
+    host: HostFacts,
+    backends: BTreeMap<String, BackendStatus>,
+    failed_pools: BTreeSet<String>,
+    suspended: BTreeSet<String>,
+    closed_rules: Selection,
+}
+
+// === impl Neutral ===
+
+impl Neutral {
+    /// The neutral host, with the back ends of a policy, at a time; `None`: at a time at which every rule is open.
+    #[must_use]
+    pub fn of(policy: &ResolvedPolicy, at: Option<Timestamp>) -> Self {
+        let backends = policy.pools.iter().flat_map(|pool| &pool.backends);
+        Self {
+            slots: Slots::default(),
+            host: HostFacts {
+                nat_v4: Some(NAT_V4),
+                nat_v6: Some(NAT_V6),
+                nat_port_first: NAT_PORT_FIRST,
+                nat_port_count: u16::MAX - NAT_PORT_FIRST,
+                local_addresses: Vec::new(),
+                events_per_window: 0,
+            },
+            backends: backends
+                .map(|backend| {
+                    let status = BackendStatus {
+                        next_hop: Some(NEXT_HOP),
+                        ..BackendStatus::unknown(backend)
+                    };
+                    (backend.name.clone(), status)
+                })
+                .collect(),
+            failed_pools: BTreeSet::new(),
+            suspended: BTreeSet::new(),
+            closed_rules: at.map(|at| closed_rules(policy, at)).unwrap_or_default(),
+        }
+    }
+
+    /// What to compile: the policy on this host.
+    #[must_use]
+    pub const fn inputs<'a>(&'a self, policy: &'a ResolvedPolicy) -> Inputs<'a> {
+        Inputs {
+            policy,
+            slots: &self.slots,
+            host: &self.host,
+            backends: &self.backends,
+            failed_pools: &self.failed_pools,
+            suspended: &self.suspended,
+            closed_rules: &self.closed_rules,
+        }
+    }
+}
