@@ -431,7 +431,7 @@ async fn every_operation_of_a_scenario_fails_once() {
 #[tokio::test]
 async fn whatever_happens_and_fails_the_old_or_the_new_is_enforced() {
     let seed = seed();
-    let steps = variable("SIMULATION_STEPS").unwrap_or(3000);
+    let steps = variable("SIMULATION_STEPS").unwrap_or(2000);
     println!("SEED={seed} SIMULATION_STEPS={steps}");
     let mut random = Random::new(seed);
     let mut simulation = Simulation::begin().await;
