@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod compile;
 pub mod doctor;
+pub mod expiry;
 pub mod explain;
 pub mod fleet;
 pub mod health;
@@ -12,6 +13,7 @@ pub mod maglev;
 pub mod metrics;
 pub mod plan;
 pub mod policy;
+pub mod replay;
 pub mod snapshot;
 pub mod tables;
 pub mod telemetry;
