@@ -14,7 +14,7 @@ use super::arguments::{
     Audit, Backend, Command, CommandLine, Explain, Flows, Format, Maps, Policy, Service, Tenant,
 };
 use super::render::{self, Render};
-use super::{CliError, doctor, output, run};
+use super::{CliError, doctor, output, run, simulation};
 use crate::api::client::{Client, ClientError};
 use crate::api::reply::DetachReply;
 use crate::api::{FlowFilter, MAX_ROWS, Reply, Request};
@@ -58,6 +58,10 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
             from,
             to: (to, protocol),
         })) => remote(Request::PolicyExplain { from, to, protocol }),
+        Command::Policy(Policy::Simulate(simulate)) => {
+            let socket = socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+            simulation::run(&simulate, &socket, format)
+        }
         Command::Tenant(Tenant::List) => remote(Request::TenantList),
         Command::Tenant(Tenant::Suspend { name }) => remote(Request::TenantSuspend { name }),
         Command::Tenant(Tenant::Resume { name }) => remote(Request::TenantResume { name }),
@@ -87,7 +91,7 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
     }
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -95,7 +99,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
     Ok(runtime.block_on(work))
 }
 
-async fn ask(socket: &Path, request: Request) -> Result<Reply, CliError> {
+pub(super) async fn ask(socket: &Path, request: Request) -> Result<Reply, CliError> {
     Ok(Client::connect(socket).await?.call(request).await?)
 }
 
@@ -121,7 +125,7 @@ fn show(reply: Reply, format: Format) -> Result<(), CliError> {
     }
 }
 
-fn write(reply: &(impl Render + Serialize), format: Format) -> Result<(), CliError> {
+pub(super) fn write(reply: &(impl Render + Serialize), format: Format) -> Result<(), CliError> {
     match format {
         Format::Table => output::text(&reply.render()),
         Format::Json => output::json(reply),
@@ -142,7 +146,7 @@ fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
 }
 
 /// Reads at most one byte more than a policy may have, so that the check says that it is too large.
-fn read_policy(path: &Path) -> Result<String, CliError> {
+pub(super) fn read_policy(path: &Path) -> Result<String, CliError> {
     let fail = |source| CliError::ReadPolicy {
         path: path.to_owned(),
         source,

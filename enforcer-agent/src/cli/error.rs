@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::adapters::capture::TrafficError;
 use crate::adapters::dataplane::DataplaneError;
 use crate::api::client::ClientError;
 use crate::api::{ApiError, Reply};
 use crate::config::ConfigError;
 use crate::daemon::RunError;
+use crate::pure::simulate::CannotCompile;
 
 /// Refused or failed.
 const FAILED: u8 = 1;
@@ -46,6 +48,18 @@ pub(super) enum CliError {
         /// What the system says.
         source: io::Error,
     },
+    /// A policy that cannot be used.
+    #[error(transparent)]
+    Policy(Box<ApiError>),
+    /// There are differences, which were printed.
+    #[error("there are differences")]
+    Different,
+    /// Traffic that cannot be replayed.
+    #[error(transparent)]
+    Traffic(#[from] TrafficError),
+    /// A simulation that cannot begin.
+    #[error(transparent)]
+    Simulate(#[from] CannotCompile),
     /// The asynchronous runtime.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -83,6 +97,10 @@ impl CliError {
             )
             | Self::OtherReply(_)
             | Self::ReadPolicy { .. }
+            | Self::Policy(_)
+            | Self::Different
+            | Self::Traffic(_)
+            | Self::Simulate(_)
             | Self::Start(_)
             | Self::Write(_)
             | Self::Json(_) => FAILED,
@@ -91,13 +109,14 @@ impl CliError {
 
     /// Whether there is something left to say on standard error.
     pub(super) const fn is_silent(&self) -> bool {
-        matches!(self, Self::ClosedOutput | Self::Problems)
+        matches!(self, Self::ClosedOutput | Self::Problems | Self::Different)
     }
 
-    /// What the daemon said, if it is the one that refused.
+    /// What the daemon said, if it is the one that refused, or what is wrong with a policy.
     pub(super) const fn refusal(&self) -> Option<&ApiError> {
         match self {
             Self::Client(ClientError::Refused(error)) => Some(error),
+            Self::Policy(error) => Some(error),
             _ => None,
         }
     }

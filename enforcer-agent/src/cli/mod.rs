@@ -10,6 +10,7 @@ mod error;
 mod output;
 pub mod render;
 mod run;
+mod simulation;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod plan;
 pub mod policy;
 pub mod replay;
+pub mod simulate;
 pub mod snapshot;
 pub mod tables;
 pub mod telemetry;

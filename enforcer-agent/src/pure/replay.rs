@@ -23,7 +23,7 @@ use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::limiter::{Charge, Payment};
-use enforcer_common::decide::{Decision, Flow, Reply, judge, judge_egress};
+use enforcer_common::decide::{Decision, Flow, Packet, Reply, judge, judge_egress};
 use enforcer_common::parse::Frame;
 use enforcer_common::schema::{backend_connections, tenant_connections};
 
@@ -143,6 +143,12 @@ impl Replay {
                 sent: None,
             },
         }
+    }
+
+    /// What a packet would get that comes in now. Nothing is changed.
+    #[must_use]
+    pub fn preview(&self, packet: &Packet, now_ns: u64) -> Decision {
+        judge(&self.snapshot, packet, now_ns)
     }
 
     /// Open flows, by the client's 5-tuple.

@@ -4,6 +4,7 @@
 
 mod judgement;
 mod lists;
+mod simulation;
 mod status;
 #[cfg(test)]
 mod tests;
