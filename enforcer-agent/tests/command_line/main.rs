@@ -8,6 +8,7 @@ mod daemon;
 mod lists;
 mod local;
 mod remote;
+mod simulate;
 
 use std::path::Path;
 use std::process::{Output, Stdio};
