@@ -46,6 +46,8 @@ struct Sent {
     frame: Vec<u8>,
 }
 
+type Writer = fn(&Path, &[Sent]);
+
 fn surroundings(world: &World, flow_entries: u32) -> Surroundings {
     Surroundings {
         host: world.host.clone(),
@@ -342,7 +344,7 @@ fn known_traffic() -> Vec<Sent> {
 fn known_flows_change_as_known() {
     let directory = tempfile::tempdir().unwrap();
     let traffic = known_traffic();
-    let writers: [(&str, fn(&Path, &[Sent])); 2] = [("a.pcap", write_pcap), ("a.pcapng", write_pcapng)];
+    let writers: [(&str, Writer); 2] = [("a.pcap", write_pcap), ("a.pcapng", write_pcapng)];
     for (name, write) in writers {
         let path = directory.path().join(name);
         write(&path, &traffic);

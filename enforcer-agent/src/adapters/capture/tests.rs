@@ -200,7 +200,7 @@ fn what_came_before_the_damage_counts() {
         Duration::from_secs(3),
     ];
     let whole = ethernet(&times);
-    let ends = [24, 24 + 76, 24 + 76 + 77];
+    let ends = [24_usize, 24 + 76, 24 + 76 + 77];
     for bytes in
         (24..whole.len()).filter(|bytes| bytes % 16 == 0 || ends.iter().any(|end| end.abs_diff(*bytes) < 3))
     {
