@@ -1,6 +1,7 @@
 //! The only I/O of the agent. Adapters hold no decisions.
 
 pub mod audit_file;
+pub mod capture;
 pub mod clock;
 pub mod dataplane;
 pub mod host_facts;

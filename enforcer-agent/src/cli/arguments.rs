@@ -144,6 +144,8 @@ pub(super) enum Policy {
     },
     /// What a packet would get now, and why
     Explain(Explain),
+    /// Replay traffic that was: whose verdict would another policy change?
+    Simulate(Simulate),
 }
 
 #[derive(Debug, Args)]
@@ -160,6 +162,28 @@ pub(super) struct Explain {
     /// Ask this policy instead of the one in force; no agent is needed, and every back end counts as healthy
     #[arg(long, value_name = "PATH")]
     pub(super) policy: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Simulate {
+    /// The policy as it would be: a file or a directory; `-` reads standard input
+    #[arg(long, value_name = "PATH")]
+    pub(super) policy: PathBuf,
+    /// A capture (pcap, pcapng), a segment of an audit log, or a directory of segments
+    #[arg(long, value_name = "PATH")]
+    pub(super) traffic: PathBuf,
+    /// The policy to compare with, in a file or a directory [default: the one in force]
+    #[arg(long, value_name = "PATH")]
+    pub(super) against: Option<PathBuf>,
+    /// An agent's configuration: its NAT addresses, flow table and timeouts [default: those of an empty one]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Most rows of changes
+    #[arg(long, default_value_t = 100, value_name = "ROWS")]
+    pub(super) limit: u32,
+    /// End with 1 if any verdict changes
+    #[arg(long)]
+    pub(super) fail_on_change: bool,
 }
 
 #[derive(Debug, Subcommand)]

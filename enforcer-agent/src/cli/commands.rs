@@ -13,7 +13,7 @@ use super::arguments::{
     Audit, Backend, Command, CommandLine, Explain, Flows, Format, Maps, Policy, Service, Tenant,
 };
 use super::render::{self, Render};
-use super::{CliError, doctor, output, policy, run};
+use super::{CliError, doctor, output, policy, run, simulation};
 use crate::adapters::policy_files;
 use crate::api::client::{Client, ClientError};
 use crate::api::reply::DetachReply;
@@ -71,6 +71,7 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
                 })
             }
         },
+        Command::Policy(Policy::Simulate(simulate)) => simulation::run(&simulate, &socket, format),
         Command::Tenant(Tenant::List) => remote(Request::TenantList),
         Command::Tenant(Tenant::Suspend { name }) => remote(Request::TenantSuspend { name }),
         Command::Tenant(Tenant::Resume { name }) => remote(Request::TenantResume { name }),

@@ -4,12 +4,14 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::adapters::capture::TrafficError;
 use crate::adapters::dataplane::DataplaneError;
 use crate::adapters::policy_files::PolicyFilesError;
 use crate::api::client::ClientError;
 use crate::api::{ApiError, Reply};
 use crate::config::ConfigError;
 use crate::daemon::RunError;
+use crate::pure::simulate::CannotCompile;
 
 /// Refused or failed.
 const FAILED: u8 = 1;
@@ -47,6 +49,12 @@ pub(super) enum CliError {
     /// There are differences, which were printed.
     #[error("there are differences")]
     Different,
+    /// Traffic that cannot be replayed.
+    #[error(transparent)]
+    Traffic(#[from] TrafficError),
+    /// A simulation that cannot begin.
+    #[error(transparent)]
+    Simulate(#[from] CannotCompile),
     /// The asynchronous runtime.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -86,6 +94,8 @@ impl CliError {
             | Self::PolicyFiles(_)
             | Self::Policy(_)
             | Self::Different
+            | Self::Traffic(_)
+            | Self::Simulate(_)
             | Self::Start(_)
             | Self::Write(_)
             | Self::Json(_) => FAILED,

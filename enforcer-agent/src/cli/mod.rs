@@ -11,6 +11,7 @@ mod output;
 mod policy;
 pub mod render;
 mod run;
+mod simulation;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -21,8 +21,8 @@ use crate::pure::snapshot::Snapshot;
 use crate::pure::tables::TableSize;
 
 /// A policy without errors.
-struct Loaded {
-    policy: ResolvedPolicy,
+pub(super) struct Loaded {
+    pub(super) policy: ResolvedPolicy,
     warnings: Vec<Diagnostic>,
 }
 
@@ -161,7 +161,7 @@ pub(super) fn explain_locally(question: &Explain, path: PathBuf, format: Format)
 }
 
 /// Reads and resolves a policy.
-fn load_files(paths: &[PathBuf]) -> Result<Loaded, CliError> {
+pub(super) fn load_files(paths: &[PathBuf]) -> Result<Loaded, CliError> {
     load_texts(&policy_files::read(paths)?)
 }
 
@@ -187,7 +187,7 @@ fn compile_neutral(policy: &ResolvedPolicy, neutral: &Neutral) -> Result<Compile
 }
 
 /// The policy that the agent has in force.
-fn in_force(socket: &Path) -> Result<ResolvedPolicy, CliError> {
+pub(super) fn in_force(socket: &Path) -> Result<ResolvedPolicy, CliError> {
     match block_on(ask(socket, Request::PolicyShow { generation: None }))?? {
         Reply::PolicyShow(PolicyShowReply { sources, .. }) => Ok(load_texts(&sources)?.policy),
         other => Err(CliError::OtherReply(Box::new(other))),

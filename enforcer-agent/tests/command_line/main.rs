@@ -9,6 +9,7 @@ mod lists;
 mod local;
 mod policies;
 mod remote;
+mod simulate;
 
 use std::path::Path;
 use std::process::{Output, Stdio};

@@ -1,20 +1,12 @@
 //! A frame with other addresses: written byte by byte, without a thought for checksums.
 
-use enforcer_common::abi::address::{FlowKey, to_octets};
+use enforcer_agent::pure::replay::Sent;
+use enforcer_common::abi::address::to_octets;
 use enforcer_common::decide::{TCP, is_v4};
 use enforcer_common::parse::Frame;
 
-use crate::packet::Mac;
-
-/// A new 5-tuple and link-layer addresses for a frame.
-pub(super) struct Rewrite {
-    pub(super) key: Option<FlowKey>,
-    pub(super) hops: u8,
-    pub(super) link: Option<(Mac, Mac)>,
-}
-
 /// The frame with its new addresses, and where its checksums are.
-pub(super) fn rewritten(frame: &[u8], parsed: &Frame, how: &Rewrite) -> (Vec<u8>, Vec<usize>) {
+pub(super) fn rewritten(frame: &[u8], parsed: &Frame, how: &Sent) -> (Vec<u8>, Vec<usize>) {
     let mut out = frame.to_vec();
     let mut put = |offset: usize, bytes: &[u8]| out[offset..offset + bytes.len()].copy_from_slice(bytes);
     if let Some((destination, source)) = how.link {

@@ -282,13 +282,13 @@ impl<'r> Run<'r> {
                 unequal(
                     "its flow",
                     &maps.flow(key).unwrap(),
-                    &self.model.flows.get(key).copied(),
+                    &self.model.flows().get(key).copied(),
                 )?;
             }
             unequal(
                 "its reply entry",
                 &maps.reply(key).unwrap(),
-                &self.model.replies.get(key).copied(),
+                &self.model.replies().get(key).copied(),
             )?;
         }
         let tenant = outcome.decision.tenant;
@@ -308,9 +308,9 @@ impl<'r> Run<'r> {
     fn compare_all(&mut self) -> Result<(), Difference> {
         let maps = &self.rig.dataplane().maps;
         let flows: BTreeMap<_, _> = maps.flows(usize::MAX).unwrap().into_iter().collect();
-        unequal("all flows", &flows, &self.model.flows)?;
+        unequal("all flows", &flows, self.model.flows())?;
         let replies: BTreeMap<_, _> = maps.replies(usize::MAX).unwrap().into_iter().collect();
-        unequal("all reply entries", &replies, &self.model.replies)?;
+        unequal("all reply entries", &replies, self.model.replies())?;
         for tenant in 1..TENANT_SLOTS {
             for limiter in Limiter::ALL {
                 let index = limiter.index(tenant);
@@ -331,7 +331,7 @@ impl<'r> Run<'r> {
 
     fn sweep(&mut self) -> Result<(), Difference> {
         let swept = self.rig.sweep().unwrap();
-        let model = self.model.sweep(self.now_ns, &TIMEOUTS);
+        let model = self.model.sweep(self.now_ns);
         let mut closed: Vec<_> = swept.closed.iter().map(|flow| flow.key).collect();
         closed.sort_unstable();
         unequal("flows that expired", &closed, &model.closed)?;
@@ -346,7 +346,7 @@ impl<'r> Run<'r> {
     /// What became of a packet, with names.
     fn answer(&self, outcome: &Outcome) -> Answer {
         let (decision, directory) = (&outcome.decision, &self.world.directory);
-        let flow = self.model.flows.get(&outcome.packet.key);
+        let flow = self.model.flows().get(&outcome.packet.key);
         Answer {
             reason: decision.reason,
             tenant: directory.tenant(decision.tenant).map(str::to_owned),
@@ -529,7 +529,7 @@ fn kernel_model_and_oracle_agree() {
                 for _ in 0..RUN_OPS.min(steps - done) {
                     let around = Surroundings {
                         policy: run.oracle.policy(),
-                        replies: &run.model.replies,
+                        replies: run.model.replies(),
                     };
                     let op = generate::op(&mut random, &around);
                     ops.push(op.clone());

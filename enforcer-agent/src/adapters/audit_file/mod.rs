@@ -5,7 +5,7 @@
 //! counted, and the count is the next record that can be written.
 
 mod reader;
-mod segment;
+pub(super) mod segment;
 #[cfg(test)]
 mod tests;
 

@@ -11,7 +11,7 @@ use super::{AuditError, Settings};
 use crate::pure::audit::{Chain, Change, Entry, Identity, Line, read_line};
 
 /// Longest line of a segment; a record that would need more is shortened.
-pub(super) const MAX_LINE_BYTES: usize = 256 << 10;
+pub(in crate::adapters) const MAX_LINE_BYTES: usize = 256 << 10;
 /// How far back the end of a segment is searched for a line that is whole: power loss can leave more than one that is
 /// not.
 const RECOVERY_BYTES: u64 = 4 << 20;
@@ -53,7 +53,7 @@ struct Current {
 }
 
 /// The segments of a directory by the sequence number of their first record, ascending.
-pub(super) fn segments(directory: &Path) -> Result<Vec<(u64, PathBuf)>, AuditError> {
+pub(in crate::adapters) fn segments(directory: &Path) -> Result<Vec<(u64, PathBuf)>, AuditError> {
     let fail = |source| AuditError::Io {
         action: "list",
         path: directory.to_owned(),

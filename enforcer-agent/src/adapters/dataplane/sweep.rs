@@ -7,30 +7,17 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use enforcer_common::abi::address::{Address, FlowKey, from_v4};
-use enforcer_common::abi::config::{FORWARD_L2DSR, FORWARD_NAT, HostRecord};
-use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord};
-use enforcer_common::decide::{TCP, is_v4, reply_key};
+use enforcer_common::abi::address::{Address, FlowKey};
+use enforcer_common::abi::config::HostRecord;
+use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::schema::{MAX_BACKENDS, MAX_TENANTS, backend_connections, tenant_connections};
 
 use super::{DataplaneError, map_directory};
-
-/// How long a flow may be idle in each state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP before both sides have answered.
-    pub tcp_opening: Duration,
-    /// TCP with traffic both ways.
-    pub tcp_established: Duration,
-    /// TCP after a reset, or after both sides have finished.
-    pub tcp_closing: Duration,
-    /// UDP.
-    pub udp: Duration,
-}
+pub use crate::pure::expiry::Timeouts;
+use crate::pure::expiry::{Seen, is_old_orphan, reply_key_of};
 
 /// A flow that was removed, for the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +40,6 @@ pub struct Swept {
     /// Reply entries without a flow that were removed.
     pub orphans: u64,
 }
-
-/// A reply entry is made before its flow: one younger than this may be about to get it.
-const ORPHAN_AGE: Duration = Duration::from_secs(1);
 
 /// Expires flows.
 pub struct FlowSweeper {
@@ -174,7 +158,12 @@ impl FlowSweeper {
                 expired.push(key);
             } else {
                 swept.open += 1;
-                let has_ended = has_ended(&key, &flow, reply.as_ref());
+                let seen = Seen {
+                    key: &key,
+                    flow: &flow,
+                    reply: reply.as_ref(),
+                };
+                let has_ended = seen.has_ended();
                 if self.ended.get(&tuple(&key)).copied() != has_ended.then(|| Counted::of(&flow)) {
                     turned.push((key, flow, has_ended));
                 }
@@ -230,23 +219,7 @@ impl FlowSweeper {
     }
 
     fn is_expired(&self, key: &FlowKey, flow: &FlowRecord, reply: Option<&ReplyRecord>, now_ns: u64) -> bool {
-        let seen_ns = flow.seen_ns.max(reply.map_or(0, |reply| reply.seen_ns));
-        let timeout = self.timeout(key, flow, reply);
-        u128::from(now_ns.saturating_sub(seen_ns)) >= timeout.as_nanos()
-    }
-
-    fn timeout(&self, key: &FlowKey, flow: &FlowRecord, reply: Option<&ReplyRecord>) -> Duration {
-        if key.protocol != TCP {
-            return self.timeouts.udp;
-        }
-        let back = state_back(flow, reply);
-        if has_ended(key, flow, reply) {
-            self.timeouts.tcp_closing
-        } else if flow.state & back & FLOW_ESTABLISHED != 0 || (flow.state | back) & FLOW_FIN != 0 {
-            self.timeouts.tcp_established
-        } else {
-            self.timeouts.tcp_opening
-        }
+        Seen { key, flow, reply }.is_expired(&self.timeouts, now_ns)
     }
 
     /// Removes a flow; only who really removes it counts it.
@@ -320,7 +293,7 @@ impl FlowSweeper {
                 name: "REPLIES",
                 source,
             })?;
-            if u128::from(now_ns.saturating_sub(reply.seen_ns)) < ORPHAN_AGE.as_nanos() {
+            if !is_old_orphan(&reply, now_ns) {
                 continue;
             }
             let flow = self.lookup(&reply.forward)?;
@@ -334,38 +307,6 @@ impl FlowSweeper {
             removed += u64::from(remove(&mut self.replies, "REPLIES", &key)?);
         }
         Ok(removed)
-    }
-}
-
-/// Where back ends answer directly, the client's direction is all there is to see.
-fn state_back(flow: &FlowRecord, reply: Option<&ReplyRecord>) -> u32 {
-    if flow.forward == FORWARD_L2DSR {
-        flow.state
-    } else {
-        reply.map_or(0, |reply| reply.state)
-    }
-}
-
-/// Whether a TCP connection was reset, or both sides have finished.
-fn has_ended(key: &FlowKey, flow: &FlowRecord, reply: Option<&ReplyRecord>) -> bool {
-    let back = state_back(flow, reply);
-    key.protocol == TCP && ((flow.state | back) & FLOW_RST != 0 || flow.state & back & FLOW_FIN != 0)
-}
-
-/// The key of a flow's reply entry; `None` where there is none.
-fn reply_key_of(host: &HostRecord, key: &FlowKey, flow: &FlowRecord) -> Option<FlowKey> {
-    if flow.forward == FORWARD_L2DSR {
-        return None;
-    }
-    let nat = (flow.forward == FORWARD_NAT).then(|| (nat_address(host, key), flow.translated_port_be));
-    Some(reply_key(key, flow.backend_address, flow.backend_port_be, nat))
-}
-
-fn nat_address(host: &HostRecord, key: &FlowKey) -> Address {
-    if is_v4(key) {
-        from_v4(host.nat_v4)
-    } else {
-        host.nat_v6
     }
 }
 

@@ -5,6 +5,7 @@
 mod judgement;
 mod lists;
 pub mod policy;
+mod simulation;
 mod status;
 #[cfg(test)]
 mod tests;

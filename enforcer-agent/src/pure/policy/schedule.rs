@@ -324,7 +324,7 @@ impl Schedule {
         };
         let date = local.div_euclid(DAY_SECONDS);
         let time = local.rem_euclid(DAY_SECONDS);
-        let (from, to) = (self.from_seconds(), self.to_seconds());
+        let (from, to) = (self.begin_seconds(), self.end_seconds());
         if from < to {
             self.days.contains_date(date) && (from..to).contains(&time)
         } else {
@@ -335,16 +335,16 @@ impl Schedule {
     /// Seconds until the clock next shows a boundary of the window or midnight, if nobody puts it forward or back.
     fn to_next_boundary(&self, local: i64) -> i64 {
         let time = local.rem_euclid(DAY_SECONDS);
-        let boundaries = [self.from_seconds(), self.to_seconds(), DAY_SECONDS];
+        let boundaries = [self.begin_seconds(), self.end_seconds(), DAY_SECONDS];
         let next = boundaries.into_iter().filter(|boundary| *boundary > time).min();
         next.unwrap_or(DAY_SECONDS) - time
     }
 
-    fn from_seconds(&self) -> i64 {
+    fn begin_seconds(&self) -> i64 {
         i64::from(self.from_minute) * 60
     }
 
-    fn to_seconds(&self) -> i64 {
+    fn end_seconds(&self) -> i64 {
         i64::from(self.to_minute) * 60
     }
 }

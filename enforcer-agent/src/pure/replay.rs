@@ -1,0 +1,316 @@
+//! The data path in memory: the shared decision over a [`Snapshot`], and what the kernel programs and the agent's
+//! sweeper do to flows, limiters and counts around it, step by step.
+//!
+//! It says what would have become of packets; it sends nothing and rewrites no byte. Its clock is the caller's. Flows
+//! are in ordered maps, so that the same packets leave the same state on every host.
+//!
+//! | Part | Module |
+//! | --- | --- |
+//! | a decision is carried out: flow and reply entries, translation, charges | [`carry`] |
+//! | expiry, as the sweeper does it once a second | [`sweep`] |
+//!
+//! The kernel programs are compared with it, packet by packet, by the differential test: a change of
+//! `enforcer-ebpf/src/flows.rs` that is not made here fails there.
+
+mod carry;
+mod sweep;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use enforcer_common::abi::address::{Address, FlowKey};
+use enforcer_common::abi::config::{FORWARD_NAT, HostRecord};
+use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
+use enforcer_common::abi::reason::{Effect, Reason};
+use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
+use enforcer_common::decide::limiter::{Charge, Payment};
+use enforcer_common::decide::{Decision, Flow, Packet, Reply, judge, judge_egress};
+use enforcer_common::parse::Frame;
+use enforcer_common::schema::{backend_connections, tenant_connections};
+
+use super::expiry::{self, Seen, Timeouts};
+use super::snapshot::Snapshot;
+use super::tables::Tables;
+pub use sweep::Sweep;
+
+/// The enforcer in memory.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// What the decision reads: kept in step with the tables below.
+    snapshot: Snapshot,
+    host: HostRecord,
+    /// Entries that each flow table holds.
+    capacity: usize,
+    timeouts: Timeouts,
+    flows: BTreeMap<FlowKey, FlowRecord>,
+    replies: BTreeMap<FlowKey, ReplyRecord>,
+    /// Flows counted up, by an index of the schema.
+    opened: BTreeMap<u32, i64>,
+    /// Flows counted as closed, likewise.
+    closed: BTreeMap<u32, i64>,
+    /// Flows that are counted as closed while they are still there: with which tenant and back end.
+    ended: BTreeMap<FlowKey, [u32; 2]>,
+    /// Flows whose state may have changed since the last sweep.
+    touched: BTreeSet<FlowKey>,
+    /// Flows by a time before which they cannot expire, unless they are touched; each flow that was ever swept over has
+    /// one entry.
+    due: BTreeSet<(u64, FlowKey)>,
+    due_of: BTreeMap<FlowKey, u64>,
+    /// There may be reply entries without a flow: only another policy or another forward mode leaves some.
+    may_have_orphans: bool,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Why. A packet that was allowed and could not be carried out is refused here, as the programs refuse it.
+    pub decision: Decision,
+    /// How it goes out, if it is forwarded.
+    pub sent: Option<Sent>,
+}
+
+/// A packet that goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// The interface by which it leaves; `None` through the host's stack.
+    pub ifindex: Option<u32>,
+    /// Its new 5-tuple; `None` where that stays.
+    pub key: Option<FlowKey>,
+    /// What is taken from its TTL or hop limit.
+    pub hops: u8,
+    /// Link-layer destination and source; `None` where the stack writes them.
+    pub link: Option<([u8; 6], [u8; 6])>,
+    /// Port in place of the client's, where its flow is translated; for `Dnat` and `L2Dsr` the client's port, and zero
+    /// for replies.
+    pub translated_port_be: u16,
+}
+
+// === impl Replay ===
+
+impl Replay {
+    /// An enforcer without policy and traffic. Its flow tables hold `capacity` entries each.
+    #[must_use]
+    pub fn new(capacity: u32, timeouts: Timeouts) -> Self {
+        Self {
+            snapshot: Snapshot::default(),
+            host: HostRecord::ZERO,
+            capacity: capacity as usize,
+            timeouts,
+            flows: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            due: BTreeSet::new(),
+            due_of: BTreeMap::new(),
+            may_have_orphans: false,
+        }
+    }
+
+    /// Puts tables into force. Flows, limiters and counts stay.
+    pub fn install(&mut self, tables: Tables, generation: u64, host: HostRecord) {
+        self.snapshot.tables = tables;
+        self.snapshot.generation = generation;
+        self.host = host;
+        self.touched.extend(self.flows.keys());
+        self.may_have_orphans = true;
+    }
+
+    /// Judges a packet and carries out what was decided.
+    ///
+    /// `direction` is one of `tally::DIRECTION_*`, `ifindex` the interface that the packet came in by. `now_ns` never
+    /// goes back from one call to the next.
+    pub fn judge(&mut self, direction: u32, frame: &Frame, ifindex: u32, now_ns: u64) -> Outcome {
+        let decision = match direction {
+            DIRECTION_INGRESS => judge(&self.snapshot, &frame.packet, now_ns),
+            _ => judge_egress(&self.snapshot, &frame.packet, now_ns),
+        };
+        if decision.reason.effect() != Effect::Forwarded {
+            return Outcome { decision, sent: None };
+        }
+        let carried_out = match (decision.reason, direction) {
+            (Reason::Reply, DIRECTION_EGRESS) => self.reply_through_stack(frame, &decision, now_ns),
+            (Reason::Reply, _) => self.reply(frame, &decision, now_ns),
+            _ => self.forward(frame, &decision, ifindex, now_ns),
+        };
+        match carried_out {
+            Ok(sent) => Outcome {
+                decision,
+                sent: Some(sent),
+            },
+            Err(reason) => Outcome {
+                decision: decision.refused(reason),
+                sent: None,
+            },
+        }
+    }
+
+    /// What a packet would get that comes in now. Nothing is changed.
+    #[must_use]
+    pub fn preview(&self, packet: &Packet, now_ns: u64) -> Decision {
+        judge(&self.snapshot, packet, now_ns)
+    }
+
+    /// Open flows, by the client's 5-tuple.
+    #[must_use]
+    pub const fn flows(&self) -> &BTreeMap<FlowKey, FlowRecord> {
+        &self.flows
+    }
+
+    /// Reply entries, by the 5-tuple of the back end's packets.
+    #[must_use]
+    pub const fn replies(&self) -> &BTreeMap<FlowKey, ReplyRecord> {
+        &self.replies
+    }
+
+    /// A limiter's word.
+    #[must_use]
+    pub fn limiter(&self, index: u32) -> u64 {
+        self.snapshot.limiters.get(&index).copied().unwrap_or(0)
+    }
+
+    /// Connections that are open, by an index of the schema; never less than none.
+    #[must_use]
+    pub fn open_connections(&self, index: u32) -> u64 {
+        let count = |counts: &BTreeMap<u32, i64>| counts.get(&index).copied().unwrap_or(0);
+        u64::try_from(count(&self.opened) - count(&self.closed)).unwrap_or(0)
+    }
+
+    /// The 5-tuple by which the back end of an open flow answers; `None` without such a flow, and where answers do not
+    /// come through this host.
+    #[must_use]
+    pub fn answers_of(&self, client: &FlowKey) -> Option<FlowKey> {
+        self.reply_key_of(client, self.flows.get(client)?)
+    }
+
+    fn set_flow(&mut self, key: FlowKey, record: FlowRecord) {
+        self.snapshot.flows.insert(key, view(&record));
+        self.flows.insert(key, record);
+        self.touched.insert(key);
+    }
+
+    fn remove_flow(&mut self, key: &FlowKey) {
+        self.snapshot.flows.remove(key);
+        self.flows.remove(key);
+        self.ended.remove(key);
+        if let Some(due_ns) = self.due_of.remove(key) {
+            self.due.remove(&(due_ns, *key));
+        }
+    }
+
+    fn set_reply(&mut self, key: FlowKey, record: ReplyRecord) {
+        self.touched.insert(record.forward);
+        self.snapshot.replies.insert(key, reply_view(&record));
+        self.replies.insert(key, record);
+    }
+
+    fn remove_reply(&mut self, key: &FlowKey) {
+        self.snapshot.replies.remove(key);
+        if let Some(removed) = self.replies.remove(key) {
+            self.touched.insert(removed.forward);
+        }
+    }
+
+    /// Removes the reply entry of this very flow.
+    fn remove_own_reply(&mut self, key: &FlowKey, flow: &FlowKey) {
+        if self.replies.get(key).is_some_and(|reply| reply.forward == *flow) {
+            self.remove_reply(key);
+        }
+    }
+
+    /// The reply entry of this very flow.
+    fn own_reply(&self, key: &FlowKey, flow: &FlowRecord) -> Option<&ReplyRecord> {
+        let reply = self.reply_key_of(key, flow).and_then(|at| self.replies.get(&at));
+        reply.filter(|reply| reply.forward == *key)
+    }
+
+    fn seen<'a>(&'a self, key: &'a FlowKey, flow: &'a FlowRecord) -> Seen<'a> {
+        Seen {
+            key,
+            flow,
+            reply: self.own_reply(key, flow),
+        }
+    }
+
+    fn count_opened_of_tenant(&mut self, tenant: u32, by: i64) {
+        *self.opened.entry(tenant_connections(tenant)).or_insert(0) += by;
+        self.mirror_open(tenant);
+    }
+
+    fn count_opened_of_backend(&mut self, backend: u32, by: i64) {
+        *self.opened.entry(backend_connections(backend)).or_insert(0) += by;
+    }
+
+    fn count_closed(&mut self, [tenant, backend]: [u32; 2], by: i64) {
+        for index in [tenant_connections(tenant), backend_connections(backend)] {
+            *self.closed.entry(index).or_insert(0) += by;
+        }
+        self.mirror_open(tenant);
+    }
+
+    /// The decision asks for the connections of tenants only.
+    fn mirror_open(&mut self, tenant: u32) {
+        let open = self.open_connections(tenant_connections(tenant));
+        self.snapshot.open_connections.insert(tenant, open);
+    }
+
+    /// A flow counts as closed, or no longer, with those that have it now.
+    fn count_ended(&mut self, key: FlowKey, now: Option<[u32; 2]>) {
+        let before = self.ended.get(&key).copied();
+        if before == now {
+            return;
+        }
+        if let Some(counted) = before {
+            self.count_closed(counted, -1);
+            self.ended.remove(&key);
+        }
+        if let Some(counted) = now {
+            self.count_closed(counted, 1);
+            self.ended.insert(key, counted);
+        }
+    }
+
+    fn pay(&mut self, charges: &[Charge], now_ns: u64) {
+        for charge in charges {
+            match charge.payment(now_ns) {
+                Payment::Nothing => {}
+                Payment::Add(cost_ns) => {
+                    *self.snapshot.limiters.entry(charge.index).or_insert(0) += cost_ns;
+                }
+                Payment::Replace(due_ns) => {
+                    self.snapshot.limiters.insert(charge.index, due_ns);
+                }
+            }
+        }
+    }
+
+    fn nat_source(&self, key: &FlowKey, forward: u32, port_be: u16) -> Option<(Address, u16)> {
+        (forward == FORWARD_NAT).then(|| (expiry::nat_address(&self.host, key), port_be))
+    }
+
+    /// Where a flow's replies are looked for; `None` where the back end answers the client directly.
+    fn reply_key_of(&self, key: &FlowKey, flow: &FlowRecord) -> Option<FlowKey> {
+        expiry::reply_key_of(&self.host, key, flow)
+    }
+}
+
+fn view(flow: &FlowRecord) -> Flow {
+    Flow {
+        generation: flow.generation,
+        tenant: flow.tenant,
+        rule: flow.rule,
+        backend: flow.backend,
+        backend_address: flow.backend_address,
+        backend_port_be: flow.backend_port_be,
+        state: flow.state,
+        forward: flow.forward,
+    }
+}
+
+fn reply_view(reply: &ReplyRecord) -> Reply {
+    Reply {
+        tenant: reply.tenant,
+        service: reply.service,
+        backend: reply.backend,
+    }
+}
