@@ -27,13 +27,16 @@ pub(crate) fn count(
     translated_port_be: u16,
     now_ns: u64,
 ) {
-    let index = tally_index(direction, decision.tenant, decision.reason as u32);
-    let Some(tally) = maps::TALLIES.get_ptr_mut(index) else {
+    let index = tally_index(direction, decision.tenant);
+    let Some(block) = maps::TALLIES.get_ptr_mut(index) else {
         return;
     };
     // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, a program
     // is not preempted by another that writes it (XDP and TC both run with bottom halves off), and it is never freed.
-    let tally = unsafe { &mut *tally };
+    let block = unsafe { &mut *block };
+    let Some(tally) = block.reasons.get_mut(decision.reason as usize) else {
+        return;
+    };
     tally.packets += 1;
     tally.bytes += u64::from(packet.bytes);
     let kind = match (decision.reason.effect(), decision.flow) {

@@ -18,6 +18,7 @@ pub mod trie;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use enforcer_common::abi::address::{self, Address};
 use enforcer_common::abi::config::{
@@ -25,10 +26,10 @@ use enforcer_common::abi::config::{
     LimitRecord, MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED,
     TenantRecord,
 };
-use enforcer_common::schema::{MAX_ROWS, MAX_SETS, MAX_TRIE_NODES};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::capacity::Capacity;
 use super::policy::limits::{Unit, step_fp};
 use super::policy::resolved::{Backend, Forward, Limits, Pool, ResolvedPolicy, Service};
 use super::tables::Tables;
@@ -67,6 +68,8 @@ pub struct HostFacts {
     pub local_addresses: Vec<IpAddr>,
     /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
     pub events_per_window: u64,
+    /// How much fits into its maps.
+    pub capacity: Capacity,
 }
 
 /// What is known of a back end at the moment.
@@ -121,15 +124,26 @@ pub enum CompileError {
         family: &'static str,
     },
     /// A table of the data path is too small.
-    #[error("the policy needs more {what} than the data path has ({capacity}): {advice}")]
+    #[error(
+        "the policy needs more {what} than the data path has room for ({capacity}): {}{advice}",
+        raise(*field)
+    )]
     Capacity {
         /// What there is too much of.
         what: &'static str,
         /// How much there can be.
         capacity: u32,
-        /// What to do.
+        /// The field of the agent's configuration that says how much; `None` if that cannot be chosen.
+        field: Option<&'static str>,
+        /// What else to do.
         advice: &'static str,
     },
+}
+
+fn raise(field: Option<&'static str>) -> String {
+    field.map_or_else(String::new, |field| {
+        format!("raise `{field}` in the agent's configuration, which takes effect after `detach`, or ")
+    })
 }
 
 // === impl BackendStatus ===
@@ -244,42 +258,86 @@ struct Layout<'a> {
     backends: Vec<Vec<SlottedBackend<'a>>>,
 }
 
-/// Compiles a policy.
+/// What one compile leaves for the next, so that a change costs what depends on it. It changes no output: tables are
+/// the same as without it, byte for byte.
+#[derive(Debug, Default)]
+pub struct Cache {
+    trie: trie::Kept,
+    pairs: pairs::Kept,
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// Compiles a policy. `policy` is that of the inputs; it is kept, to be compared with the next one.
+    ///
+    /// # Errors
+    /// As [`compile`].
+    ///
+    /// # Panics
+    /// If `policy` is not the policy of the inputs.
+    pub fn compile(
+        &mut self,
+        policy: &Arc<ResolvedPolicy>,
+        inputs: &Inputs<'_>,
+    ) -> Result<Compiled, CompileError> {
+        assert!(std::ptr::eq(inputs.policy, &raw const **policy), "two policies at once");
+        let (slots, layout) = lay_out(inputs)?;
+        require_nat_addresses(&layout)?;
+        let capacity = inputs.host.capacity.trie_nodes;
+        let full = |trie::Full| CompileError::Capacity {
+            what: "trie nodes",
+            capacity,
+            field: Some("capacity.trieNodes"),
+            advice: "join tenants' sources into fewer or shorter prefixes, preferably of 8, 16, 24 or 32 bits",
+        };
+        let trie = self.trie.build(&layout, capacity).map_err(full)?;
+        let decisions = self.pairs.decide(&layout, policy)?;
+        let tables = Tables {
+            trie,
+            tenants: tenant_records(&layout, &decisions.row_of_tenant).into(),
+            services: service_records(&layout).into(),
+            rows: decisions.rows,
+            blocks: decisions.blocks,
+            decisions: decisions.decisions,
+            sets: decisions.sets,
+            maglev: decisions.maglev,
+            backends: backend_records(&layout).into(),
+        };
+        let directory = Directory::of(&layout);
+        Ok(Compiled {
+            tables,
+            slots,
+            directory,
+        })
+    }
+}
+
+/// Compiles a policy from nothing.
 ///
 /// # Errors
 /// When this host cannot enforce it: no address for `Nat`, or a table that is too small.
 pub fn compile(inputs: &Inputs<'_>) -> Result<Compiled, CompileError> {
-    let (slots, layout) = lay_out(inputs)?;
-    for service in &layout.services {
-        if service.service.forward == Forward::Nat && !inputs.host.has_nat_address(service.family) {
-            let service_name = service.service.name.clone();
-            return Err(CompileError::NoNatAddress {
-                service: service_name,
-                family: service.family.name(),
-            });
-        }
-    }
-    let trie = trie::build(&layout).map_err(|trie::Full| CompileError::Capacity {
-        what: "trie nodes",
-        capacity: MAX_TRIE_NODES,
-        advice: "join tenants' sources into fewer or shorter prefixes, preferably of 8, 16, 24 or 32 bits",
-    })?;
-    let decisions = pairs::decide(&layout)?;
-    let tables = Tables {
-        trie,
-        tenants: tenant_records(&layout, &decisions.row_of_tenant),
-        services: service_records(&layout),
-        rows: decisions.rows,
-        sets: decisions.sets,
-        maglev: decisions.maglev,
-        backends: backend_records(&layout),
+    let policy = Arc::new(inputs.policy.clone());
+    let inputs = Inputs {
+        policy: &policy,
+        ..*inputs
     };
-    let directory = Directory::of(&layout);
-    Ok(Compiled {
-        tables,
-        slots,
-        directory,
-    })
+    Cache::default().compile(&policy, &inputs)
+}
+
+fn require_nat_addresses(layout: &Layout<'_>) -> Result<(), CompileError> {
+    let mut services = layout.services.iter();
+    let without = services.find(|service| {
+        service.service.forward == Forward::Nat && !layout.inputs.host.has_nat_address(service.family)
+    });
+    match without {
+        Some(service) => Err(CompileError::NoNatAddress {
+            service: service.service.name.clone(),
+            family: service.family.name(),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// The families of every service, each with the service's index in the policy.
@@ -304,6 +362,7 @@ fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError>
     let policy = inputs.policy;
     let halves = halves(policy);
     let slots = inputs.slots.next(
+        inputs.host.capacity.tenants,
         policy.tenants.iter().map(|tenant| tenant.name.clone()),
         halves
             .iter()
@@ -485,18 +544,6 @@ pub fn address_of(address: IpAddr) -> Address {
         IpAddr::V6(v6) => address::from_octets(v6.octets()),
     }
 }
-
-const TOO_MANY_ROWS: CompileError = CompileError::Capacity {
-    what: "kinds of tenants that the rules tell apart",
-    capacity: MAX_ROWS,
-    advice: "give tenants that may use the same services the same labels, and choose by label",
-};
-
-const TOO_MANY_SETS: CompileError = CompileError::Capacity {
-    what: "distinct sets of eligible back ends",
-    capacity: MAX_SETS,
-    advice: "let services share pools, or constraints the labels that they require",
-};
 
 #[cfg(test)]
 mod tests;

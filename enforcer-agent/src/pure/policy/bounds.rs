@@ -1,23 +1,26 @@
 //! The bounds of a policy. A policy is input from outside, so that everything in it is counted.
 
 use enforcer_common::schema;
+
 use serde_saphyr::options::AliasLimits;
 use serde_saphyr::{Budget, Options};
+
+use crate::pure::capacity;
 
 /// Largest policy text, in bytes.
 pub const MAX_TEXT_BYTES: usize = 16 * 1024 * 1024;
 /// Most YAML documents in one policy text.
 pub const MAX_DOCUMENTS: usize = 64;
-/// Most tenants in a policy: every slot of the data path but slot 0, which is nobody.
-pub const MAX_TENANTS: usize = schema::MAX_TENANTS as usize - 1;
+/// Most tenants in a policy: what the largest maps hold.
+pub const MAX_TENANTS: usize = capacity::MAX_TENANTS as usize;
 /// Most services in a policy; one with both IPv4 and IPv6 addresses counts twice.
 pub const MAX_SERVICES: usize = schema::MAX_SERVICES as usize;
 /// Most pools in a policy.
-pub const MAX_POOLS: usize = 256;
+pub const MAX_POOLS: usize = 1024;
 /// Most back ends in a policy, over all its pools.
 pub const MAX_BACKENDS: usize = schema::MAX_BACKENDS as usize;
 /// Most rules in a policy.
-pub const MAX_RULES: usize = 1024;
+pub const MAX_RULES: usize = 8192;
 /// Most constraints in a policy.
 pub const MAX_CONSTRAINTS: usize = 256;
 /// Most prefixes in a policy: the sources of all tenants and the protected networks together.
