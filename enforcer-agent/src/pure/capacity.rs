@@ -105,6 +105,32 @@ impl Capacity {
         Ok(Some(capacity))
     }
 
+    /// The fields of the agent's configuration that choose these, with their values.
+    fn fields(&self) -> [(&'static str, u32); 5] {
+        let Self {
+            tenants,
+            trie_nodes,
+            eligible_sets,
+            decision_blocks,
+            flows,
+        } = *self;
+        [
+            ("capacity.tenants", tenants),
+            ("capacity.trieNodes", trie_nodes),
+            ("capacity.eligibleSets", eligible_sets),
+            ("capacity.decisionBlocks", decision_blocks),
+            ("flowTable.entries", flows),
+        ]
+    }
+
+    /// The fields of the configuration by which this differs from another: their name, value here, and value there.
+    pub fn differences(&self, other: &Self) -> impl Iterator<Item = (&'static str, u32, u32)> {
+        let pairs = self.fields().into_iter().zip(other.fields());
+        pairs
+            .map(|((field, here), (_, there))| (field, here, there))
+            .filter(|(_, here, there)| here != there)
+    }
+
     /// Kernel memory that the maps take on a host with so many CPUs, in bytes, but for the flow tables, whose entries the
     /// kernel allocates with overheads of its own, and the ring buffer.
     #[must_use]
@@ -181,6 +207,6 @@ mod tests {
             decision_blocks: 65_536,
             ..Capacity::default()
         };
-        assert_eq!(mebibytes(large, 2), 0);
+        assert_eq!(mebibytes(large, 2), 266);
     }
 }

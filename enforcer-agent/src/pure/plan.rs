@@ -11,8 +11,9 @@ use super::tables::{EMPTY_MAGLEV, Table, Tables, Write};
 /// The writes that bring a bank from `observed` (nothing known of it: `None`) to `desired`.
 ///
 /// What the bank held and no longer should is overwritten with zeroes (a Maglev table with an empty one): a stale record
-/// must not be found by a slot that is given out again. Records of an unknown bank beyond the desired ones stay; nothing
-/// that is desired refers to them.
+/// must not be found by a slot that is given out again. Where nothing is known, records beyond the desired ones stay:
+/// the compiler fills those tables to the end whose slots flows and replies can name, and the others are only reached
+/// from other records of the bank.
 #[must_use]
 pub fn plan(observed: Option<&Tables>, desired: &Tables) -> Vec<Write> {
     let Tables {

@@ -23,7 +23,7 @@ pub struct Table<T>(Arc<Vec<T>>);
 pub struct Tables {
     /// Trie nodes; the first four are the roots.
     pub trie: Table<TrieNode>,
-    /// By tenant slot; slot 0 is nobody.
+    /// By tenant slot; slot 0 is nobody. A record for every slot that there is room for, as with services and back ends.
     pub tenants: Table<TenantRecord>,
     /// By service slot.
     pub services: Table<ServiceRecord>,

@@ -15,7 +15,7 @@ use enforcer_common::abi::address::{Address, FlowKey, from_v4};
 use enforcer_common::abi::config::{FORWARD_L2DSR, FORWARD_NAT, HostRecord};
 use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord};
 use enforcer_common::decide::{TCP, is_v4, reply_key};
-use enforcer_common::schema::{MAX_BACKENDS, MAX_TENANTS, backend_connections, tenant_connections};
+use enforcer_common::schema::{backend_connections, tenant_connections};
 
 use super::{DataplaneError, map_directory};
 
@@ -134,7 +134,7 @@ impl FlowSweeper {
     /// If the kernel refuses an operation.
     pub fn recount(&mut self) -> Result<(), DataplaneError> {
         self.ended.clear();
-        let mut open = vec![0_u64; (MAX_TENANTS + MAX_BACKENDS) as usize];
+        let mut open = vec![0_u64; self.opened.len() as usize];
         for flow in &self.flows {
             let (_, flow) = flow.map_err(|source| DataplaneError::Map {
                 name: "FLOWS",

@@ -26,6 +26,7 @@ use enforcer_common::abi::config::{
     LimitRecord, MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED,
     TenantRecord,
 };
+use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -423,18 +424,11 @@ fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError>
     Ok((slots, layout))
 }
 
-/// Puts a record at an index, with zeroes up to it.
-fn put<T: Copy>(records: &mut Vec<T>, slot: u32, zero: T, record: T) {
-    let index = slot as usize;
-    if records.len() <= index {
-        records.resize(index + 1, zero);
-    }
-    records[index] = record;
-}
+// Tenants, services and back ends have a record for every slot that there can be: flows and replies name slots, and may
+// outlive what had them, so that nothing stale may stand there in a bank of which nothing is known.
 
 fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<TenantRecord> {
-    // Slot 0 is nobody, also in a policy without tenants.
-    let mut records = vec![TenantRecord::ZERO];
+    let mut records = vec![TenantRecord::ZERO; layout.inputs.host.capacity.tenant_slots() as usize];
     for (index, tenant) in layout.inputs.policy.tenants.iter().enumerate() {
         let suspended = layout.inputs.suspended.contains(&tenant.name);
         let Limits {
@@ -454,12 +448,7 @@ fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<TenantRecor
             response_bytes: limit_record(response_bytes_per_second, burst_ns, Unit::Bytes),
             concurrent_limit: concurrent_connections.map_or(0, u64::from),
         };
-        put(
-            &mut records,
-            layout.tenant_slots[index],
-            TenantRecord::ZERO,
-            record,
-        );
+        records[layout.tenant_slots[index] as usize] = record;
     }
     records
 }
@@ -482,28 +471,23 @@ fn limit_record(rate_per_second: Option<u64>, burst_ns: u64, unit: Unit) -> Limi
 }
 
 fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
-    let mut records = Vec::new();
+    let mut records = vec![ServiceRecord::ZERO; MAX_SERVICES as usize];
     for service in &layout.services {
         let forward = match service.service.forward {
             Forward::Nat => FORWARD_NAT,
             Forward::Dnat => FORWARD_DNAT,
             Forward::L2Dsr => FORWARD_L2DSR,
         };
-        put(
-            &mut records,
-            service.slot,
-            ServiceRecord::ZERO,
-            ServiceRecord {
-                forward,
-                flags: SERVICE_PRESENT,
-            },
-        );
+        records[service.slot as usize] = ServiceRecord {
+            forward,
+            flags: SERVICE_PRESENT,
+        };
     }
     records
 }
 
 fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
-    let mut records = Vec::new();
+    let mut records = vec![BackendRecord::ZERO; MAX_BACKENDS as usize];
     for SlottedBackend {
         slot,
         backend,
@@ -531,7 +515,7 @@ fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
                 ..record
             };
         }
-        put(&mut records, *slot, BackendRecord::ZERO, record);
+        records[*slot as usize] = record;
     }
     records
 }
