@@ -31,7 +31,9 @@ pub enum InstallError<E: std::error::Error + 'static> {
         source: E,
     },
     /// A record read back differs from what was written.
-    #[error("record {index} of bank {bank} of {map} does not hold what was written, generation {live} stays in force")]
+    #[error(
+        "record {index} of bank {bank} of {map} does not hold what was written, generation {live} stays in force"
+    )]
     ReadBack {
         /// The bank.
         bank: u32,
@@ -249,7 +251,12 @@ fn read_back<B: Banks + ?Sized>(
         let holds = maps.holds(bank, write);
         if !holds.map_err(|source| InstallError::Map { live, source })? {
             let (map, index) = write.place();
-            return Err(InstallError::ReadBack { bank, map, index, live });
+            return Err(InstallError::ReadBack {
+                bank,
+                map,
+                index,
+                live,
+            });
         }
     }
     Ok(())
@@ -427,7 +434,8 @@ mod tests {
 
     impl Clock for Leaping {
         fn monotonic_ns(&self) -> u64 {
-            self.0.fetch_add(1_000_000_000, std::sync::atomic::Ordering::Relaxed)
+            self.0
+                .fetch_add(1_000_000_000, std::sync::atomic::Ordering::Relaxed)
         }
 
         fn wall(&self) -> jiff::Timestamp {
@@ -478,7 +486,10 @@ mod tests {
             maps.fail_at = None;
             assert_eq!(maps.live(), &whole(tables(1)), "operation {nth}");
             let mut at_once = (maps.clone(), installer.clone());
-            at_once.1.install(&mut at_once.0, edited()).expect("nothing fails");
+            at_once
+                .1
+                .install(&mut at_once.0, edited())
+                .expect("nothing fails");
             assert_eq!(at_once.0.live(), &whole(edited()), "operation {nth}");
             catch_up(&mut installer, &mut maps);
             installer.install(&mut maps, edited()).expect("nothing fails");

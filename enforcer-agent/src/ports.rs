@@ -90,11 +90,7 @@ pub(crate) trait Dataplane: Banks<Error = DataplaneError> + Send {
     /// Open connections, by an index of the schema's `tenant_connections` or `backend_connections`.
     fn open_connections(&self, index: u32) -> Result<u64, DataplaneError>;
     /// The tallies of a tenant, by number of the reason, each summed over all CPUs.
-    fn tallies(
-        &self,
-        direction: u32,
-        tenant: u32,
-    ) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError>;
+    fn tallies(&self, direction: u32, tenant: u32) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError>;
     /// One flow.
     fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataplaneError>;
     /// One reply entry.

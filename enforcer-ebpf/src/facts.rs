@@ -15,8 +15,8 @@ use core::ptr;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, NO_BACKEND, SET_WORDS, ServiceRecord,
-    TenantRecord,
+    BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, NO_BACKEND, ROW_BLOCKS, SET_WORDS,
+    ServiceRecord, TenantRecord,
 };
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::decide::limiter::{Charge, Payment};
@@ -136,9 +136,10 @@ impl Facts for MapFacts {
     #[inline(always)]
     fn cell(&self, bank: u32, row: u32, service: u32) -> Option<DecisionCell> {
         let row = maps::ROWS.get(banked(bank, row))?;
-        let block = row.blocks.get((service / BLOCK_CELLS) as usize)?;
-        let block = maps::BLOCKS.get(banked(bank, *block))?;
-        block.cells.get((service % BLOCK_CELLS) as usize).copied()
+        // The remainders never change the index of a slot that exists; they bound the access where the verifier sees it.
+        let block = row.blocks[(service / BLOCK_CELLS % ROW_BLOCKS) as usize];
+        let block = maps::BLOCKS.get(banked(bank, block))?;
+        Some(block.cells[(service % BLOCK_CELLS) as usize])
     }
 
     #[inline(always)]

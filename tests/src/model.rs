@@ -186,7 +186,9 @@ impl Model {
 
     fn mirror_open(&mut self, index: u32) {
         let open = self.open_connections(index);
-        self.snapshot.open_connections.insert(index, open);
+        if let Some(tenant) = index.checked_sub(tenant_connections(0)) {
+            self.snapshot.open_connections.insert(tenant, open);
+        }
     }
 
     fn count_opened(&mut self, index: u32, by: i64) {

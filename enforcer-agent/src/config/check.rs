@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    AttachMode, Audit, AuditSection, CapacitySection, Config, ConfigError, DEFAULT_SOCKET, Document, FlowTable,
-    FlowTableSection, MAX_INTERFACES, MAX_LOCAL_GPU_BACKENDS, Nat, NatSection, Problem, Telemetry,
+    AttachMode, Audit, AuditSection, CapacitySection, Config, ConfigError, DEFAULT_SOCKET, Document,
+    FlowTable, FlowTableSection, MAX_INTERFACES, MAX_LOCAL_GPU_BACKENDS, Nat, NatSection, Problem, Telemetry,
     TelemetrySection, Text,
 };
 use crate::pure::capacity::{self, Capacity};
@@ -199,7 +199,11 @@ impl Checker<'_> {
             tenants: size(tenants, default.tenants, 1..=capacity::MAX_TENANTS),
             trie_nodes: size(trie_nodes, default.trie_nodes, 64..=capacity::MAX_TRIE_NODES),
             eligible_sets: size(eligible_sets, default.eligible_sets, 1..=capacity::MAX_SETS),
-            decision_blocks: size(decision_blocks, default.decision_blocks, 64..=capacity::MAX_BLOCKS),
+            decision_blocks: size(
+                decision_blocks,
+                default.decision_blocks,
+                64..=capacity::MAX_BLOCKS,
+            ),
             flows: size(flows, default.flows, 1024..=capacity::MAX_FLOWS),
         }
     }

@@ -6,8 +6,8 @@ use enforcer_common::abi::config::{
 };
 use enforcer_common::abi::tally::{DIRECTIONS, TallyBlock};
 use enforcer_common::schema::{
-    BANKS, DEFAULT_BLOCKS, DEFAULT_FLOWS, DEFAULT_SETS, DEFAULT_TENANTS, DEFAULT_TRIE_NODES, LIMITERS_PER_TENANT,
-    MAX_BACKENDS, MAX_DECISIONS, MAX_SERVICES,
+    BANKS, DEFAULT_BLOCKS, DEFAULT_FLOWS, DEFAULT_SETS, DEFAULT_TENANTS, DEFAULT_TRIE_NODES,
+    LIMITERS_PER_TENANT, MAX_BACKENDS, MAX_DECISIONS, MAX_SERVICES,
 };
 
 /// How much fits into the maps.
@@ -40,9 +40,15 @@ pub const MAX_FLOWS: u32 = 1 << 24;
 const SIZED: [Sized; 12] = [
     Sized::new("TENANTS", |capacity| BANKS * capacity.tenant_slots()),
     Sized::new("ROWS", |capacity| BANKS * capacity.tenant_slots()),
-    Sized::new("LIMITERS", |capacity| LIMITERS_PER_TENANT * capacity.tenant_slots()),
-    Sized::new("CONNECTIONS_OPENED", |capacity| MAX_BACKENDS + capacity.tenant_slots()),
-    Sized::new("CONNECTIONS_CLOSED", |capacity| MAX_BACKENDS + capacity.tenant_slots()),
+    Sized::new("LIMITERS", |capacity| {
+        LIMITERS_PER_TENANT * capacity.tenant_slots()
+    }),
+    Sized::new("CONNECTIONS_OPENED", |capacity| {
+        MAX_BACKENDS + capacity.tenant_slots()
+    }),
+    Sized::new("CONNECTIONS_CLOSED", |capacity| {
+        MAX_BACKENDS + capacity.tenant_slots()
+    }),
     Sized::new("TALLIES", |capacity| DIRECTIONS * capacity.tenant_slots()),
     Sized::new("TRIE", |capacity| BANKS * capacity.trie_nodes),
     Sized::new("SETS", |capacity| BANKS * capacity.eligible_sets),
@@ -187,7 +193,8 @@ mod tests {
             flows: 1024,
         };
         let mut entries: BTreeMap<_, _> = capacity.entries().collect();
-        let read = |entries: &BTreeMap<&str, u32>| Capacity::of_maps(|name| entries.get(name).copied().ok_or(name));
+        let read =
+            |entries: &BTreeMap<&str, u32>| Capacity::of_maps(|name| entries.get(name).copied().ok_or(name));
         assert_eq!(read(&entries), Ok(Some(capacity)));
         entries.insert("LIMITERS", 4);
         assert_eq!(read(&entries), Ok(None), "limiters for one tenant");

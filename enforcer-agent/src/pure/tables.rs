@@ -5,8 +5,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use enforcer_common::abi::config::{
-    BLOCK_CELLS, BackendRecord, DecisionCell, DecisionBlock, DecisionRecord, MAGLEV_ROOM, MaglevTable, NO_BACKEND,
-    RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    BLOCK_CELLS, BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, MAGLEV_ROOM, MaglevTable,
+    NO_BACKEND, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 
 /// A table without a back end. Zero is a back-end slot, so that an empty table is not all zeroes.

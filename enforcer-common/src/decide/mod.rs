@@ -13,8 +13,9 @@ pub mod trie;
 use crate::Reason;
 use crate::abi::address::{self, Address, FlowKey};
 use crate::abi::config::{
-    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, DecisionCell, DecisionRecord, FORWARD_DNAT, FORWARD_L2DSR,
-    FORWARD_NAT, NO_BACKEND, SET_WORDS, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED, TenantRecord,
+    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, DecisionCell, DecisionRecord, FORWARD_DNAT,
+    FORWARD_L2DSR, FORWARD_NAT, NO_BACKEND, SET_WORDS, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED,
+    TenantRecord,
 };
 use crate::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST};
 use crate::schema::MAGLEV_SLOTS;

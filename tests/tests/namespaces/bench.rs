@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use aya::programs::XdpMode;
 use enforcer_agent::adapters::dataplane::{Dataplane, Settings};
-use enforcer_agent::pure::capacity::Capacity;
 use enforcer_agent::api::reply::{BackendListReply, PolicyApplyReply, StatusReply, TenantListReply};
 use enforcer_agent::pure::audit::Direction;
+use enforcer_agent::pure::capacity::Capacity;
 use enforcer_tests::harness::{Agent, AgentSettings, eventually};
 use enforcer_tests::lab::topology::{self, Leaf, Rack, Routed};
 use enforcer_tests::lab::{Host, Lab};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{Ebpf, Pod};
 use enforcer_common::Fields;
+use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
     BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, MaglevTable, RowRecord,
@@ -16,7 +17,6 @@ use enforcer_common::abi::reason::REASON_SLOTS;
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTIONS, TallyBlock, TallyRecord, tally_index};
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::{MAGLEV_SLOTS, SCHEMA_HASH, banked, open_connections};
-use enforcer_common::Reason;
 
 use super::DataplaneError;
 use super::events::EventsReady;
@@ -327,7 +327,10 @@ impl Maps {
                 if rows.len() >= limit {
                     return Ok(rows);
                 }
-                rows.push(single(format!("{index} back end {backend}"), format!("{slots} slots")));
+                rows.push(single(
+                    format!("{index} back end {backend}"),
+                    format!("{slots} slots"),
+                ));
             }
         }
         Ok(rows)
@@ -337,7 +340,11 @@ impl Maps {
         let mut rows = Vec::new();
         for (index, values) in self.tallies.iter().enumerate() {
             let tenant = index as u32 / DIRECTIONS;
-            let direction = if index as u32 % DIRECTIONS == DIRECTION_EGRESS { "egress" } else { "ingress" };
+            let direction = if index as u32 % DIRECTIONS == DIRECTION_EGRESS {
+                "egress"
+            } else {
+                "ingress"
+            };
             for (cpu, block) in values?.iter().enumerate() {
                 for (reason, value) in block.reasons.iter().enumerate() {
                     if *value == TallyRecord::ZERO {
@@ -347,7 +354,10 @@ impl Maps {
                         return Ok(rows);
                     }
                     let reason = Reason::from_code(reason as u32).map_or("unknown", Reason::name);
-                    rows.push(entry(format!("tenant {tenant} {direction} {reason} on CPU {cpu}"), value));
+                    rows.push(entry(
+                        format!("tenant {tenant} {direction} {reason} on CPU {cpu}"),
+                        value,
+                    ));
                 }
             }
         }

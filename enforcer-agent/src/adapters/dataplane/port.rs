@@ -76,11 +76,7 @@ impl ports::Dataplane for Dataplane {
         self.maps.open_connections(index)
     }
 
-    fn tallies(
-        &self,
-        direction: u32,
-        tenant: u32,
-    ) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError> {
+    fn tallies(&self, direction: u32, tenant: u32) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError> {
         self.maps.tallies(direction, tenant)
     }
 

@@ -180,12 +180,8 @@ impl Dataplane for Ports {
         Ok(world.kernel.open.get(&index).copied().unwrap_or(0))
     }
 
-    fn tallies(
-        &self,
-        direction: u32,
-        tenant: u32,
-    ) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError> {
-        let world = self.map("tallies")?;
+    fn tallies(&self, direction: u32, tenant: u32) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError> {
+        let world = self.map("tally")?;
         let mut tallies = [Tally::default(); REASON_SLOTS as usize];
         for (reason, tally) in (0..).zip(&mut tallies) {
             let counted = world.kernel.tallies.get(&(direction, tenant, reason));

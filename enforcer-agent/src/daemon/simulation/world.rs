@@ -12,7 +12,7 @@ use enforcer_common::abi::config::{
 };
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::decide::{Facts, Flow, Reply};
-use enforcer_common::schema::BANKS;
+use enforcer_common::schema::{BANKS, tenant_connections};
 
 use super::random::Random;
 use crate::adapters::dataplane::Tally;
@@ -168,7 +168,12 @@ impl Kernel {
             }
             Write::Set(index, set) => put(&mut tables.sets, *index, **set, SetRecord::ZERO),
             Write::Maglev(index, table) => {
-                put(&mut tables.maglev, *index, Arc::clone(table), Arc::new(EMPTY_MAGLEV));
+                put(
+                    &mut tables.maglev,
+                    *index,
+                    Arc::clone(table),
+                    Arc::new(EMPTY_MAGLEV),
+                );
             }
             Write::Backend(index, record) => put(&mut tables.backends, *index, *record, BackendRecord::ZERO),
         }
@@ -182,7 +187,10 @@ impl Kernel {
                 let set = &tables.sets[*index as usize];
                 let is_member = |slot: &u16| set.members[usize::from(slot / 64)] >> (slot % 64) & 1 == 1;
                 let mut slots = table.slots.iter().filter(|slot| **slot != NO_BACKEND);
-                assert!(slots.all(is_member), "a slot of the live bank got a back end beyond its set");
+                assert!(
+                    slots.all(is_member),
+                    "a slot of the live bank got a back end beyond its set"
+                );
             }
             Write::Backend(index, record) => {
                 let old = tables.backends[*index as usize];
@@ -252,7 +260,13 @@ pub(super) fn difference(bank: &Tables, wanted: &Tables, with_weights: bool) -> 
         .or_else(|| reached("decision", decision, wanted.decisions.len()))
         .or_else(|| reached("set", set, wanted.sets.len()))
         .or_else(|| differs("back end", backend))
-        .or_else(|| reached("Maglev table", with_weights.then(weights).flatten(), wanted.maglev.len()))
+        .or_else(|| {
+            reached(
+                "Maglev table",
+                with_weights.then(weights).flatten(),
+                wanted.maglev.len(),
+            )
+        })
 }
 
 fn first<T: PartialEq>(bank: &[T], wanted: &[T], zero: &T) -> Option<usize> {
@@ -315,6 +329,10 @@ impl Facts for World {
     }
 
     fn open_connections(&self, tenant: u32) -> u64 {
-        self.kernel.open.get(&tenant).copied().unwrap_or(0)
+        self.kernel
+            .open
+            .get(&tenant_connections(tenant))
+            .copied()
+            .unwrap_or(0)
     }
 }

@@ -282,7 +282,10 @@ impl Cache {
         policy: &Arc<ResolvedPolicy>,
         inputs: &Inputs<'_>,
     ) -> Result<Compiled, CompileError> {
-        assert!(std::ptr::eq(inputs.policy, &raw const **policy), "two policies at once");
+        assert!(
+            std::ptr::eq(inputs.policy, &raw const **policy),
+            "two policies at once"
+        );
         let (slots, layout) = lay_out(inputs)?;
         require_nat_addresses(&layout)?;
         let capacity = inputs.host.capacity.trie_nodes;

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use enforcer_common::Reason;
 use enforcer_common::abi::config::{
-    BLOCK_CELLS, DecisionCell, DecisionBlock, DecisionRecord, MaglevTable, ROW_BLOCKS, RowRecord, SET_WORDS, SetRecord,
+    BLOCK_CELLS, DecisionBlock, DecisionCell, DecisionRecord, MaglevTable, ROW_BLOCKS, RowRecord, SET_WORDS,
+    SetRecord,
 };
 use enforcer_common::schema::{MAGLEV_SLOTS, MAX_DECISIONS};
 
@@ -162,7 +163,8 @@ impl Ruled {
             judgements,
             class_of_tenant,
         };
-        let allows = |rule: Option<usize>| rule.is_some_and(|rule| policy.rules[rule].action == Action::Allow);
+        let allows =
+            |rule: Option<usize>| rule.is_some_and(|rule| policy.rules[rule].action == Action::Allow);
         for tenant in 0..policy.tenants.len() {
             let base = ruled.class_of_tenant[tenant] as usize * layout.services.len();
             for (service, slotted) in layout.services.iter().enumerate() {
@@ -224,12 +226,16 @@ impl Answers {
                 let (members, entries) = eligible.content();
                 let fresh = answers.sets.len();
                 // Equal sets of different services or constraints are one.
-                let number = *numbers.entry((members, entries)).or_insert_with_key(|(_, entries)| {
-                    let known = tables.get(entries).cloned();
-                    answers.sets.push(SetRecord { members });
-                    answers.maglev.push(known.unwrap_or_else(|| maglev_table(entries)));
-                    u16::try_from(fresh).unwrap_or(u16::MAX)
-                });
+                let number = *numbers
+                    .entry((members, entries))
+                    .or_insert_with_key(|(_, entries)| {
+                        let known = tables.get(entries).cloned();
+                        answers.sets.push(SetRecord { members });
+                        answers
+                            .maglev
+                            .push(known.unwrap_or_else(|| maglev_table(entries)));
+                        u16::try_from(fresh).unwrap_or(u16::MAX)
+                    });
                 if answers.sets.len() > layout.inputs.host.capacity.eligible_sets as usize {
                     return Err(CompileError::Capacity {
                         what: "distinct sets of eligible back ends",
@@ -242,7 +248,9 @@ impl Answers {
             };
             answers.of_need.push(answer);
         }
-        let entries = numbers.into_iter().map(|((_, entries), number)| (entries, number));
+        let entries = numbers
+            .into_iter()
+            .map(|((_, entries), number)| (entries, number));
         *tables = entries
             .map(|(entries, number)| (entries, Arc::clone(&answers.maglev[usize::from(number)])))
             .collect();
@@ -349,7 +357,12 @@ impl Records {
         let block = |cells: &[(u16, u16); BLOCK_CELLS as usize]| DecisionBlock {
             cells: cells.map(|(decision, set)| DecisionCell { decision, set }),
         };
-        let rows: Vec<RowRecord> = self.rows.values.iter().map(|blocks| RowRecord { blocks: *blocks }).collect();
+        let rows: Vec<RowRecord> = self
+            .rows
+            .values
+            .iter()
+            .map(|blocks| RowRecord { blocks: *blocks })
+            .collect();
         let blocks: Vec<DecisionBlock> = self.blocks.values.iter().map(block).collect();
         let decisions: Vec<DecisionRecord> = self.decisions.values.iter().map(record).collect();
         Ok(Decisions {
@@ -376,7 +389,9 @@ impl Records {
         while let Some((_, first)) = services.peek() {
             let block = first.slot / BLOCK_CELLS;
             let mut cells = [(0, 0); BLOCK_CELLS as usize];
-            while let Some((service, slotted)) = services.next_if(|(_, next)| next.slot / BLOCK_CELLS == block) {
+            while let Some((service, slotted)) =
+                services.next_if(|(_, next)| next.slot / BLOCK_CELLS == block)
+            {
                 let need = ruled.need_of[base + service];
                 let answer = need.map_or((Reason::Internal, 0), |need| answers[need as usize]);
                 cells[(slotted.slot % BLOCK_CELLS) as usize] =

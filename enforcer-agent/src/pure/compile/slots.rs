@@ -66,18 +66,21 @@ impl Slots {
             advice: SLOTS_ADVICE,
         };
         Ok(Self {
-            tenants: self
-                .tenants
-                .next(tenants, 1..capacity + 1)
-                .ok_or(full("tenants", capacity, Some("capacity.tenants")))?,
-            services: self
-                .services
-                .next(services, 0..MAX_SERVICES)
-                .ok_or(full("services", MAX_SERVICES, None))?,
-            backends: self
-                .backends
-                .next(backends, 0..MAX_BACKENDS)
-                .ok_or(full("back ends", MAX_BACKENDS, None))?,
+            tenants: self.tenants.next(tenants, 1..capacity + 1).ok_or(full(
+                "tenants",
+                capacity,
+                Some("capacity.tenants"),
+            ))?,
+            services: self.services.next(services, 0..MAX_SERVICES).ok_or(full(
+                "services",
+                MAX_SERVICES,
+                None,
+            ))?,
+            backends: self.backends.next(backends, 0..MAX_BACKENDS).ok_or(full(
+                "back ends",
+                MAX_BACKENDS,
+                None,
+            ))?,
             rules: self
                 .rules
                 .next(rules, 0..RULE_NUMBERS)
