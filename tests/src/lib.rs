@@ -10,12 +10,14 @@
 //! - [`privilege`]: how a test that needs root says that it cannot run.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod generate;
 pub mod harness;
 pub mod histogram;
 pub mod lab;
+pub mod large;
 pub mod model;
 pub mod oracle;
 pub mod packet;

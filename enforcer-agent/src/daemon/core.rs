@@ -34,13 +34,15 @@ use crate::pure::weights::Reading;
 pub(super) const NO_POLICY: &str = "no policy is in force: apply one with `enforcer-agent policy apply FILE`";
 /// Key of the warning that what is wanted could not be put into force: the next fold tries again.
 const INSTALL: &str = "install";
+/// Records that are written in one step of bringing the two banks in line: a millisecond's worth.
+const CATCH_UP_RECORDS: usize = 1024;
 /// Generations whose policy digest is remembered.
 const MAX_DIGESTS: usize = 1024;
 
 /// The policy in force.
 #[derive(Debug, Clone)]
 pub(super) struct Active {
-    pub(super) policy: ResolvedPolicy,
+    pub(super) policy: Arc<ResolvedPolicy>,
     pub(super) digest: String,
     pub(super) applied: AppliedPolicy,
     pub(super) warnings: Vec<Diagnostic>,
@@ -79,6 +81,10 @@ pub(super) struct Core {
     /// The generation that was live when that could last be read.
     pub(super) live: u64,
     pub(super) installer: Installer,
+    /// What the last compile left for the next.
+    pub(super) cache: compile::Cache,
+    /// Whether the bank that is not live may differ from the live one.
+    pub(super) behind: bool,
     pub(super) fleet: Fleet,
     pub(super) host: HostFacts,
     pub(super) state: State,
@@ -161,7 +167,17 @@ impl Core {
             self.failing.remove(INSTALL);
             return Ok(None);
         };
-        let compiled = self.compile(&active.policy)?;
+        let compiled = self.cache.compile(
+            &active.policy,
+            &Inputs {
+                policy: &active.policy,
+                slots: &self.state.slots,
+                host: &self.host,
+                backends: &self.fleet.statuses(),
+                failed_pools: &self.fleet.failed_pools(),
+                suspended: &self.state.suspended,
+            },
+        )?;
         self.live = self.dataplane.generation()?;
         let slots = std::mem::replace(&mut self.state.slots, compiled.slots);
         self.unsaved |= slots != self.state.slots;
@@ -176,6 +192,7 @@ impl Core {
         outcome
     }
 
+    /// What a policy would compile to now.
     pub(super) fn compile(&self, policy: &ResolvedPolicy) -> Result<Compiled, CompileError> {
         compile::compile(&Inputs {
             policy,
@@ -208,8 +225,19 @@ impl Core {
         self.save_if_needed()?;
         let installed = self.installer.install(&mut *self.dataplane, tables)?;
         self.live = installed.generation;
+        self.behind = true;
         self.remember_digest(installed.generation);
         Ok(Some(installed))
+    }
+
+    /// A step towards two banks that hold the same, so that the next change writes its own difference only. If it fails,
+    /// that change writes the bank whole.
+    pub(super) fn catch_up(&mut self) {
+        let step = self.installer.catch_up(&mut *self.dataplane, CATCH_UP_RECORDS);
+        self.behind = step.unwrap_or_else(|error| {
+            warn!(%error, "the bank that is not live");
+            false
+        });
     }
 
     fn save_if_needed(&mut self) -> Result<(), StateError> {
@@ -231,7 +259,7 @@ impl Core {
         let before = (self.state.clone(), self.fleet.clone(), self.unsaved);
         edit(&mut self.state, &mut self.fleet);
         let replaced = policy.map(|active| {
-            let old = self.active.as_ref().map(|active| &active.policy);
+            let old = self.active.as_ref().map(|active| &*active.policy);
             self.fleet.follow(old, &active.policy, &self.state.draining);
             self.state.policy = Some(active.applied.clone());
             self.active.replace(active)
@@ -386,6 +414,8 @@ impl Core {
             self.refresh("weights");
         }
         self.record_unrecorded();
+        self.behind = true;
+        self.catch_up();
     }
 
     /// Whether any failed or returned.
@@ -528,7 +558,7 @@ pub(super) fn activate(applied: AppliedPolicy) -> Result<Active, Vec<Diagnostic>
     let policy = outcome.into_result()?;
     let digest = policy.digest().to_string();
     Ok(Active {
-        policy,
+        policy: Arc::new(policy),
         digest,
         applied,
         warnings,

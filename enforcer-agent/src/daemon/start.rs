@@ -21,7 +21,7 @@ use crate::config::{self, Config};
 use crate::install::Installer;
 use crate::ports::StateStore as _;
 use crate::pure::audit::{Change, Kind};
-use crate::pure::compile::{Directory, HostFacts, NextHop};
+use crate::pure::compile::{self, Directory, HostFacts, NextHop};
 use crate::pure::fleet::Fleet;
 use crate::pure::policy::{self};
 
@@ -107,6 +107,8 @@ impl Core {
             clock,
             store,
             unsaved: false,
+            cache: compile::Cache::default(),
+            behind: false,
             live: 0,
             fleet: Fleet::default(),
             host,

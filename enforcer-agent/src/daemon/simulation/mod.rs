@@ -299,6 +299,8 @@ fn fork(core: &Core, ports: &Ports) -> Core {
         clock: outside.clock,
         store: outside.store,
         unsaved: core.unsaved,
+        cache: core.cache.clone(),
+        behind: core.behind,
         live: core.live,
         fleet: core.fleet.clone(),
         host: core.host.clone(),

@@ -261,7 +261,7 @@ struct Layout<'a> {
 
 /// What one compile leaves for the next, so that a change costs what depends on it. It changes no output: tables are
 /// the same as without it, byte for byte.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Cache {
     trie: trie::Kept,
     pairs: pairs::Kept,

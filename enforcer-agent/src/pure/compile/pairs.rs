@@ -44,7 +44,7 @@ pub(super) struct Decisions {
 }
 
 /// What one compile leaves for the next.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
     ruled: Option<(Arc<ResolvedPolicy>, Ruled)>,
     /// What [`Decisions`] were made from, besides what the rules say.
@@ -55,7 +55,7 @@ pub(super) struct Kept {
 }
 
 /// What the rules and constraints say, apart from the state of back ends.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Ruled {
     judgements: Judgements,
     /// By index in the policy: which of the classes a tenant is in. Those of one class are bound by the same constraints.

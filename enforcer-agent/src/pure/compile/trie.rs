@@ -52,7 +52,7 @@ struct Keys {
 }
 
 /// What one compile leaves for the next.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
     keys: Keys,
     nodes: Table<TrieNode>,
