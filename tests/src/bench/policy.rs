@@ -67,7 +67,7 @@ fn check(options: &Options) -> Result<Vec<Series>, BenchError> {
     let text = large::policy(&size(options), 1000);
     measure("policy/check", options, || {
         let outcome = load("large.yaml", &text);
-        outcome.policy.map(|policy| policy.digest().to_string())
+        outcome.into_result().map(|policy| policy.digest().to_string())
     })
 }
 
@@ -80,7 +80,7 @@ fn compile_case(options: &Options) -> Result<Vec<Series>, BenchError> {
         ..HostFacts::default()
     };
     measure("policy/compile", options, || {
-        let policy = load("large.yaml", &text).policy?;
+        let policy = load("large.yaml", &text).into_result().map_err(|problems| format!("{problems:#?}"))?;
         let compiled = compile(&Inputs {
             policy: &policy,
             slots: &Slots::default(),
@@ -89,15 +89,15 @@ fn compile_case(options: &Options) -> Result<Vec<Series>, BenchError> {
             failed_pools: &BTreeSet::new(),
             suspended: &BTreeSet::new(),
         });
-        compiled.ok()
+        compiled.map_err(|error| error.to_string())
     })
 }
 
 /// Times something in this process, and takes the peak of its memory.
-fn measure<T>(
+fn measure<T, E: std::fmt::Debug>(
     case: &'static str,
     options: &Options,
-    mut work: impl FnMut() -> Option<T>,
+    mut work: impl FnMut() -> Result<T, E>,
 ) -> Result<Vec<Series>, BenchError> {
     let io = |what| move |source| BenchError::Io { what, source };
     let (mut times, mut peaks) = (Vec::new(), Vec::new());
@@ -109,10 +109,10 @@ fn measure<T>(
         times.push(milliseconds(start));
         let status = fs::read_to_string("/proc/self/status").map_err(io("/proc/self/status"))?;
         peaks.push(peak_mebibytes(&status));
-        if done.is_none() {
+        if let Err(error) = done {
             return Err(BenchError::Wrong {
                 case,
-                what: "the policy was refused".to_owned(),
+                what: format!("the policy was refused: {error:#?}"),
             });
         }
     }

@@ -34,7 +34,7 @@ pub const MAX_DIAGNOSTICS: usize = 100;
 /// Longest excerpt of a source line in a diagnostic, in characters.
 pub const MAX_EXCERPT_CHARS: usize = 160;
 
-/// The YAML reader's budget. A full policy within the bounds above needs under 500,000 events; aliases are for sharing a
+/// The YAML reader's budget. A full policy within the bounds above needs under 2,000,000 events; aliases are for sharing a
 /// block of labels or limits, so that replaying more than that many events again is an attack ("a billion laughs").
 pub(super) fn yaml_options() -> Options {
     let budget: Option<Budget> = serde_saphyr::budget! {
@@ -43,6 +43,8 @@ pub(super) fn yaml_options() -> Options {
         flow_nesting_limit: 24,
         max_aliases: 4096,
         max_anchors: 4096,
+        max_events: 4_000_000,
+        max_nodes: 2_000_000,
     };
     let alias_limits: AliasLimits = serde_saphyr::alias_limits! {
         max_total_replayed_events: 500_000,
