@@ -80,7 +80,9 @@ fn compile_case(options: &Options) -> Result<Vec<Series>, BenchError> {
         ..HostFacts::default()
     };
     measure("policy/compile", options, || {
-        let policy = load("large.yaml", &text).into_result().map_err(|problems| format!("{problems:#?}"))?;
+        let policy = load("large.yaml", &text)
+            .into_result()
+            .map_err(|problems| format!("{problems:#?}"))?;
         let compiled = compile(&Inputs {
             policy: &policy,
             slots: &Slots::default(),

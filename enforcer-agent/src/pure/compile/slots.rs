@@ -117,6 +117,14 @@ impl SlotMap {
     fn next(&self, names: impl Iterator<Item = String>, range: std::ops::Range<u32>) -> Option<Self> {
         // In the order of names, so that it does not depend on where in the policy a name stands.
         let names: BTreeSet<String> = names.collect();
+        let is_sound = || {
+            let slots: BTreeSet<u32> = self.slots.values().copied().collect();
+            slots.len() == self.slots.len() && slots.iter().all(|slot| range.contains(slot))
+        };
+        // Most changes bring no name and take none away.
+        if names.iter().eq(self.slots.keys()) && range.contains(&self.next) && is_sound() {
+            return Some(self.clone());
+        }
         let taken: BTreeSet<u32> = self.slots.values().copied().collect();
         let first = if range.contains(&self.next) {
             self.next

@@ -42,6 +42,7 @@ spec:
   - {name: residency, tenants: {matchLabels: {data: eu}}, requireBackend: {matchLabels: {region: eu}}}
 "#;
 
+mod cached;
 mod full;
 mod random;
 mod stability;
@@ -100,15 +101,19 @@ impl World {
         }
     }
 
-    fn compile(&self) -> Result<Compiled, CompileError> {
-        compile(&Inputs {
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
             policy: &self.policy,
             slots: &self.slots,
             host: &self.host,
             backends: &self.backends,
             failed_pools: &self.failed_pools,
             suspended: &self.suspended,
-        })
+        }
+    }
+
+    fn compile(&self) -> Result<Compiled, CompileError> {
+        compile(&self.inputs())
     }
 
     fn set(&mut self, backend: &str, change: impl Fn(&mut BackendStatus)) {
