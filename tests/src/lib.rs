@@ -6,6 +6,7 @@
 //! - [`packet`], [`world`], [`rig`]: frames, a policy with its surroundings, and the loaded kernel programs to try them on;
 //! - [`plain`], [`generate`], [`model`], [`oracle`]: random policies and traffic, and two ways to say what should become of it;
 //! - [`harness`]: the product under test: an agent in the lab, its command line, open streams, kernel objects;
+//! - [`bench`], [`large`]: what things cost, and a policy as large as that takes;
 //! - [`demo`]: governed traffic end to end, each step with its figures;
 //! - [`privilege`]: how a test that needs root says that it cannot run.
 #![forbid(unsafe_code)]

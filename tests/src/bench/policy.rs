@@ -102,13 +102,14 @@ fn measure<T, E: std::fmt::Debug>(
     mut work: impl FnMut() -> Result<T, E>,
 ) -> Result<Vec<Series>, BenchError> {
     let io = |what| move |source| BenchError::Io { what, source };
-    let (mut times, mut peaks) = (Vec::new(), Vec::new());
+    let (mut times, mut cpu_times, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs(options) {
         // Linux: 5 resets the peak of the resident set.
         fs::write("/proc/self/clear_refs", "5").map_err(io("/proc/self/clear_refs"))?;
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), cpu_milliseconds());
         let done = work();
         times.push(milliseconds(start));
+        cpu_times.push(cpu_milliseconds() - cpu);
         let status = fs::read_to_string("/proc/self/status").map_err(io("/proc/self/status"))?;
         peaks.push(peak_mebibytes(&status));
         if let Err(error) = done {
@@ -126,10 +127,21 @@ fn measure<T, E: std::fmt::Debug>(
         },
         Series {
             case,
+            unit: "ms CPU",
+            runs: cpu_times,
+        },
+        Series {
+            case,
             unit: "MiB",
             runs: peaks,
         },
     ])
+}
+
+/// What this thread has taken of a CPU: on a busy machine less than the time that passed.
+fn cpu_milliseconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1000.0 + time.tv_nsec as f64 / 1e6
 }
 
 /// `VmHWM` of `/proc/PID/status`.
