@@ -1,7 +1,8 @@
 //! Puts compiled tables into force: write the bank that is not live, read it back, flip one word.
 //!
 //! Whatever fails on the way, the old generation stays in force and the half-written bank is remembered as unknown, so
-//! that the next attempt writes it whole.
+//! that the next attempt writes it whole. Between changes the bank that is not live is brought in line with the one that
+//! is, in small steps, so that a change writes no more than its own difference.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,12 +31,16 @@ pub enum InstallError<E: std::error::Error + 'static> {
         source: E,
     },
     /// A record read back differs from what was written.
-    #[error("bank {bank} does not hold what was written ({write:?}), generation {live} stays in force")]
+    #[error(
+        "record {index} of bank {bank} of {map} does not hold what was written, generation {live} stays in force"
+    )]
     ReadBack {
         /// The bank.
         bank: u32,
-        /// The write.
-        write: Box<Write>,
+        /// The map.
+        map: &'static str,
+        /// The record, counted within the bank.
+        index: u32,
         /// The generation in force.
         live: u64,
     },
@@ -47,6 +52,18 @@ pub struct Installer {
     clock: Arc<dyn Clock>,
     banks: [Option<Tables>; BANKS as usize],
     flipped_ns: u64,
+    /// How the bank that is not live is brought in line with the other; its content counts as unknown meanwhile.
+    catching_up: Option<CatchUp>,
+}
+
+/// A bank on its way to hold `target`.
+#[derive(Clone)]
+struct CatchUp {
+    bank: u32,
+    target: Tables,
+    writes: Vec<Write>,
+    /// How many of them are done.
+    done: usize,
 }
 
 impl Default for Installer {
@@ -75,6 +92,7 @@ impl Installer {
             flipped_ns: clock.monotonic_ns(),
             clock,
             banks: [None, None],
+            catching_up: None,
         }
     }
 
@@ -132,24 +150,18 @@ impl Installer {
     ) -> Result<Installed, InstallError<B::Error>> {
         let generation = live + 1;
         let bank = bank_of(generation);
-        let since = Duration::from_nanos(self.clock.monotonic_ns().saturating_sub(self.flipped_ns));
-        if since < GRACE {
-            self.clock.pause(GRACE.saturating_sub(since));
+        if let Some(rest) = self.grace() {
+            self.clock.pause(rest);
         }
         // Its content is unknown until all of it has been read back, whatever fails.
-        let held = self.banks[bank as usize].take();
+        let mut held = self.banks[bank as usize].take();
+        if let Some(mut begun) = self.catching_up.take().filter(|begun| begun.bank == bank) {
+            begun.step(maps, live, usize::MAX)?;
+            held = Some(begun.target);
+        }
         let writes = plan::plan(held.as_ref(), &desired);
         write_all(maps, live, bank, &writes)?;
-        for write in &writes {
-            let holds = maps.holds(bank, write);
-            if !holds.map_err(|source| InstallError::Map { live, source })? {
-                return Err(InstallError::ReadBack {
-                    bank,
-                    write: Box::new(write.clone()),
-                    live,
-                });
-            }
-        }
+        read_back(maps, live, bank, &writes)?;
         // Known from here on, also if it does not become live: the next plan must start from what is there.
         self.banks[bank as usize] = Some(desired);
         maps.set_generation(generation)
@@ -161,6 +173,93 @@ impl Installer {
             in_place: false,
         })
     }
+
+    /// How long the bank that was left last must still be left alone.
+    fn grace(&self) -> Option<Duration> {
+        let since_ns = self.clock.monotonic_ns().saturating_sub(self.flipped_ns);
+        GRACE
+            .checked_sub(Duration::from_nanos(since_ns))
+            .filter(|rest| !rest.is_zero())
+    }
+
+    /// Brings the bank that is not live closer to the live one, by at most `limit` records; whether there is more to do.
+    ///
+    /// # Errors
+    /// [`InstallError`]; that bank is then written whole by the next change, or by another call.
+    pub fn catch_up<B: Banks + ?Sized>(
+        &mut self,
+        maps: &mut B,
+        limit: usize,
+    ) -> Result<bool, InstallError<B::Error>> {
+        let live = maps
+            .generation()
+            .map_err(|source| InstallError::Map { live: 0, source })?;
+        let spare = bank_of(live + 1);
+        let begun = self.catching_up.take().filter(|begun| begun.bank == spare);
+        let mut begun = match (begun, self.live(live)) {
+            (Some(begun), _) => begun,
+            (None, Some(target)) if self.banks[spare as usize].as_ref() != Some(target) => {
+                if self.grace().is_some() {
+                    return Ok(true);
+                }
+                let target = target.clone();
+                let held = self.banks[spare as usize].take();
+                CatchUp {
+                    bank: spare,
+                    writes: plan::plan(held.as_ref(), &target),
+                    target,
+                    done: 0,
+                }
+            }
+            (None, _) => return Ok(false),
+        };
+        begun.step(maps, live, limit)?;
+        if begun.done < begun.writes.len() {
+            self.catching_up = Some(begun);
+            return Ok(true);
+        }
+        self.banks[spare as usize] = Some(begun.target);
+        Ok(self.banks[spare as usize].as_ref() != self.live(live))
+    }
+}
+
+// === impl CatchUp ===
+
+impl CatchUp {
+    fn step<B: Banks + ?Sized>(
+        &mut self,
+        maps: &mut B,
+        live: u64,
+        limit: usize,
+    ) -> Result<(), InstallError<B::Error>> {
+        let rest = &self.writes[self.done..];
+        let next = &rest[..rest.len().min(limit)];
+        write_all(maps, live, self.bank, next)?;
+        read_back(maps, live, self.bank, next)?;
+        self.done += next.len();
+        Ok(())
+    }
+}
+
+fn read_back<B: Banks + ?Sized>(
+    maps: &B,
+    live: u64,
+    bank: u32,
+    writes: &[Write],
+) -> Result<(), InstallError<B::Error>> {
+    for write in writes {
+        let holds = maps.holds(bank, write);
+        if !holds.map_err(|source| InstallError::Map { live, source })? {
+            let (map, index) = write.place();
+            return Err(InstallError::ReadBack {
+                bank,
+                map,
+                index,
+                live,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn write_all<B: Banks + ?Sized>(
@@ -184,7 +283,7 @@ const fn bank_of(generation: u64) -> u32 {
 mod tests {
     use std::collections::BTreeMap;
 
-    use enforcer_common::abi::config::{PairRecord, TenantRecord};
+    use enforcer_common::abi::config::{DecisionRecord, TenantRecord};
 
     use super::*;
 
@@ -196,7 +295,7 @@ mod tests {
     #[derive(Clone, Default)]
     struct Fake {
         generation: u64,
-        banks: [BTreeMap<String, Write>; 2],
+        banks: [BTreeMap<(&'static str, u32), Write>; 2],
         operations: std::cell::Cell<usize>,
         fail_at: Option<usize>,
     }
@@ -211,20 +310,8 @@ mod tests {
             }
         }
 
-        fn live(&self) -> &BTreeMap<String, Write> {
+        fn live(&self) -> &BTreeMap<(&'static str, u32), Write> {
             &self.banks[bank_of(self.generation) as usize]
-        }
-    }
-
-    fn place(write: &Write) -> String {
-        match write {
-            Write::Tenant(index, _) => format!("tenant {index}"),
-            Write::Pair(index, _) => format!("pair {index}"),
-            Write::Trie(index, _) => format!("trie {index}"),
-            Write::Service(index, _) => format!("service {index}"),
-            Write::Set(index, _) => format!("set {index}"),
-            Write::Maglev(index, _) => format!("maglev {index}"),
-            Write::Backend(index, _) => format!("backend {index}"),
         }
     }
 
@@ -243,13 +330,13 @@ mod tests {
 
         fn write(&mut self, bank: u32, write: &Write) -> Result<(), Failure> {
             self.operate()?;
-            self.banks[bank as usize].insert(place(write), write.clone());
+            self.banks[bank as usize].insert(write.place(), write.clone());
             Ok(())
         }
 
         fn holds(&self, bank: u32, write: &Write) -> Result<bool, Failure> {
             self.operate()?;
-            Ok(self.banks[bank as usize].get(&place(write)) == Some(write))
+            Ok(self.banks[bank as usize].get(&write.place()) == Some(write))
         }
     }
 
@@ -261,16 +348,18 @@ mod tests {
                     ..TenantRecord::ZERO
                 };
                 3
-            ],
-            rows: vec![vec![PairRecord {
+            ]
+            .into(),
+            decisions: vec![DecisionRecord {
                 rule: limit as u32,
-                ..PairRecord::ZERO
-            }]],
+                ..DecisionRecord::ZERO
+            }]
+            .into(),
             ..Tables::default()
         }
     }
 
-    /// Tenants as in `tables(1)`, rows as in `tables(limit)`.
+    /// Tenants as in `tables(1)`, decisions as in `tables(limit)`.
     fn half(limit: u64) -> Tables {
         Tables {
             tenants: tables(1).tenants,
@@ -289,7 +378,7 @@ mod tests {
     }
 
     /// What the live bank holds after an installation without a failure.
-    fn whole(tables: Tables) -> BTreeMap<String, Write> {
+    fn whole(tables: Tables) -> BTreeMap<(&'static str, u32), Write> {
         let mut maps = Fake::default();
         Installer::default()
             .install(&mut maps, tables)
@@ -332,6 +421,90 @@ mod tests {
         }
     }
 
+    /// `tables(1)` with another limit for the last tenant alone.
+    fn edited() -> Tables {
+        let mut tables = tables(1);
+        tables.tenants.make_mut()[2].concurrent_limit = 9;
+        tables
+    }
+
+    /// A second passes from one look to the next: no bank needs to be left alone.
+    #[derive(Default)]
+    struct Leaping(std::sync::atomic::AtomicU64);
+
+    impl Clock for Leaping {
+        fn monotonic_ns(&self) -> u64 {
+            self.0
+                .fetch_add(1_000_000_000, std::sync::atomic::Ordering::Relaxed)
+        }
+
+        fn wall(&self) -> jiff::Timestamp {
+            jiff::Timestamp::UNIX_EPOCH
+        }
+
+        fn pause(&self, _duration: Duration) {
+            panic!("there is nothing to wait for");
+        }
+    }
+
+    fn leaping() -> Installer {
+        Installer::new(Arc::new(Leaping::default()))
+    }
+
+    fn catch_up(installer: &mut Installer, maps: &mut Fake) {
+        while installer.catch_up(maps, 1).expect("nothing fails") {}
+    }
+
+    #[test]
+    fn a_bank_that_caught_up_needs_only_the_difference() {
+        let mut maps = Fake::default();
+        let mut installer = leaping();
+        installer.install(&mut maps, tables(1)).expect("nothing fails");
+        assert!(maps.banks[0].is_empty(), "generation 1 is in bank 1");
+        catch_up(&mut installer, &mut maps);
+        assert_eq!(&maps.banks[0], maps.live());
+        assert_eq!(maps.generation, 1, "nothing was put into force");
+        let installed = installer.install(&mut maps, edited()).expect("nothing fails");
+        assert_eq!(installed.writes, 1, "one tenant");
+        assert_eq!(maps.live(), &whole(edited()));
+        catch_up(&mut installer, &mut maps);
+        assert_eq!(&maps.banks[1], maps.live());
+    }
+
+    #[test]
+    fn a_change_amid_catching_up_is_whole_whatever_failed() {
+        let mut begun = (Fake::default(), leaping());
+        begun.1.install(&mut begun.0, tables(1)).expect("nothing fails");
+        let before = begun.0.operations.get();
+        let mut clean = begun.clone();
+        catch_up(&mut clean.1, &mut clean.0);
+        let operations = clean.0.operations.get() - before;
+        for nth in 1..=operations {
+            let (mut maps, mut installer) = begun.clone();
+            maps.fail_at = Some(before + nth);
+            while installer.catch_up(&mut maps, 1).is_ok_and(|more| more) {}
+            maps.fail_at = None;
+            assert_eq!(maps.live(), &whole(tables(1)), "operation {nth}");
+            let mut at_once = (maps.clone(), installer.clone());
+            at_once
+                .1
+                .install(&mut at_once.0, edited())
+                .expect("nothing fails");
+            assert_eq!(at_once.0.live(), &whole(edited()), "operation {nth}");
+            catch_up(&mut installer, &mut maps);
+            installer.install(&mut maps, edited()).expect("nothing fails");
+            assert_eq!(maps.live(), &whole(edited()), "operation {nth}");
+        }
+        for steps in 0..operations {
+            let (mut maps, mut installer) = begun.clone();
+            for _ in 0..steps {
+                installer.catch_up(&mut maps, 1).expect("nothing fails");
+            }
+            installer.install(&mut maps, edited()).expect("nothing fails");
+            assert_eq!(maps.live(), &whole(edited()), "after {steps} steps");
+        }
+    }
+
     #[test]
     fn a_bank_that_forgets_is_noticed_before_the_flip() {
         struct Forgetful(Fake);
@@ -344,7 +517,7 @@ mod tests {
                 self.0.set_generation(generation)
             }
             fn write(&mut self, bank: u32, write: &Write) -> Result<(), Failure> {
-                if matches!(write, Write::Pair(..)) {
+                if matches!(write, Write::Decision(..)) {
                     Ok(())
                 } else {
                     self.0.write(bank, write)

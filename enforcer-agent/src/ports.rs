@@ -10,6 +10,7 @@ use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::HostRecord;
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
+use enforcer_common::abi::reason::REASON_SLOTS;
 use enforcer_common::decide::limiter::Limiter;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -20,6 +21,7 @@ use crate::api::reply::MapEntry;
 use crate::daemon::history::{HistoryEntry, HistoryError};
 use crate::daemon::persist::{State, StateError};
 use crate::pure::audit::{AuditRecord, Entry};
+use crate::pure::capacity::Capacity;
 use crate::pure::policy::ResolvedPolicy;
 use crate::pure::tables::Write;
 
@@ -70,8 +72,8 @@ pub trait Clock: Send + Sync {
 pub(crate) trait Dataplane: Banks<Error = DataplaneError> + Send {
     /// Whether the maps were there before: their content is that of an earlier agent.
     fn adopted(&self) -> bool;
-    /// Flows that fit into the flow table.
-    fn flow_capacity(&self) -> u32;
+    /// How much fits into the maps.
+    fn capacity(&self) -> Capacity;
     /// Attaches the programs to an interface, in place of those of an earlier agent.
     fn attach(&mut self, interface: &str, mode: AttachMode) -> Result<Attachment, DataplaneError>;
     /// Detaches every other interface; names of the links that were dropped.
@@ -88,8 +90,8 @@ pub(crate) trait Dataplane: Banks<Error = DataplaneError> + Send {
     fn set_limiter(&mut self, tenant: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError>;
     /// Open connections, by an index of the schema's `tenant_connections` or `backend_connections`.
     fn open_connections(&self, index: u32) -> Result<u64, DataplaneError>;
-    /// A tally, summed over all CPUs.
-    fn tally(&self, direction: u32, tenant: u32, reason: u32) -> Result<Tally, DataplaneError>;
+    /// The tallies of a tenant, by number of the reason, each summed over all CPUs.
+    fn tallies(&self, direction: u32, tenant: u32) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError>;
     /// One flow.
     fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataplaneError>;
     /// One reply entry.

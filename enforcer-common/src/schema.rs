@@ -1,49 +1,58 @@
 //! The list of maps, declared once: the kernel side expands it to statics, the agent to typed handles, the tests to a
 //! golden layout table.
 //!
-//! Changing a map, a record or a capacity changes [`SCHEMA_HASH`], which the agent keeps beside the pinned maps and
+//! Changing a map, a record or a fixed capacity changes [`SCHEMA_HASH`], which the agent keeps beside the pinned maps and
 //! compares before it adopts them.
 
 use crate::abi::{config, event, flow, tally};
 
 /// Raised with every change of meaning that the layout alone does not show.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Configuration banks: the live one is `generation % BANKS`.
 pub const BANKS: u32 = 2;
-/// Tenant slots, slot 0 being nobody.
-pub const MAX_TENANTS: u32 = 1024;
 /// Service slots.
-pub const MAX_SERVICES: u32 = 256;
-/// Rows of the decision table: kinds of tenants that the rules tell apart.
-pub const MAX_ROWS: u32 = 512;
+pub const MAX_SERVICES: u32 = 1024;
 /// Back-end slots.
-pub const MAX_BACKENDS: u32 = 1024;
-/// Eligible sets.
-pub const MAX_SETS: u32 = 256;
+pub const MAX_BACKENDS: u32 = 4096;
+/// Distinct decisions: a [`config::DecisionCell`] has sixteen bits for the number of one.
+pub const MAX_DECISIONS: u32 = 1 << 16;
 /// Slots of a Maglev table: a prime, as the method wants (Eisenbud et al., NSDI 2016).
 pub const MAGLEV_SLOTS: u32 = 16_381;
-/// [`config::MaglevBlock`]s of one Maglev table.
-pub const MAGLEV_BLOCKS: u32 = MAGLEV_SLOTS.div_ceil(config::MAGLEV_BLOCK_SLOTS);
-/// Trie nodes of one bank.
-pub const MAX_TRIE_NODES: u32 = 8192;
-/// Flows, unless the agent's configuration says otherwise.
-pub const DEFAULT_FLOWS: u32 = 262_144;
 /// Limiters of one tenant: connections, packets, bytes, response bytes.
 pub const LIMITERS_PER_TENANT: u32 = 4;
 /// Bytes of the ring buffer: a power of two and a multiple of the page size.
 pub const EVENT_BYTES: u32 = 4 << 20;
 
+/// Tenant slots, slot 0 being nobody, unless the agent's configuration says otherwise.
+pub const DEFAULT_TENANTS: u32 = 1024;
+/// Trie nodes of one bank, likewise.
+pub const DEFAULT_TRIE_NODES: u32 = 8192;
+/// Decision blocks of one bank, likewise.
+pub const DEFAULT_BLOCKS: u32 = 16_384;
+/// Eligible sets of one bank, likewise.
+pub const DEFAULT_SETS: u32 = 256;
+/// Flows, likewise.
+pub const DEFAULT_FLOWS: u32 = 262_144;
+
+/// Index of a record of one bank. The banks are interleaved, so that no program has to know how many records a bank
+/// holds: that is up to who makes the map.
+#[inline(always)]
+pub const fn banked(bank: u32, index: u32) -> u32 {
+    index.wrapping_mul(BANKS).wrapping_add(bank)
+}
+
+/// Index in `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of a back end: these come first, since there is a fixed number
+/// of them.
+#[inline(always)]
+pub const fn backend_connections(backend: u32) -> u32 {
+    backend
+}
+
 /// Index in `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of a tenant.
 #[inline(always)]
 pub const fn tenant_connections(tenant: u32) -> u32 {
-    tenant
-}
-
-/// Index in `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of a back end.
-#[inline(always)]
-pub const fn backend_connections(backend: u32) -> u32 {
-    MAX_TENANTS + backend
+    MAX_BACKENDS + tenant
 }
 
 /// Connections that are open, from `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of one index.
@@ -57,20 +66,20 @@ pub const fn open_connections(opened: u64, closed: u64) -> u64 {
     if open > u64::MAX / 2 { 0 } else { open }
 }
 
-/// Calls `$expand!` with every map: `NAME: Kind<types>, max capacity;`.
+/// Calls `$expand!` with every map: `NAME: Kind<types>, max capacity;`, or `sized capacity` where that is only the
+/// default and whoever makes the map may choose another.
 ///
 /// | map | written by | holds |
 /// | --- | --- | --- |
 /// | `GENERATION` | agent | the live generation: one word, flipped last |
 /// | `HOST` | agent | what is particular to this host |
-/// | `TRIE` .. `BACKENDS` | agent | configuration, two banks each |
+/// | `TRIE` .. `BACKENDS` | agent | configuration, two banks each, interleaved: see [`banked`] |
 /// | `FLOWS`, `REPLIES` | programs; the agent removes | flow state |
 /// | `LIMITERS` | programs | theoretical arrival times, one word each; survives a change of generation |
-/// | `CONNECTIONS_OPENED` | programs | flows made, by tenant and by back end |
+/// | `CONNECTIONS_OPENED` | programs | flows made, by back end and by tenant |
 /// | `CONNECTIONS_CLOSED` | agent | flows removed; opened minus closed is what is open |
-/// | `TALLIES` | programs | counters by direction, tenant and reason |
+/// | `TALLIES` | programs | counters by tenant, direction and reason |
 /// | `EVENTS` | programs | decisions on their way to the audit log |
-/// | `SCRATCH` | programs | room for records too large for the 512-byte stack |
 /// | `META` | agent | the schema hash |
 #[macro_export]
 macro_rules! with_maps {
@@ -78,22 +87,28 @@ macro_rules! with_maps {
         $expand! {
             GENERATION: Array<u64>, max 1;
             HOST: Array<$crate::abi::config::HostRecord>, max 1;
-            TRIE: Array<$crate::abi::config::TrieNode>, max $crate::schema::BANKS * $crate::schema::MAX_TRIE_NODES;
-            TENANTS: Array<$crate::abi::config::TenantRecord>, max $crate::schema::BANKS * $crate::schema::MAX_TENANTS;
+            TRIE: Array<$crate::abi::config::TrieNode>,
+                sized $crate::schema::BANKS * $crate::schema::DEFAULT_TRIE_NODES;
+            TENANTS: Array<$crate::abi::config::TenantRecord>,
+                sized $crate::schema::BANKS * $crate::schema::DEFAULT_TENANTS;
             SERVICES: Array<$crate::abi::config::ServiceRecord>, max $crate::schema::BANKS * $crate::schema::MAX_SERVICES;
-            PAIRS: Array<$crate::abi::config::PairRecord>,
-                max $crate::schema::BANKS * $crate::schema::MAX_ROWS * $crate::schema::MAX_SERVICES;
-            SETS: Array<$crate::abi::config::SetRecord>, max $crate::schema::BANKS * $crate::schema::MAX_SETS;
-            MAGLEV: Array<$crate::abi::config::MaglevBlock>,
-                max $crate::schema::BANKS * $crate::schema::MAX_SETS * $crate::schema::MAGLEV_BLOCKS;
+            ROWS: Array<$crate::abi::config::RowRecord>, sized $crate::schema::BANKS * $crate::schema::DEFAULT_TENANTS;
+            BLOCKS: Array<$crate::abi::config::DecisionBlock>,
+                sized $crate::schema::BANKS * $crate::schema::DEFAULT_BLOCKS;
+            DECISIONS: Array<$crate::abi::config::DecisionRecord>,
+                max $crate::schema::BANKS * $crate::schema::MAX_DECISIONS;
+            SETS: Array<$crate::abi::config::SetRecord>, sized $crate::schema::BANKS * $crate::schema::DEFAULT_SETS;
+            MAGLEV: Array<$crate::abi::config::MaglevTable>, sized $crate::schema::BANKS * $crate::schema::DEFAULT_SETS;
             BACKENDS: Array<$crate::abi::config::BackendRecord>, max $crate::schema::BANKS * $crate::schema::MAX_BACKENDS;
-            FLOWS: HashMap<$crate::abi::address::FlowKey, $crate::abi::flow::FlowRecord>, max $crate::schema::DEFAULT_FLOWS;
-            REPLIES: HashMap<$crate::abi::address::FlowKey, $crate::abi::flow::ReplyRecord>, max $crate::schema::DEFAULT_FLOWS;
-            LIMITERS: Array<u64>, max $crate::schema::MAX_TENANTS * $crate::schema::LIMITERS_PER_TENANT;
-            CONNECTIONS_OPENED: Array<u64>, max $crate::schema::MAX_TENANTS + $crate::schema::MAX_BACKENDS;
-            CONNECTIONS_CLOSED: Array<u64>, max $crate::schema::MAX_TENANTS + $crate::schema::MAX_BACKENDS;
-            TALLIES: PerCpuArray<$crate::abi::tally::TallyRecord>,
-                max 2 * $crate::schema::MAX_TENANTS * $crate::abi::reason::REASON_SLOTS;
+            FLOWS: HashMap<$crate::abi::address::FlowKey, $crate::abi::flow::FlowRecord>,
+                sized $crate::schema::DEFAULT_FLOWS;
+            REPLIES: HashMap<$crate::abi::address::FlowKey, $crate::abi::flow::ReplyRecord>,
+                sized $crate::schema::DEFAULT_FLOWS;
+            LIMITERS: Array<u64>, sized $crate::schema::DEFAULT_TENANTS * $crate::schema::LIMITERS_PER_TENANT;
+            CONNECTIONS_OPENED: Array<u64>, sized $crate::schema::MAX_BACKENDS + $crate::schema::DEFAULT_TENANTS;
+            CONNECTIONS_CLOSED: Array<u64>, sized $crate::schema::MAX_BACKENDS + $crate::schema::DEFAULT_TENANTS;
+            TALLIES: PerCpuArray<$crate::abi::tally::TallyBlock>,
+                sized $crate::schema::DEFAULT_TENANTS * $crate::abi::tally::DIRECTIONS;
             EVENTS: RingBuf<$crate::abi::event::EventRecord>, max $crate::schema::EVENT_BYTES;
             META: Array<u64>, max 1;
         }
@@ -113,6 +128,8 @@ pub struct MapSpec {
     pub value_bytes: u32,
     /// Entries; for a ring buffer, bytes.
     pub capacity: u32,
+    /// Whether `capacity` is only the default: whoever makes the map may choose another.
+    pub sized: bool,
 }
 
 const fn size<T>() -> u32 {
@@ -140,15 +157,25 @@ macro_rules! value_bytes {
     };
 }
 
+macro_rules! is_sized {
+    (max) => {
+        false
+    };
+    (sized) => {
+        true
+    };
+}
+
 macro_rules! specify {
-    ($($name:ident: $kind:ident<$($ty:ty),+>, max $max:expr;)+) => {
+    ($($name:ident: $kind:ident<$($ty:ty),+>, $sizing:ident $capacity:expr;)+) => {
         /// Every map.
         pub const MAPS: &[MapSpec] = &[$(MapSpec {
             name: stringify!($name),
             kind: stringify!($kind),
             key_bytes: key_bytes!($kind<$($ty),+>),
             value_bytes: value_bytes!($kind<$($ty),+>),
-            capacity: $max,
+            capacity: $capacity,
+            sized: is_sized!($sizing),
         },)+];
     };
 }
@@ -163,9 +190,12 @@ pub const RECORDS: &[RecordLayout] = &[
     ("LimitRecord", config::LimitRecord::LAYOUT),
     ("TenantRecord", config::TenantRecord::LAYOUT),
     ("ServiceRecord", config::ServiceRecord::LAYOUT),
-    ("PairRecord", config::PairRecord::LAYOUT),
+    ("RowRecord", config::RowRecord::LAYOUT),
+    ("DecisionCell", config::DecisionCell::LAYOUT),
+    ("DecisionBlock", config::DecisionBlock::LAYOUT),
+    ("DecisionRecord", config::DecisionRecord::LAYOUT),
     ("SetRecord", config::SetRecord::LAYOUT),
-    ("MaglevBlock", config::MaglevBlock::LAYOUT),
+    ("MaglevTable", config::MaglevTable::LAYOUT),
     ("BackendRecord", config::BackendRecord::LAYOUT),
     ("TrieNode", config::TrieNode::LAYOUT),
     ("HostRecord", config::HostRecord::LAYOUT),
@@ -173,6 +203,7 @@ pub const RECORDS: &[RecordLayout] = &[
     ("ReplyRecord", flow::ReplyRecord::LAYOUT),
     ("EventRecord", event::EventRecord::LAYOUT),
     ("TallyRecord", tally::TallyRecord::LAYOUT),
+    ("TallyBlock", tally::TallyBlock::LAYOUT),
 ];
 
 const fn fold_number(mut hash: u64, number: u64) -> u64 {
@@ -203,7 +234,8 @@ const fn schema_hash() -> u64 {
         hash = fold_text(fold_text(hash, map.name), map.kind);
         hash = fold_number(hash, map.key_bytes as u64);
         hash = fold_number(hash, map.value_bytes as u64);
-        hash = fold_number(hash, map.capacity as u64);
+        // A capacity that may be chosen does not decide whether two builds can share the map.
+        hash = fold_number(hash, if map.sized { 0 } else { map.capacity as u64 });
         index += 1;
     }
     index = 0;

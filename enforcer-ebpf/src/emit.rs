@@ -12,7 +12,7 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use enforcer_common::abi::event::{
     EVENT_FLOW_MOVED, EVENT_FLOW_OPENED, EVENT_REFUSED, EVENT_WINDOW_SHIFT, EventRecord,
 };
-use enforcer_common::abi::reason::Effect;
+use enforcer_common::abi::reason::{Effect, REASON_SLOTS};
 use enforcer_common::abi::tally::{TallyRecord, tally_index};
 use enforcer_common::decide::{Decision, FlowFate, Packet};
 
@@ -27,13 +27,18 @@ pub(crate) fn count(
     translated_port_be: u16,
     now_ns: u64,
 ) {
-    let index = tally_index(direction, decision.tenant, decision.reason as u32);
-    let Some(tally) = maps::TALLIES.get_ptr_mut(index) else {
+    let index = tally_index(direction, decision.tenant);
+    let Some(block) = maps::TALLIES.get_ptr_mut(index) else {
         return;
     };
     // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, a program
     // is not preempted by another that writes it (XDP and TC both run with bottom halves off), and it is never freed.
-    let tally = unsafe { &mut *tally };
+    let block = unsafe { &mut *block };
+    // The compiler knows that reasons are fewer than tallies and would leave the bounds check out; the verifier does not.
+    let reason = core::hint::black_box(decision.reason as u32) % REASON_SLOTS;
+    let Some(tally) = block.reasons.get_mut(reason as usize) else {
+        return;
+    };
     tally.packets += 1;
     tally.bytes += u64::from(packet.bytes);
     let kind = match (decision.reason.effect(), decision.flow) {

@@ -15,16 +15,13 @@ use core::ptr;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, HostRecord, MAGLEV_BLOCK_SLOTS, NO_BACKEND, PairRecord, SET_WORDS, ServiceRecord,
-    TenantRecord,
+    BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, NO_BACKEND, ROW_BLOCKS, SET_WORDS,
+    ServiceRecord, TenantRecord,
 };
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::decide::limiter::{Charge, Payment};
 use enforcer_common::decide::{Facts, Flow, Reply};
-use enforcer_common::schema::{
-    MAGLEV_BLOCKS, MAX_BACKENDS, MAX_ROWS, MAX_SERVICES, MAX_SETS, MAX_TENANTS, MAX_TRIE_NODES,
-    open_connections, tenant_connections,
-};
+use enforcer_common::schema::{banked, open_connections, tenant_connections};
 
 use crate::maps;
 
@@ -117,7 +114,7 @@ impl Facts for MapFacts {
 
     #[inline(always)]
     fn trie_entry(&self, bank: u32, node: u32, byte: u8) -> u32 {
-        match maps::TRIE.get(bank * MAX_TRIE_NODES + node) {
+        match maps::TRIE.get(banked(bank, node)) {
             Some(node) => match node.entries.get(byte as usize) {
                 Some(entry) => *entry,
                 None => 0,
@@ -128,29 +125,37 @@ impl Facts for MapFacts {
 
     #[inline(always)]
     fn tenant(&self, bank: u32, slot: u32) -> Option<&TenantRecord> {
-        maps::TENANTS.get(bank * MAX_TENANTS + slot)
+        maps::TENANTS.get(banked(bank, slot))
     }
 
     #[inline(always)]
     fn service(&self, bank: u32, slot: u32) -> Option<&ServiceRecord> {
-        maps::SERVICES.get(bank * MAX_SERVICES + slot)
+        maps::SERVICES.get(banked(bank, slot))
     }
 
     #[inline(always)]
-    fn pair(&self, bank: u32, row: u32, service: u32) -> Option<&PairRecord> {
-        maps::PAIRS.get((bank * MAX_ROWS + row) * MAX_SERVICES + service)
+    fn cell(&self, bank: u32, row: u32, service: u32) -> Option<DecisionCell> {
+        let row = maps::ROWS.get(banked(bank, row))?;
+        // The remainders never change the index of a slot that exists; they bound the access where the verifier sees it.
+        let block = row.blocks[(service / BLOCK_CELLS % ROW_BLOCKS) as usize];
+        let block = maps::BLOCKS.get(banked(bank, block))?;
+        Some(block.cells[(service % BLOCK_CELLS) as usize])
+    }
+
+    #[inline(always)]
+    fn decision(&self, bank: u32, number: u16) -> Option<&DecisionRecord> {
+        maps::DECISIONS.get(banked(bank, u32::from(number)))
     }
 
     #[inline(always)]
     fn set_members(&self, bank: u32, set: u32) -> Option<&[u64; SET_WORDS]> {
-        maps::SETS.get(bank * MAX_SETS + set).map(|set| &set.members)
+        maps::SETS.get(banked(bank, set)).map(|set| &set.members)
     }
 
     #[inline(always)]
     fn maglev(&self, bank: u32, set: u32, slot: u32) -> u16 {
-        let block = (bank * MAX_SETS + set) * MAGLEV_BLOCKS + slot / MAGLEV_BLOCK_SLOTS;
-        match maps::MAGLEV.get(block) {
-            Some(block) => match block.slots.get((slot % MAGLEV_BLOCK_SLOTS) as usize) {
+        match maps::MAGLEV.get(banked(bank, set)) {
+            Some(table) => match table.slots.get(slot as usize) {
                 Some(backend) => *backend,
                 None => NO_BACKEND,
             },
@@ -160,7 +165,7 @@ impl Facts for MapFacts {
 
     #[inline(always)]
     fn backend(&self, bank: u32, slot: u32) -> Option<&BackendRecord> {
-        maps::BACKENDS.get(bank * MAX_BACKENDS + slot)
+        maps::BACKENDS.get(banked(bank, slot))
     }
 
     #[inline(always)]

@@ -10,16 +10,16 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use enforcer_common::parse::Frame;
 
 macro_rules! declare {
-    ($($name:ident: $kind:ident<$($ty:ty),+>, max $max:expr;)+) => {
-        $(declare!(@one $name: $kind<$($ty),+>, $max);)+
+    ($($name:ident: $kind:ident<$($ty:ty),+>, $sizing:ident $capacity:expr;)+) => {
+        $(declare!(@one $name: $kind<$($ty),+>, $capacity);)+
     };
-    (@one $name:ident: RingBuf<$ty:ty>, $max:expr) => {
+    (@one $name:ident: RingBuf<$ty:ty>, $capacity:expr) => {
         #[map]
-        pub(crate) static $name: RingBuf = RingBuf::pinned($max, 0);
+        pub(crate) static $name: RingBuf = RingBuf::pinned($capacity, 0);
     };
-    (@one $name:ident: $kind:ident<$($ty:ty),+>, $max:expr) => {
+    (@one $name:ident: $kind:ident<$($ty:ty),+>, $capacity:expr) => {
         #[map]
-        pub(crate) static $name: $kind<$($ty),+> = $kind::pinned($max, 0);
+        pub(crate) static $name: $kind<$($ty),+> = $kind::pinned($capacity, 0);
     };
 }
 enforcer_common::with_maps!(declare);

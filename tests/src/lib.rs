@@ -6,16 +6,19 @@
 //! - [`packet`], [`world`], [`rig`]: frames, a policy with its surroundings, and the loaded kernel programs to try them on;
 //! - [`plain`], [`generate`], [`model`], [`oracle`]: random policies and traffic, and two ways to say what should become of it;
 //! - [`harness`]: the product under test: an agent in the lab, its command line, open streams, kernel objects;
+//! - [`bench`], [`large`]: what things cost, and a policy as large as that takes;
 //! - [`demo`]: governed traffic end to end, each step with its figures;
 //! - [`privilege`]: how a test that needs root says that it cannot run.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod generate;
 pub mod harness;
 pub mod histogram;
 pub mod lab;
+pub mod large;
 pub mod model;
 pub mod oracle;
 pub mod packet;

@@ -12,12 +12,12 @@ use enforcer_agent::adapters::dataplane::{
     Dataplane, DataplaneError, FlowSweeper, Settings, Swept, Tally, Timeouts,
 };
 use enforcer_agent::install::{InstallError, Installed, Installer};
+use enforcer_agent::pure::capacity::Capacity;
 use enforcer_agent::pure::tables::Tables;
 use enforcer_common::Reason;
 use enforcer_common::abi::config::HostRecord;
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::decide::limiter::Limiter;
-use enforcer_common::schema::MAX_TENANTS;
 
 use crate::lab::{Lab, LabError};
 
@@ -143,10 +143,21 @@ impl Rig {
     /// # Errors
     /// Without privileges, or if the kernel refuses the object.
     pub fn new(flow_entries: u32) -> Result<Self, RigError> {
+        Self::sized(Capacity {
+            flows: flow_entries,
+            ..Capacity::default()
+        })
+    }
+
+    /// Loads programs and maps of this capacity, likewise.
+    ///
+    /// # Errors
+    /// As for [`Rig::new`].
+    pub fn sized(capacity: Capacity) -> Result<Self, RigError> {
         let lab = Lab::new()?;
         let settings = Settings {
             pin_directory: lab.pin_directory(),
-            flow_entries,
+            capacity,
             test_clock: true,
         };
         let dataplane = Dataplane::open(&settings)?;
@@ -250,9 +261,10 @@ impl Rig {
     /// If a map refuses.
     pub fn tallies(&self, direction: u32, tenants: u32) -> Result<BTreeMap<(u32, Reason), Tally>, RigError> {
         let mut tallies = BTreeMap::new();
-        for tenant in 0..tenants.min(MAX_TENANTS) {
+        for tenant in 0..tenants.min(self.dataplane.capacity.tenant_slots()) {
+            let all = self.dataplane.maps.tallies(direction, tenant)?;
             for reason in Reason::ALL {
-                let tally = self.dataplane.maps.tally(direction, tenant, *reason as u32)?;
+                let tally = all[*reason as usize];
                 if tally != Tally::default() {
                     tallies.insert((tenant, *reason), tally);
                 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use enforcer_agent::pure::capacity::Capacity;
 use enforcer_agent::pure::compile::{
     BackendStatus, CompileError, Compiled, Directory, HostFacts, Inputs, NextHop, Slots, compile,
 };
@@ -93,6 +94,7 @@ impl World {
             nat_port_count: 20_000,
             local_addresses: vec![LOCAL_V4.into(), NAT_V4.into()],
             events_per_window: 1_000_000,
+            capacity: Capacity::default(),
         };
         let mut world = Self {
             policy: parse(text)?,

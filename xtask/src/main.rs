@@ -4,6 +4,7 @@
 //! be repeated by hand.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod compile;
 mod demo;
 mod error;
@@ -63,6 +64,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Set up what is missing, build for release, and measure what things cost
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Passed on to the bench: --json, --quick, --case GLOB
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -74,6 +82,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Test { filter, release } => suite::run(filter.as_deref(), release),
         Task::Demo { arguments } => demo::run(&arguments),
+        Task::Bench { arguments } => bench::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -90,17 +99,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_demo_gets_its_arguments_untouched() {
+    fn the_demo_and_the_bench_get_their_arguments_untouched() {
         for words in [
             ["--check", "--out", "x"].as_slice(),
             &["--help"],
             &["-h", "--keep"],
             &[],
         ] {
-            let line = ["cargo xtask", "demo"].iter().chain(words);
-            match Arguments::try_parse_from(line).map(|arguments| arguments.task) {
-                Ok(Task::Demo { arguments }) => assert_eq!(arguments, words),
-                _ => panic!("`demo {words:?}` was taken for something else"),
+            for task in ["demo", "bench"] {
+                let line = ["cargo xtask", task].iter().chain(words);
+                match Arguments::try_parse_from(line).map(|arguments| arguments.task) {
+                    Ok(Task::Demo { arguments }) if task == "demo" => assert_eq!(arguments, words),
+                    Ok(Task::Bench { arguments }) if task == "bench" => assert_eq!(arguments, words),
+                    _ => panic!("`{task} {words:?}` was taken for something else"),
+                }
             }
         }
     }

@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use enforcer_common::schema::DEFAULT_FLOWS;
-
 use super::CliError;
 use super::arguments::{Format, Simulate};
 use super::commands::write;
@@ -12,13 +10,13 @@ use super::policy::{in_force, load_files};
 use crate::adapters::capture::{self, Reading};
 use crate::api::MAX_ROWS;
 use crate::config::{Config, FlowTable, Nat};
+use crate::pure::capacity::Capacity;
 use crate::pure::compile::HostFacts;
 use crate::pure::expiry::Timeouts;
 use crate::pure::simulate::{Simulation, Surroundings};
 
 /// The agent's defaults, for a host that is none in particular.
 const FLOW_TABLE: FlowTable = FlowTable {
-    entries: DEFAULT_FLOWS,
     tcp_established_timeout: Duration::from_secs(3600),
     tcp_opening_timeout: Duration::from_secs(30),
     tcp_closing_timeout: Duration::from_secs(10),
@@ -44,8 +42,8 @@ pub(super) fn run(simulate: &Simulate, socket: &Path, format: Format) -> Result<
     } = simulate;
     let config = config.as_deref().map(Config::load).transpose()?;
     let surroundings = match &config {
-        Some(config) => surroundings(config.nat, config.flow_table),
-        None => surroundings(NAT, FLOW_TABLE),
+        Some(config) => surroundings(config.nat, config.flow_table, config.capacity),
+        None => surroundings(NAT, FLOW_TABLE, Capacity::LARGEST),
     };
     let after = load_files(std::slice::from_ref(policy))?.policy;
     let before = match against {
@@ -62,7 +60,7 @@ pub(super) fn run(simulate: &Simulate, socket: &Path, format: Format) -> Result<
     Ok(())
 }
 
-fn surroundings(nat: Nat, table: FlowTable) -> Surroundings {
+fn surroundings(nat: Nat, table: FlowTable, capacity: Capacity) -> Surroundings {
     Surroundings {
         host: HostFacts {
             nat_v4: nat.ipv4,
@@ -76,8 +74,9 @@ fn surroundings(nat: Nat, table: FlowTable) -> Surroundings {
                 .chain(nat.ipv6.map(Into::into))
                 .collect(),
             events_per_window: 0,
+            capacity,
         },
-        flow_entries: table.entries,
+        flow_entries: capacity.flows,
         timeouts: Timeouts {
             tcp_opening: table.tcp_opening_timeout,
             tcp_established: table.tcp_established_timeout,

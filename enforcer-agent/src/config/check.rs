@@ -6,12 +6,12 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    AttachMode, Audit, AuditSection, Config, ConfigError, DEFAULT_SOCKET, Document, FlowTable,
-    FlowTableSection, MAX_INTERFACES, MAX_LOCAL_GPU_BACKENDS, Nat, NatSection, Problem, Telemetry,
+    AttachMode, Audit, AuditSection, CapacitySection, Config, ConfigError, DEFAULT_SOCKET, Document,
+    FlowTable, FlowTableSection, MAX_INTERFACES, MAX_LOCAL_GPU_BACKENDS, Nat, NatSection, Problem, Telemetry,
     TelemetrySection, Text,
 };
+use crate::pure::capacity::{self, Capacity};
 use crate::pure::policy::quantity;
-use enforcer_common::schema;
 
 /// The kernel's `IFNAMSIZ` without the terminating zero.
 const MAX_INTERFACE_NAME_BYTES: usize = 15;
@@ -34,9 +34,11 @@ pub(super) fn check(file: &str, document: Document) -> Result<Config, ConfigErro
         nat,
         audit,
         metrics,
+        capacity,
         flow_table,
         telemetry,
     } = document;
+    let flow_table = flow_table.unwrap_or_default();
     let mut checker = Checker {
         file,
         problems: Vec::new(),
@@ -65,7 +67,8 @@ pub(super) fn check(file: &str, document: Document) -> Result<Config, ConfigErro
         policy: policy.and_then(|text| checker.optional(&text, |text| path(text, MAX_PATH_BYTES))),
         nat: checker.nat(nat.unwrap_or_default()),
         metrics: metrics.map(|section| checker.value(section.listen, "127.0.0.1:9464", listen_address)),
-        flow_table: checker.flow_table(flow_table.unwrap_or_default()),
+        capacity: checker.capacity(capacity.unwrap_or_default(), flow_table.entries.clone()),
+        flow_table: checker.flow_table(flow_table),
         telemetry: checker.telemetry(telemetry),
         local_gpu_backends,
     };
@@ -177,21 +180,44 @@ impl Checker<'_> {
         }
     }
 
+    fn capacity(&mut self, section: CapacitySection, flows: Option<Text>) -> Capacity {
+        let CapacitySection {
+            tenants,
+            trie_nodes,
+            eligible_sets,
+            decision_blocks,
+        } = section;
+        let default = Capacity::default();
+        let mut size = |text: Option<Text>, default: u32, range: RangeInclusive<u32>| {
+            let range = u64::from(*range.start())..=u64::from(*range.end());
+            self.value(text, &default.to_string(), |text| {
+                let size = count(text, range.clone())?;
+                u32::try_from(size).map_err(|_| "it is more than a map can hold".to_owned())
+            })
+        };
+        Capacity {
+            tenants: size(tenants, default.tenants, 1..=capacity::MAX_TENANTS),
+            trie_nodes: size(trie_nodes, default.trie_nodes, 64..=capacity::MAX_TRIE_NODES),
+            eligible_sets: size(eligible_sets, default.eligible_sets, 1..=capacity::MAX_SETS),
+            decision_blocks: size(
+                decision_blocks,
+                default.decision_blocks,
+                64..=capacity::MAX_BLOCKS,
+            ),
+            flows: size(flows, default.flows, 1024..=capacity::MAX_FLOWS),
+        }
+    }
+
     fn flow_table(&mut self, section: FlowTableSection) -> FlowTable {
         let FlowTableSection {
-            entries,
+            entries: _,
             tcp_established_timeout,
             tcp_opening_timeout,
             tcp_closing_timeout,
             udp_timeout,
         } = section;
         let timeout = |text: &str| duration(text, Duration::from_secs(1)..=7 * DAY);
-        let default_entries = schema::DEFAULT_FLOWS.to_string();
         FlowTable {
-            entries: self.value(entries, &default_entries, |text| {
-                let entries = count(text, 1024..=16 << 20)?;
-                u32::try_from(entries).map_err(|_| "it is more than a map can hold".to_owned())
-            }),
             tcp_established_timeout: self.value(tcp_established_timeout, "1h", timeout),
             tcp_opening_timeout: self.value(tcp_opening_timeout, "30s", timeout),
             tcp_closing_timeout: self.value(tcp_closing_timeout, "10s", timeout),

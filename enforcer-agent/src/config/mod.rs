@@ -14,6 +14,8 @@ use serde::Deserialize;
 use serde_saphyr::{Error as YamlError, Spanned, UserMessageFormatter};
 use thiserror::Error;
 
+use crate::pure::capacity::Capacity;
+
 /// Largest configuration file, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The control socket, unless the configuration names another.
@@ -46,6 +48,8 @@ pub struct Config {
     pub audit: Audit,
     /// The Prometheus endpoint; `None` leaves it out.
     pub metrics: Option<SocketAddr>,
+    /// How much fits into the maps.
+    pub capacity: Capacity,
     /// The flow table.
     pub flow_table: FlowTable,
     /// How back ends' telemetry is fetched.
@@ -92,11 +96,9 @@ pub struct Audit {
     pub segment_bytes: u64,
 }
 
-/// Size of the flow table, and how long an idle flow stays in it.
+/// How long an idle flow stays in the flow table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowTable {
-    /// Flows that fit; further ones are refused as `TableFull`.
-    pub entries: u32,
     /// TCP, after the handshake.
     pub tcp_established_timeout: Duration,
     /// TCP, before it.
@@ -201,6 +203,7 @@ struct Document {
     nat: Option<NatSection>,
     audit: Option<AuditSection>,
     metrics: Option<MetricsSection>,
+    capacity: Option<CapacitySection>,
     flow_table: Option<FlowTableSection>,
     telemetry: Option<TelemetrySection>,
 }
@@ -225,6 +228,15 @@ struct AuditSection {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct MetricsSection {
     listen: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct CapacitySection {
+    tenants: Option<Text>,
+    trie_nodes: Option<Text>,
+    eligible_sets: Option<Text>,
+    decision_blocks: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -32,8 +32,14 @@ fn the_least_configuration_gets_every_default() {
                 segment_bytes: 64 << 20,
             },
             metrics: None,
+            capacity: Capacity {
+                tenants: 1023,
+                trie_nodes: 8192,
+                eligible_sets: 256,
+                decision_blocks: 16_384,
+                flows: 262_144,
+            },
             flow_table: FlowTable {
-                entries: 262_144,
                 tcp_established_timeout: Duration::from_secs(3600),
                 tcp_opening_timeout: Duration::from_secs(30),
                 tcp_closing_timeout: Duration::from_secs(10),
@@ -62,6 +68,7 @@ policy: /etc/enforcer/policy.yaml
 nat: {ipv4: 192.0.2.1, ipv6: "2001:db8::1", ports: 20000-20001}
 audit: {directory: /var/log/enforcer, eventsPerWindow: 1k, segmentBytes: 128Ki}
 metrics: {listen: "[::1]:9464"}
+capacity: {tenants: 10k, trieNodes: 64Ki, eligibleSets: 2000, decisionBlocks: 64}
 flowTable: {entries: 64Ki, tcpEstablishedTimeout: 6h, tcpOpeningTimeout: 5s, tcpClosingTimeout: 2s, udpTimeout: 1m}
 telemetry: {interval: 250ms, timeout: 100ms, localGpuBackends: [gpu-1, gpu-2]}
 "#;
@@ -71,7 +78,15 @@ telemetry: {interval: 250ms, timeout: 100ms, localGpuBackends: [gpu-1, gpu-2]}
     assert_eq!(config.nat.port_count, 2);
     assert_eq!(config.audit.segment_bytes, 131_072);
     assert_eq!(config.metrics, Some("[::1]:9464".parse().expect("valid")));
-    assert_eq!(config.flow_table.entries, 65_536);
+    assert_eq!(config.flow_table.udp_timeout, Duration::from_secs(60));
+    let capacity = Capacity {
+        tenants: 10_000,
+        trie_nodes: 65_536,
+        eligible_sets: 2000,
+        decision_blocks: 64,
+        flows: 65_536,
+    };
+    assert_eq!(config.capacity, capacity);
     assert_eq!(config.telemetry.timeout, Duration::from_millis(100));
     assert_eq!(config.local_gpu_backends, ["gpu-1", "gpu-2"]);
     assert_eq!(config.pin_directory(), Path::new("/sys/fs/bpf/edge-1"));
@@ -135,6 +150,8 @@ fn shapes_that_are_no_configuration_are_refused() {
         "interfaces: [sixteen-bytes-xx]",
         "a: &a [*a]",
         "interfaces: [eth0]\nflowTable: {entries: 0}",
+        "interfaces: [eth0]\ncapacity: {tenants: 0}",
+        "interfaces: [eth0]\ncapacity: {tenants: 16384}",
         "interfaces: [eth0]\nmetrics: {listen: localhost}",
         "interfaces: [eth0]\nsocketGroup: \"\"",
         "interfaces: [eth0]\npolicy: /etc/../x",

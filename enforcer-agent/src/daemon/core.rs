@@ -39,13 +39,15 @@ pub(super) const NO_POLICY: &str = "no policy is in force: apply one with `enfor
 const INSTALL: &str = "install";
 /// Key of the warning that the policy in force is not in the history: the next fold tries again.
 pub(super) const HISTORY: &str = "policy history";
+/// Records that are written in one step of bringing the two banks in line: a millisecond's worth.
+const CATCH_UP_RECORDS: usize = 1024;
 /// Generations whose policy digest is remembered.
 const MAX_DIGESTS: usize = 1024;
 
 /// The policy in force.
 #[derive(Debug, Clone)]
 pub(super) struct Active {
-    pub(super) policy: ResolvedPolicy,
+    pub(super) policy: Arc<ResolvedPolicy>,
     pub(super) digest: String,
     pub(super) applied: AppliedPolicy,
     pub(super) warnings: Vec<Diagnostic>,
@@ -88,6 +90,10 @@ pub(super) struct Core {
     /// The generation that was live when that could last be read.
     pub(super) live: u64,
     pub(super) installer: Installer,
+    /// What the last compile left for the next.
+    pub(super) cache: compile::Cache,
+    /// Whether the bank that is not live may differ from the live one.
+    pub(super) behind: bool,
     pub(super) fleet: Fleet,
     pub(super) host: HostFacts,
     pub(super) state: State,
@@ -173,7 +179,18 @@ impl Core {
             return Ok(None);
         };
         let hours = Hours::of(&active.policy, self.clock.wall());
-        let compiled = self.compile(&active.policy, hours.closed())?;
+        let compiled = self.cache.compile(
+            &active.policy,
+            &Inputs {
+                policy: &active.policy,
+                slots: &self.state.slots,
+                host: &self.host,
+                backends: &self.fleet.statuses(),
+                failed_pools: &self.fleet.failed_pools(),
+                suspended: &self.state.suspended,
+                closed_rules: hours.closed(),
+            },
+        )?;
         self.live = self.dataplane.generation()?;
         let slots = std::mem::replace(&mut self.state.slots, compiled.slots);
         self.unsaved |= slots != self.state.slots;
@@ -189,7 +206,7 @@ impl Core {
         outcome
     }
 
-    /// Compiles a policy for a time at which some of its rules are closed.
+    /// What a policy would compile to now, at a time at which some of its rules are closed.
     pub(super) fn compile(
         &self,
         policy: &ResolvedPolicy,
@@ -227,8 +244,19 @@ impl Core {
         self.save_if_needed()?;
         let installed = self.installer.install(&mut *self.dataplane, tables)?;
         self.live = installed.generation;
+        self.behind = true;
         self.remember_digest(installed.generation);
         Ok(Some(installed))
+    }
+
+    /// A step towards two banks that hold the same, so that the next change writes its own difference only. If it fails,
+    /// that change writes the bank whole.
+    pub(super) fn catch_up(&mut self) {
+        let step = self.installer.catch_up(&mut *self.dataplane, CATCH_UP_RECORDS);
+        self.behind = step.unwrap_or_else(|error| {
+            warn!(%error, "the bank that is not live");
+            false
+        });
     }
 
     fn save_if_needed(&mut self) -> Result<(), StateError> {
@@ -250,7 +278,7 @@ impl Core {
         let before = (self.state.clone(), self.fleet.clone(), self.unsaved);
         edit(&mut self.state, &mut self.fleet);
         let replaced = policy.map(|active| {
-            let old = self.active.as_ref().map(|active| &active.policy);
+            let old = self.active.as_ref().map(|active| &*active.policy);
             self.fleet.follow(old, &active.policy, &self.state.draining);
             self.state.policy = Some(active.applied.clone());
             self.active.replace(active)
@@ -441,6 +469,8 @@ impl Core {
             self.keep_in_history();
         }
         self.record_unrecorded();
+        self.behind = true;
+        self.catch_up();
     }
 
     /// Whether any failed or returned.
@@ -588,7 +618,7 @@ pub(super) fn activate(applied: AppliedPolicy) -> Result<Active, Vec<Diagnostic>
     let policy = outcome.into_result()?;
     let digest = policy.digest().to_string();
     Ok(Active {
-        policy,
+        policy: Arc::new(policy),
         digest,
         applied,
         warnings,

@@ -34,8 +34,9 @@ const DIRECTIONS: [(u32, Direction); 2] = [
 pub(super) fn of_tenant(maps: &dyn Dataplane, tenant: u32) -> Result<Vec<Counted>, DataplaneError> {
     let mut counted = Vec::new();
     for (code, direction) in DIRECTIONS {
+        let tallies = maps.tallies(code, tenant)?;
         for reason in Reason::ALL {
-            let tally = maps.tally(code, tenant, *reason as u32)?;
+            let tally = tallies[*reason as usize];
             if tally != Tally::default() {
                 counted.push(Counted {
                     direction,
@@ -192,7 +193,7 @@ impl super::core::Core {
             packets: counted.iter().map(packets).collect(),
             tenants,
             backends,
-            flows: (self.open_flows, self.dataplane.flow_capacity().into()),
+            flows: (self.open_flows, self.dataplane.capacity().flows.into()),
             audit_sequence: log.sequence,
             audit_lost: log.lost,
             audit_writable: log.error.is_none(),

@@ -65,6 +65,8 @@ const NETWORK_INTERVAL: Duration = Duration::from_secs(1);
 const NETWORK_HURRY: Duration = Duration::from_millis(100);
 /// Looks in a hurry after the back ends changed; a back end that no route leads to is then looked for at leisure.
 const HURRIED_LOOKS: u32 = 100;
+/// Between two steps of bringing the two banks in line: as little as leaves the loop to others in between.
+const CATCH_UP_INTERVAL: Duration = Duration::from_millis(4);
 /// Between two sweeps of the flow table.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -251,6 +253,8 @@ async fn turn_until(
 ) -> Result<(), RunError> {
     let mut fold = interval(FOLD_INTERVAL);
     fold.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut catch_up = interval(CATCH_UP_INTERVAL);
+    catch_up.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(shutdown);
     loop {
         let boundary = core.until_boundary();
@@ -266,6 +270,7 @@ async fn turn_until(
             }
             Some(event) = events.recv() => core.happened(event).await,
             _ = fold.tick() => core.fold(),
+            _ = catch_up.tick(), if core.behind => core.catch_up(),
             ready = kernel.readable() => {
                 let mut guard = ready.map_err(RunError::Watch)?;
                 if core.take_kernel_events(EVENTS_PER_TURN) < EVENTS_PER_TURN {

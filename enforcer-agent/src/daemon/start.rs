@@ -24,7 +24,7 @@ use crate::config::{self, Config};
 use crate::install::Installer;
 use crate::ports::StateStore as _;
 use crate::pure::audit::{Change, Kind};
-use crate::pure::compile::{Directory, HostFacts, NextHop};
+use crate::pure::compile::{self, Directory, HostFacts, NextHop};
 use crate::pure::fleet::Fleet;
 use crate::pure::policy::{self};
 
@@ -51,7 +51,7 @@ impl Core {
         let state = store.load()?;
         let dataplane = Dataplane::open(&Settings {
             pin_directory: config.pin_directory(),
-            flow_entries: config.flow_table.entries,
+            capacity: config.capacity,
             test_clock: false,
         })?;
         let kernel = dataplane.maps.events_ready().map_err(RunError::Watch)?;
@@ -95,14 +95,17 @@ impl Core {
             nat_port_count: config.nat.port_count,
             local_addresses,
             events_per_window: config.audit.events_per_window,
+            capacity: dataplane.capacity(),
         };
-        let mut warnings = Vec::new();
-        let (has, wanted) = (dataplane.flow_capacity(), config.flow_table.entries);
-        if has != wanted {
-            warnings.push(format!(
-                "the flow table that runs holds {has} flows, not {wanted}: `flowTable.entries` takes effect after `detach`"
-            ));
-        }
+        let has = dataplane.capacity();
+        let differing = config.capacity.differences(&has);
+        let warnings = differing
+            .map(|(field, wanted, has)| {
+                format!(
+                    "the maps that run were made for `{field}: {has}`, not {wanted}: it takes effect after `detach`"
+                )
+            })
+            .collect();
         Self {
             dataplane,
             installer: Installer::new(Arc::clone(&clock)),
@@ -111,6 +114,8 @@ impl Core {
             store,
             unsaved: false,
             history: History::new(history, BOUNDS),
+            cache: compile::Cache::default(),
+            behind: false,
             live: 0,
             fleet: Fleet::default(),
             host,

@@ -12,6 +12,7 @@ use enforcer_common::abi::config::{LimitRecord, TenantRecord};
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::decide::trie::{self, Destination};
 use enforcer_common::decide::{Decision, Flow, Packet, Shape, TCP, TCP_ACK, TCP_SYN, UDP, judge};
+use enforcer_common::schema::MAGLEV_SLOTS;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -507,16 +508,19 @@ impl Tale<'_> {
     /// Slots of the Maglev table that decides, by back-end slot.
     fn shares(&self) -> std::collections::BTreeMap<u32, usize> {
         let tables = &self.known.snapshot.tables;
-        let pair = tables
+        let cell = tables
             .tenants
             .get(self.decision.tenant as usize)
-            .and_then(|tenant| tables.rows.get(tenant.row as usize))
             .zip(self.decision.service.checked_sub(1))
-            .and_then(|(row, service)| row.get(service as usize))
-            .filter(|pair| pair.reason == Reason::Allowed as u32);
-        let table = pair.and_then(|pair| tables.maglev.get(pair.set as usize));
+            .and_then(|(tenant, service)| tables.cell(tenant.row, service))
+            .filter(|cell| {
+                let decision = tables.decisions.get(usize::from(cell.decision));
+                decision.is_some_and(|decision| decision.reason == Reason::Allowed as u32 + 1)
+            });
+        let table = cell.and_then(|cell| tables.maglev.get(usize::from(cell.set)));
+        let slots = table.into_iter().flat_map(|table| &table.slots);
         let mut shares = std::collections::BTreeMap::new();
-        for slot in table.into_iter().flatten() {
+        for slot in slots.take(MAGLEV_SLOTS as usize) {
             *shares.entry(u32::from(*slot)).or_insert(0) += 1;
         }
         shares

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod capacity;
 pub mod compile;
 pub mod diff;
 pub mod doctor;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::capacity::Capacity;
 use super::compile::{BackendStatus, HostFacts, Inputs, NextHop, Slots};
 use jiff::Timestamp;
 
@@ -54,6 +55,7 @@ impl Neutral {
                 nat_port_count: u16::MAX - NAT_PORT_FIRST,
                 local_addresses: Vec::new(),
                 events_per_window: 0,
+                capacity: Capacity::LARGEST,
             },
             backends: backends
                 .map(|backend| {

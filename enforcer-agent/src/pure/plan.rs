@@ -1,76 +1,78 @@
 //! From what a bank holds and what it should hold to the writes that lead there.
 
-use enforcer_common::abi::config::{
-    BackendRecord, PairRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
-};
-use enforcer_common::schema::{MAGLEV_BLOCKS, MAX_BACKENDS, MAX_SERVICES, MAX_TENANTS};
+use std::sync::Arc;
 
-use super::tables::{Tables, Write, maglev_index, pair_index};
+use enforcer_common::abi::config::{
+    BackendRecord, DecisionBlock, DecisionRecord, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+};
+
+use super::tables::{EMPTY_MAGLEV, Table, Tables, Write};
 
 /// The writes that bring a bank from `observed` (nothing known of it: `None`) to `desired`.
 ///
-/// What the bank held and no longer should is overwritten with zeroes: a stale record must not be found by a slot that
-/// is given out again, nor by a flow or reply entry that outlived its tenant, service or back end. Those name slots
-/// directly, so where nothing is known these tables are cleared up to their capacity. Trie nodes, rows and sets are only
-/// reached from other records of the bank: beyond the ones that are known they count as unknown, not as zero.
+/// What the bank held and no longer should is overwritten with zeroes (a Maglev table with an empty one): a stale record
+/// must not be found by a slot that is given out again. Where nothing is known, records beyond the desired ones stay:
+/// the compiler fills those tables to the end whose slots flows and replies can name, and the others are only reached
+/// from other records of the bank.
 #[must_use]
 pub fn plan(observed: Option<&Tables>, desired: &Tables) -> Vec<Write> {
-    let nothing = Tables::default();
-    let held = observed.unwrap_or(&nothing);
-    let fresh = observed.is_none();
-    let up_to = |capacity: u32| if fresh { capacity as usize } else { 0 };
-    let mut writes = Vec::new();
-    differences(&held.trie, &desired.trie, &TrieNode::ZERO, 0, |index, node| {
-        writes.push(Write::Trie(index, Box::new(*node)));
+    let Tables {
+        trie,
+        tenants,
+        services,
+        rows,
+        blocks,
+        decisions,
+        sets,
+        maglev,
+        backends,
+    } = desired;
+    let mut writes = Writes(Vec::new());
+    let held = observed;
+    writes.differences(held.map(|held| &held.trie), trie, &TrieNode::ZERO, |at, node| {
+        Write::Trie(at, Box::new(*node))
     });
-    differences(
-        &held.tenants,
-        &desired.tenants,
+    writes.differences(
+        held.map(|held| &held.tenants),
+        tenants,
         &TenantRecord::ZERO,
-        up_to(MAX_TENANTS),
-        |index, record| {
-            writes.push(Write::Tenant(index, *record));
-        },
+        |at, record| Write::Tenant(at, *record),
     );
-    differences(
-        &held.services,
-        &desired.services,
+    writes.differences(
+        held.map(|held| &held.services),
+        services,
         &ServiceRecord::ZERO,
-        up_to(MAX_SERVICES),
-        |index, record| {
-            writes.push(Write::Service(index, *record));
-        },
+        |at, record| Write::Service(at, *record),
     );
-    let empty = Vec::new();
-    for row in 0..held.rows.len().max(desired.rows.len()) {
-        let (old, new) = (
-            held.rows.get(row).unwrap_or(&empty),
-            desired.rows.get(row).unwrap_or(&empty),
-        );
-        // A reply entry names a row's column directly.
-        let width = if row < held.rows.len() {
-            0
-        } else {
-            MAX_SERVICES as usize
-        };
-        differences(old, new, &PairRecord::ZERO, width, |service, record| {
-            writes.push(Write::Pair(pair_index(row as u32, service), *record));
-        });
-    }
-    differences(&held.sets, &desired.sets, &SetRecord::ZERO, 0, |index, record| {
-        writes.push(Write::Set(index, *record));
+    writes.differences(held.map(|held| &held.rows), rows, &RowRecord::ZERO, |at, row| {
+        Write::Row(at, *row)
     });
-    maglev(held, desired, fresh, &mut writes);
-    differences(
-        &held.backends,
-        &desired.backends,
-        &BackendRecord::ZERO,
-        up_to(MAX_BACKENDS),
-        |index, record| {
-            writes.push(Write::Backend(index, *record));
-        },
+    writes.differences(
+        held.map(|held| &held.blocks),
+        blocks,
+        &DecisionBlock::ZERO,
+        |at, block| Write::Block(at, Box::new(*block)),
     );
-    writes
+    writes.differences(
+        held.map(|held| &held.decisions),
+        decisions,
+        &DecisionRecord::ZERO,
+        |at, record| Write::Decision(at, *record),
+    );
+    writes.differences(held.map(|held| &held.sets), sets, &SetRecord::ZERO, |at, set| {
+        Write::Set(at, Box::new(*set))
+    });
+    let empty = Arc::new(EMPTY_MAGLEV);
+    writes.differences(held.map(|held| &held.maglev), maglev, &empty, |at, table| {
+        Write::Maglev(at, Arc::clone(table))
+    });
+    writes.differences(
+        held.map(|held| &held.backends),
+        backends,
+        &BackendRecord::ZERO,
+        |at, record| Write::Backend(at, *record),
+    );
+    writes.0
 }
 
 /// The writes for a change that may be made in the live bank, or `None` if `new` needs a generation of its own.
@@ -83,57 +85,69 @@ pub fn in_place(old: &Tables, new: &Tables) -> Option<Vec<Write>> {
         && old.tenants == new.tenants
         && old.services == new.services
         && old.rows == new.rows
+        && old.blocks == new.blocks
+        && old.decisions == new.decisions
         && old.sets == new.sets
         && old.maglev.len() == new.maglev.len()
         && old.backends.len() == new.backends.len();
-    let same_targets = old
-        .backends
-        .iter()
-        .zip(&new.backends)
-        .all(|(old, new)| old.address == new.address && old.port_be == new.port_be);
-    (same_decisions && same_targets).then(|| plan(Some(old), new))
+    let same_targets = || {
+        let pairs = old.backends.iter().zip(new.backends.iter());
+        old.backends.is_same(&new.backends)
+            || pairs
+                .into_iter()
+                .all(|(old, new)| old.address == new.address && old.port_be == new.port_be)
+    };
+    (same_decisions && same_targets()).then(|| plan(Some(old), new))
 }
 
-fn maglev(held: &Tables, desired: &Tables, fresh: bool, writes: &mut Vec<Write>) {
-    for set in 0..held.maglev.len().max(desired.maglev.len()) {
-        for block in 0..MAGLEV_BLOCKS {
-            let new = desired.maglev_block(set, block);
-            let unchanged = !fresh && set < held.maglev.len() && held.maglev_block(set, block) == new;
-            // An unused bank holds zeroes, and zero is a back-end slot: empty blocks are written too.
-            if !unchanged {
-                writes.push(Write::Maglev(maglev_index(set as u32, block), new));
-            }
-        }
-    }
-}
+struct Writes(Vec<Write>);
 
-/// Records that differ, and those beyond `held`, of which nothing is known. From the end of `desired` to that of `held`,
-/// and at least to `clear_to`, zeroes.
-fn differences<T: PartialEq>(
-    held: &[T],
-    desired: &[T],
-    zero: &T,
-    clear_to: usize,
-    mut write: impl FnMut(u32, &T),
-) {
-    for index in 0..desired.len().max(held.len()).max(clear_to) {
-        let record = desired.get(index).unwrap_or(zero);
-        if held.get(index) != Some(record) {
-            write(index as u32, record);
+// === impl Writes ===
+
+impl Writes {
+    /// Adds what leads from one table to another. A table of which nothing is known is written whole.
+    fn differences<T: PartialEq>(
+        &mut self,
+        held: Option<&Table<T>>,
+        desired: &Table<T>,
+        empty: &T,
+        write: impl Fn(u32, &T) -> Write,
+    ) {
+        let all = desired.iter().zip(0..);
+        let Some(held) = held else {
+            self.0.extend(all.map(|(record, index)| write(index, record)));
+            return;
+        };
+        if held.is_same(desired) {
+            return;
         }
+        // Beyond what is held nothing is known: an unknown bank was written only as far as its tables went.
+        let changed = all.filter(|(record, index)| held.get(*index as usize) != Some(*record));
+        self.0.extend(changed.map(|(record, index)| write(index, record)));
+        let gone = held.iter().zip(0..).skip(desired.len());
+        let gone = gone.filter(|(record, _)| *record != empty);
+        self.0.extend(gone.map(|(_, index)| write(index, empty)));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use enforcer_common::schema::MAGLEV_SLOTS;
+    use enforcer_common::abi::config::{DecisionCell, MaglevTable, SET_WORDS};
 
     fn tables() -> Tables {
         let mut node = TrieNode::ZERO;
         node.entries[10] = 7;
+        let mut block = DecisionBlock::ZERO;
+        block.cells[0] = DecisionCell { decision: 1, set: 0 };
+        let mut row = RowRecord::ZERO;
+        row.blocks[0] = 1;
+        let mut maglev = EMPTY_MAGLEV;
+        for (slot, backend) in maglev.slots.iter_mut().enumerate() {
+            *backend = (slot % 2) as u16;
+        }
         Tables {
-            trie: vec![node, TrieNode::ZERO],
+            trie: vec![node, TrieNode::ZERO].into(),
             tenants: vec![
                 TenantRecord::ZERO,
                 TenantRecord {
@@ -141,40 +155,32 @@ mod tests {
                     flags: 1,
                     ..TenantRecord::ZERO
                 },
-            ],
-            services: vec![ServiceRecord { forward: 1, flags: 1 }],
-            rows: vec![
-                vec![PairRecord {
-                    reason: 4,
-                    ..PairRecord::ZERO
-                }],
-                vec![PairRecord::ZERO],
-            ],
-            sets: vec![SetRecord { members: [3; 16] }],
-            maglev: vec![(0..MAGLEV_SLOTS).map(|slot| (slot % 2) as u16).collect()],
+            ]
+            .into(),
+            services: vec![ServiceRecord { forward: 1, flags: 1 }].into(),
+            rows: vec![RowRecord::ZERO, row].into(),
+            blocks: vec![DecisionBlock::ZERO, block].into(),
+            decisions: vec![
+                DecisionRecord {
+                    reason: 5,
+                    ..DecisionRecord::ZERO
+                };
+                2
+            ]
+            .into(),
+            sets: vec![SetRecord {
+                members: [3; SET_WORDS],
+            }]
+            .into(),
+            maglev: vec![Arc::new(maglev)].into(),
             backends: vec![
                 BackendRecord {
                     flags: 1,
                     ..BackendRecord::ZERO
                 };
                 2
-            ],
-        }
-    }
-
-    /// Applies writes to a bank as the kernel maps would hold it: zeroes, or what an earlier use left.
-    fn apply(bank: &mut std::collections::BTreeMap<(u8, u32), Write>, writes: Vec<Write>) {
-        for write in writes {
-            let key = match &write {
-                Write::Trie(index, _) => (0, *index),
-                Write::Tenant(index, _) => (1, *index),
-                Write::Service(index, _) => (2, *index),
-                Write::Pair(index, _) => (3, *index),
-                Write::Set(index, _) => (4, *index),
-                Write::Maglev(index, _) => (5, *index),
-                Write::Backend(index, _) => (6, *index),
-            };
-            bank.insert(key, write);
+            ]
+            .into(),
         }
     }
 
@@ -185,57 +191,46 @@ mod tests {
 
     #[test]
     fn a_bank_of_which_nothing_is_known_is_written_whole() {
-        let mut bank = std::collections::BTreeMap::new();
-        apply(&mut bank, plan(None, &tables()));
-        let rows = 2 * MAX_SERVICES as usize;
-        let expected = 2 + MAX_TENANTS as usize + MAX_SERVICES as usize + rows + 1;
-        let expected = expected + MAGLEV_BLOCKS as usize + MAX_BACKENDS as usize;
-        assert_eq!(bank.len(), expected);
+        let places: std::collections::BTreeSet<_> = plan(None, &tables()).iter().map(Write::place).collect();
+        assert_eq!(places.len(), 2 + 2 + 1 + 2 + 2 + 2 + 1 + 1 + 2);
     }
 
-    /// A reply entry that outlived its tenant or its service names their slots.
+    /// The bank may hold an older, longer table than the one that is known of it.
     #[test]
-    fn nothing_stale_is_left_where_nothing_was_known() {
-        let mut bank = std::collections::BTreeMap::new();
-        let mut larger = tables();
-        larger.tenants.push(larger.tenants[1]);
-        larger.rows.push(vec![larger.rows[0][0]; 2]);
-        let pair = larger.rows[0][0];
-        larger.rows[0].push(pair);
-        larger.sets.push(larger.sets[0]);
-        apply(&mut bank, plan(None, &larger));
-        apply(&mut bank, plan(None, &tables()));
-        assert_eq!(bank[&(1, 2)], Write::Tenant(2, TenantRecord::ZERO));
-        assert_eq!(bank[&(3, 1)], Write::Pair(1, PairRecord::ZERO));
-        let mut again = tables();
-        again.rows.push(vec![PairRecord::ZERO; 2]);
-        again.sets.push(SetRecord::ZERO);
-        apply(&mut bank, plan(Some(&tables()), &again));
-        let stale = pair_index(2, 1);
-        assert_eq!(bank[&(3, stale)], Write::Pair(stale, PairRecord::ZERO));
-        assert_eq!(bank[&(4, 1)], Write::Set(1, SetRecord::ZERO));
+    fn beyond_what_is_held_even_zeroes_are_written() {
+        let mut longer = tables();
+        longer.rows.make_mut().push(RowRecord::ZERO);
+        let writes = plan(Some(&tables()), &longer);
+        assert_eq!(writes, vec![Write::Row(2, RowRecord::ZERO)]);
     }
 
     #[test]
     fn what_is_gone_is_zeroed() {
         let mut smaller = tables();
-        smaller.tenants.truncate(1);
-        smaller.rows.truncate(1);
+        smaller.tenants.make_mut().truncate(1);
+        smaller.trie.make_mut().truncate(1);
+        smaller.maglev.make_mut().clear();
         let writes = plan(Some(&tables()), &smaller);
-        assert_eq!(writes, vec![Write::Tenant(1, TenantRecord::ZERO)]);
+        let expected = vec![
+            Write::Tenant(1, TenantRecord::ZERO),
+            Write::Maglev(0, Arc::new(EMPTY_MAGLEV)),
+        ];
+        assert_eq!(writes, expected, "the second trie node held zeroes already");
     }
 
     #[test]
     fn a_weight_change_is_made_in_place_and_a_limit_is_not() {
         let mut heavier = tables();
-        heavier.maglev[0][40] = 1;
+        let mut slots = heavier.maglev[0].slots;
+        slots[40] = 1;
+        heavier.maglev.make_mut()[0] = Arc::new(MaglevTable { slots });
         let writes = in_place(&tables(), &heavier).expect("only a weight changed");
-        assert_eq!(writes, vec![Write::Maglev(1, heavier.maglev_block(0, 1))]);
+        assert_eq!(writes, vec![Write::Maglev(0, Arc::clone(&heavier.maglev[0]))]);
         let mut limited = tables();
-        limited.tenants[1].concurrent_limit = 5;
+        limited.tenants.make_mut()[1].concurrent_limit = 5;
         assert_eq!(in_place(&tables(), &limited), None);
         let mut moved = tables();
-        moved.backends[0].port_be = 1;
+        moved.backends.make_mut()[0].port_be = 1;
         assert_eq!(
             in_place(&tables(), &moved),
             None,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, NO_BACKEND, PairRecord, SET_WORDS, ServiceRecord, TenantRecord,
+    BackendRecord, DecisionCell, DecisionRecord, NO_BACKEND, SET_WORDS, ServiceRecord, TenantRecord,
 };
 use enforcer_common::decide::{Facts, Flow, Reply};
 
@@ -50,8 +50,12 @@ impl Facts for Snapshot {
         self.tables.services.get(slot as usize)
     }
 
-    fn pair(&self, _bank: u32, row: u32, service: u32) -> Option<&PairRecord> {
-        self.tables.rows.get(row as usize)?.get(service as usize)
+    fn cell(&self, _bank: u32, row: u32, service: u32) -> Option<DecisionCell> {
+        self.tables.cell(row, service)
+    }
+
+    fn decision(&self, _bank: u32, number: u16) -> Option<&DecisionRecord> {
+        self.tables.decisions.get(usize::from(number))
     }
 
     fn set_members(&self, _bank: u32, set: u32) -> Option<&[u64; SET_WORDS]> {
@@ -61,7 +65,7 @@ impl Facts for Snapshot {
     fn maglev(&self, _bank: u32, set: u32, slot: u32) -> u16 {
         let table = self.tables.maglev.get(set as usize);
         table
-            .and_then(|table| table.get(slot as usize))
+            .and_then(|table| table.slots.get(slot as usize))
             .copied()
             .unwrap_or(NO_BACKEND)
     }

@@ -1,60 +1,83 @@
 //! What a policy compiles to: the records of one configuration bank, and single writes into one.
 
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
 use enforcer_common::abi::config::{
-    BackendRecord, MAGLEV_BLOCK_SLOTS, MaglevBlock, NO_BACKEND, PairRecord, ServiceRecord, SetRecord,
-    TenantRecord, TrieNode,
+    BLOCK_CELLS, BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, MAGLEV_ROOM, MaglevTable,
+    NO_BACKEND, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
-use enforcer_common::schema::{MAGLEV_BLOCKS, MAX_SERVICES};
 use serde::{Deserialize, Serialize};
+
+/// A table without a back end. Zero is a back-end slot, so that an empty table is not all zeroes.
+pub const EMPTY_MAGLEV: MaglevTable = MaglevTable {
+    slots: [NO_BACKEND; MAGLEV_ROOM],
+};
+
+/// The records of one map, by index. It is shared, not copied: two compiles that agree on a table hold the same one, and
+/// comparing them costs nothing.
+pub struct Table<T>(Arc<Vec<T>>);
 
 /// The whole content of one bank. Same input, same tables, on every host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     /// Trie nodes; the first four are the roots.
-    pub trie: Vec<TrieNode>,
-    /// By tenant slot; slot 0 is nobody.
-    pub tenants: Vec<TenantRecord>,
+    pub trie: Table<TrieNode>,
+    /// By tenant slot; slot 0 is nobody. A record for every slot that there is room for, as with services and back ends.
+    pub tenants: Table<TenantRecord>,
     /// By service slot.
-    pub services: Vec<ServiceRecord>,
-    /// By row, then by service slot.
-    pub rows: Vec<Vec<PairRecord>>,
+    pub services: Table<ServiceRecord>,
+    /// What the rules say about each kind of tenant.
+    pub rows: Table<RowRecord>,
+    /// What the rows consist of.
+    pub blocks: Table<DecisionBlock>,
+    /// What the cells of the blocks name.
+    pub decisions: Table<DecisionRecord>,
     /// By eligible set.
-    pub sets: Vec<SetRecord>,
-    /// By eligible set: back-end slots, `MAGLEV_SLOTS` of them.
-    pub maglev: Vec<Vec<u16>>,
+    pub sets: Table<SetRecord>,
+    /// By eligible set.
+    pub maglev: Table<Arc<MaglevTable>>,
     /// By back-end slot.
-    pub backends: Vec<BackendRecord>,
+    pub backends: Table<BackendRecord>,
 }
 
 impl Tables {
-    /// Cache line `block` of a set's Maglev table; slots beyond the table are empty.
-    #[must_use]
-    pub fn maglev_block(&self, set: usize, block: u32) -> MaglevBlock {
-        let mut slots = [NO_BACKEND; MAGLEV_BLOCK_SLOTS as usize];
-        if let Some(table) = self.maglev.get(set) {
-            let first = (block * MAGLEV_BLOCK_SLOTS) as usize;
-            for (slot, backend) in slots.iter_mut().zip(table.iter().skip(first)) {
-                *slot = *backend;
-            }
-        }
-        MaglevBlock { slots }
-    }
-
     /// How large each table is.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, TableSize)> {
-        let rows = self.rows.iter().map(Vec::len).sum();
-        let slots = self.maglev.iter().map(Vec::len).sum();
         [
             ("trieNodes", TableSize::of::<TrieNode>(self.trie.len())),
-            ("tenants", TableSize::of::<TenantRecord>(self.tenants.len())),
-            ("services", TableSize::of::<ServiceRecord>(self.services.len())),
-            ("decisions", TableSize::of::<PairRecord>(rows)),
+            (
+                "tenants",
+                TableSize::of::<TenantRecord>(used(&self.tenants, &TenantRecord::ZERO)),
+            ),
+            (
+                "services",
+                TableSize::of::<ServiceRecord>(used(&self.services, &ServiceRecord::ZERO)),
+            ),
+            ("rows", TableSize::of::<RowRecord>(self.rows.len())),
+            (
+                "decisionBlocks",
+                TableSize::of::<DecisionBlock>(self.blocks.len()),
+            ),
+            ("decisions", TableSize::of::<DecisionRecord>(self.decisions.len())),
             ("eligibleSets", TableSize::of::<SetRecord>(self.sets.len())),
-            ("maglevSlots", TableSize::of::<u16>(slots)),
-            ("backends", TableSize::of::<BackendRecord>(self.backends.len())),
+            ("maglevTables", TableSize::of::<MaglevTable>(self.maglev.len())),
+            (
+                "backends",
+                TableSize::of::<BackendRecord>(used(&self.backends, &BackendRecord::ZERO)),
+            ),
         ]
         .into_iter()
     }
+}
+
+/// Records up to the last that is not zero: behind it is room only.
+fn used<T: PartialEq>(table: &[T], zero: &T) -> usize {
+    table
+        .iter()
+        .rposition(|record| record != zero)
+        .map_or(0, |last| last + 1)
 }
 
 /// How large a table is. Slots without an owner count as records, slot 0 of the tenants among them.
@@ -87,24 +110,107 @@ pub enum Write {
     Tenant(u32, TenantRecord),
     /// `SERVICES`.
     Service(u32, ServiceRecord),
-    /// `PAIRS`.
-    Pair(u32, PairRecord),
+    /// `ROWS`.
+    Row(u32, RowRecord),
+    /// `BLOCKS`.
+    Block(u32, Box<DecisionBlock>),
+    /// `DECISIONS`.
+    Decision(u32, DecisionRecord),
     /// `SETS`.
-    Set(u32, SetRecord),
+    Set(u32, Box<SetRecord>),
     /// `MAGLEV`.
-    Maglev(u32, MaglevBlock),
+    Maglev(u32, Arc<MaglevTable>),
     /// `BACKENDS`.
     Backend(u32, BackendRecord),
 }
 
-/// Index in `PAIRS`, relative to the bank.
-#[must_use]
-pub const fn pair_index(row: u32, service: u32) -> u32 {
-    row * MAX_SERVICES + service
+// === impl Table ===
+
+impl<T> Table<T> {
+    /// Whether both are one and the same, not only equal.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The records, copied if another table shares them.
+    pub fn make_mut(&mut self) -> &mut Vec<T>
+    where
+        T: Clone,
+    {
+        Arc::make_mut(&mut self.0)
+    }
 }
 
-/// Index in `MAGLEV`, relative to the bank.
-#[must_use]
-pub const fn maglev_index(set: u32, block: u32) -> u32 {
-    set * MAGLEV_BLOCKS + block
+impl<T> From<Vec<T>> for Table<T> {
+    fn from(records: Vec<T>) -> Self {
+        Self(Arc::new(records))
+    }
+}
+
+impl<T> Deref for Table<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T> Clone for Table<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
+impl<T: PartialEq> PartialEq for Table<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same(other) || self.0 == other.0
+    }
+}
+
+impl<T: Eq> Eq for Table<T> {}
+
+impl<T: fmt::Debug> fmt::Debug for Table<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+// === impl Tables ===
+
+impl Tables {
+    /// What a row says about a service, if there are such a row and block.
+    #[must_use]
+    pub fn cell(&self, row: u32, service: u32) -> Option<DecisionCell> {
+        let row = self.rows.get(row as usize)?;
+        let block = *row.blocks.get((service / BLOCK_CELLS) as usize)?;
+        let block = self.blocks.get(block as usize)?;
+        Some(block.cells[(service % BLOCK_CELLS) as usize])
+    }
+}
+
+// === impl Write ===
+
+impl Write {
+    /// The map that it writes to, and the index relative to the bank.
+    #[must_use]
+    pub const fn place(&self) -> (&'static str, u32) {
+        match self {
+            Self::Trie(index, _) => ("TRIE", *index),
+            Self::Tenant(index, _) => ("TENANTS", *index),
+            Self::Service(index, _) => ("SERVICES", *index),
+            Self::Row(index, _) => ("ROWS", *index),
+            Self::Block(index, _) => ("BLOCKS", *index),
+            Self::Decision(index, _) => ("DECISIONS", *index),
+            Self::Set(index, _) => ("SETS", *index),
+            Self::Maglev(index, _) => ("MAGLEV", *index),
+            Self::Backend(index, _) => ("BACKENDS", *index),
+        }
+    }
 }

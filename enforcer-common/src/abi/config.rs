@@ -27,7 +27,7 @@ pub const MAX_STEP_FP: u64 = u64::MAX / MAX_UNITS;
 record! {
     /// One tenant. Its index is the tenant's slot; slot 0 is nobody.
     pub struct TenantRecord, 80 bytes {
-        /// Row of the decision table; tenants that the rules treat alike share one.
+        /// Its row in `ROWS`; tenants that the rules treat alike share one.
         pub row: u32,
         /// `TENANT_*` flags.
         pub flags: u32,
@@ -68,15 +68,47 @@ pub const FORWARD_DNAT: u32 = 2;
 /// Rewrite nothing but the link-layer addresses: the back end owns the VIP and answers the client directly.
 pub const FORWARD_L2DSR: u32 = 3;
 
+/// Service slots that one [`DecisionBlock`] holds: two cache lines.
+pub const BLOCK_CELLS: u32 = 32;
+/// Blocks that a row consists of.
+pub const ROW_BLOCKS: u32 = crate::schema::MAX_SERVICES / BLOCK_CELLS;
+
 record! {
-    /// The precomputed decision for a row of tenants on one service: index `row * MAX_SERVICES + service`.
-    pub struct PairRecord, 20 bytes {
-        /// A [`crate::Reason`] number: `Allowed`, or why not.
+    /// What the rules say about one kind of tenant: for each 32 service slots, which [`DecisionBlock`] holds the cells.
+    ///
+    /// Block 0 is the one in which no service is allowed, so what was never written allows nothing.
+    pub struct RowRecord, 128 bytes {
+        /// Number of the block of service slot `32 * index` and the 31 that follow.
+        pub blocks: [u32; ROW_BLOCKS as usize],
+    }
+}
+
+record! {
+    /// What a row says about one service slot.
+    pub struct DecisionCell, 4 bytes {
+        /// Number of the [`DecisionRecord`]. Number 0 is that of a slot that no service uses: `NoRule`.
+        pub decision: u16,
+        /// The eligible set, if the decision is `Allowed`.
+        pub set: u16,
+    }
+}
+
+record! {
+    /// 32 cells of a row, shared by all rows that agree on these service slots.
+    pub struct DecisionBlock, 128 bytes {
+        /// By service slot modulo 32.
+        pub cells: [DecisionCell; BLOCK_CELLS as usize],
+    }
+}
+
+record! {
+    /// A distinct outcome of the rules. Very many cells share one.
+    pub struct DecisionRecord, 16 bytes {
+        /// A [`crate::Reason`] number plus one: `Allowed`, or why not. Zero is a record that was never written; it refuses
+        /// as `Internal`, so that no hole in the tables can read as `Allowed`.
         pub reason: u32,
         /// The rule that decided, plus one; zero is no rule.
         pub rule: u32,
-        /// The eligible set, if allowed.
-        pub set: u32,
         /// The first shadow rule that would have decided otherwise, plus one; zero is none.
         pub shadow_rule: u32,
         /// What that rule would have answered: a [`crate::Reason`] number.
@@ -89,22 +121,25 @@ pub const SET_WORDS: usize = (crate::schema::MAX_BACKENDS / 64) as usize;
 
 record! {
     /// One eligible set: which back ends a flow that is already open may keep (compliant, healthy or draining).
-    pub struct SetRecord, 128 bytes {
+    pub struct SetRecord, 512 bytes {
         /// Bit `n % 64` of word `n / 64` stands for the back end in slot `n`.
         pub members: [u64; SET_WORDS],
     }
 }
 
-/// Maglev slots that one [`MaglevBlock`] holds: one cache line.
-pub const MAGLEV_BLOCK_SLOTS: u32 = 32;
+/// Room in a [`MaglevTable`]: the slots of a table, brought up to a power of two.
+pub const MAGLEV_ROOM: usize = crate::schema::MAGLEV_SLOTS.next_power_of_two() as usize;
 /// A Maglev slot without a back end.
 pub const NO_BACKEND: u16 = u16::MAX;
 
 record! {
-    /// A cache line of a Maglev table: slots of back ends that take new flows (compliant, healthy, not draining).
-    pub struct MaglevBlock, 64 bytes {
-        /// Back-end slots, or [`NO_BACKEND`].
-        pub slots: [u16; 32],
+    /// The Maglev table of an eligible set: the back ends that take new flows (compliant, healthy, not draining).
+    ///
+    /// One record, since a record is what one system call writes. A packet that looks while it is written sees the old or
+    /// the new back end of its slot: slots are aligned, and the kernel copies whole words.
+    pub struct MaglevTable, 32768 bytes {
+        /// Back-end slots, or [`NO_BACKEND`]. Those beyond `MAGLEV_SLOTS` are never asked for.
+        pub slots: [u16; MAGLEV_ROOM],
     }
 }
 

@@ -2,12 +2,13 @@
 
 use crate::abi::reason::REASON_SLOTS;
 use crate::pod::record;
-use crate::schema::MAX_TENANTS;
 
 /// Packets judged by XDP.
 pub const DIRECTION_INGRESS: u32 = 0;
 /// Packets judged by the TC egress program.
 pub const DIRECTION_EGRESS: u32 = 1;
+/// Directions.
+pub const DIRECTIONS: u32 = 2;
 
 record! {
     /// What one (direction, tenant, reason) has seen on one CPU.
@@ -32,8 +33,17 @@ record! {
     }
 }
 
-/// Index of a tally; beyond the map for a slot that is out of range.
+record! {
+    /// The tallies of one (tenant, direction) on one CPU: one record, so that one look-up reads all reasons.
+    pub struct TallyBlock, 1792 bytes {
+        /// By [`crate::Reason`] number.
+        pub reasons: [TallyRecord; REASON_SLOTS as usize],
+    }
+}
+
+/// Index in `TALLIES`; beyond the map for a tenant slot that is out of range. By tenant first, so that it does not depend
+/// on how many there are room for.
 #[inline(always)]
-pub const fn tally_index(direction: u32, tenant: u32, reason: u32) -> u32 {
-    (direction * MAX_TENANTS + tenant) * REASON_SLOTS + reason
+pub const fn tally_index(direction: u32, tenant: u32) -> u32 {
+    tenant * DIRECTIONS + direction
 }

@@ -13,8 +13,9 @@ pub mod trie;
 use crate::Reason;
 use crate::abi::address::{self, Address, FlowKey};
 use crate::abi::config::{
-    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT, NO_BACKEND,
-    PairRecord, SET_WORDS, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED, TenantRecord,
+    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, DecisionCell, DecisionRecord, FORWARD_DNAT,
+    FORWARD_L2DSR, FORWARD_NAT, NO_BACKEND, SET_WORDS, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED,
+    TenantRecord,
 };
 use crate::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST};
 use crate::schema::MAGLEV_SLOTS;
@@ -109,8 +110,10 @@ pub trait Facts {
     fn tenant(&self, bank: u32, slot: u32) -> Option<&TenantRecord>;
     /// A service.
     fn service(&self, bank: u32, slot: u32) -> Option<&ServiceRecord>;
-    /// The decision for a row of tenants on a service.
-    fn pair(&self, bank: u32, row: u32, service: u32) -> Option<&PairRecord>;
+    /// What a row of tenants says about a service.
+    fn cell(&self, bank: u32, row: u32, service: u32) -> Option<DecisionCell>;
+    /// The decision that a cell names.
+    fn decision(&self, bank: u32, number: u16) -> Option<&DecisionRecord>;
     /// Members of an eligible set.
     fn set_members(&self, bank: u32, set: u32) -> Option<&[u64; SET_WORDS]>;
     /// A slot of a set's Maglev table; [`NO_BACKEND`] where there is none.
@@ -269,10 +272,9 @@ fn from_backend<F: Facts>(
         return decision.refused(Reason::Internal);
     };
     // An open connection obeys the policy of now: the tenant may be gone, suspended or denied since it began.
-    let Some(pair) = standing(facts, bank, tenant, reply.service, &mut decision) else {
+    if standing(facts, bank, tenant, reply.service, &mut decision).is_none() {
         return decision;
-    };
-    decision.rule = pair.rule;
+    }
     if packet.hop_limit <= hops {
         return decision.refused(Reason::HopLimit);
     }
@@ -293,15 +295,16 @@ fn from_backend<F: Facts>(
     decision
 }
 
-/// The decision table's answer, or `None` with the reason set in `decision`.
+/// The eligible set that the decision table gives a tenant for a service, or `None`. Either way the reason, the rule and
+/// the shadow rule are set in `decision`.
 #[inline(always)]
-fn standing<'f, F: Facts>(
-    facts: &'f F,
+fn standing<F: Facts>(
+    facts: &F,
     bank: u32,
     tenant: &TenantRecord,
     service: u32,
     decision: &mut Decision,
-) -> Option<&'f PairRecord> {
+) -> Option<u32> {
     if tenant.flags & TENANT_PRESENT == 0 {
         decision.reason = Reason::UnknownTenant;
         return None;
@@ -310,23 +313,17 @@ fn standing<'f, F: Facts>(
         decision.reason = Reason::Suspended;
         return None;
     }
-    let Some(pair) = facts.pair(bank, tenant.row, service) else {
-        decision.reason = Reason::Internal;
-        return None;
-    };
-    decision.shadow_rule = pair.shadow_rule;
-    decision.shadow_reason = pair.shadow_reason;
-    match Reason::from_code(pair.reason) {
-        Some(Reason::Allowed) => Some(pair),
-        Some(reason) => {
-            decision.rule = pair.rule;
-            decision.reason = reason;
-            None
-        }
-        None => {
-            decision.reason = Reason::Internal;
-            None
-        }
+    decision.reason = Reason::Internal;
+    let cell = facts.cell(bank, tenant.row, service)?;
+    let standing = facts.decision(bank, cell.decision)?;
+    // A record that was never written has reason zero, which names none.
+    decision.reason = Reason::from_code(standing.reason.wrapping_sub(1))?;
+    decision.rule = standing.rule;
+    decision.shadow_rule = standing.shadow_rule;
+    decision.shadow_reason = standing.shadow_reason;
+    match decision.reason {
+        Reason::Allowed => Some(cell.set as u32),
+        _ => None,
     }
 }
 
@@ -358,10 +355,9 @@ fn to_service<F: Facts>(
     let Some(tenant) = facts.tenant(bank, decision.tenant) else {
         return decision.refused(Reason::Internal);
     };
-    let Some(pair) = standing(facts, bank, tenant, slot, &mut decision) else {
+    let Some(set) = standing(facts, bank, tenant, slot, &mut decision) else {
         return decision;
     };
-    decision.rule = pair.rule;
     if packet.hop_limit <= 1 && service.forward != FORWARD_L2DSR {
         return decision.refused(Reason::HopLimit);
     }
@@ -369,7 +365,7 @@ fn to_service<F: Facts>(
         FORWARD_NAT | FORWARD_DNAT | FORWARD_L2DSR => service.forward,
         _ => return decision.refused(Reason::Internal),
     };
-    decision.flow = match steer(facts, bank, pair.set, packet, flow.as_ref(), &mut decision) {
+    decision.flow = match steer(facts, bank, set, packet, flow.as_ref(), &mut decision) {
         Some(fate) => fate,
         None => return decision,
     };

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use enforcer_agent::api::reply::StatusReply;
+use enforcer_agent::pure::capacity::Capacity;
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 
@@ -34,8 +35,8 @@ pub struct AgentSettings {
     pub nat: NatSettings,
     /// Where it serves metrics.
     pub metrics: Option<SocketAddr>,
-    /// Flows that fit its table.
-    pub flow_entries: u32,
+    /// How much fits into its maps.
+    pub capacity: Capacity,
     /// Records that one kind of decision may make in a window of about a second.
     pub events_per_window: u64,
 }
@@ -57,7 +58,10 @@ impl AgentSettings {
             interfaces: interfaces.into_iter().map(Into::into).collect(),
             nat: NatSettings::default(),
             metrics: None,
-            flow_entries: 16_384,
+            capacity: Capacity {
+                flows: 16_384,
+                ..Capacity::default()
+            },
             events_per_window: 64,
         }
     }
@@ -67,9 +71,16 @@ impl AgentSettings {
             interfaces,
             nat: NatSettings { ipv4, ipv6 },
             metrics,
-            flow_entries,
+            capacity,
             events_per_window,
         } = self;
+        let Capacity {
+            tenants,
+            trie_nodes,
+            eligible_sets,
+            decision_blocks,
+            flows,
+        } = capacity;
         let directory = directory.display();
         let metrics = metrics.map_or(String::new(), |listen| {
             format!("metrics: {{listen: \"{listen}\"}}\n")
@@ -82,7 +93,9 @@ impl AgentSettings {
              nat: {{ipv4: \"{ipv4}\", ipv6: \"{ipv6}\", ports: 10000-32767}}\n\
              audit: {{directory: {directory}/audit, eventsPerWindow: {events_per_window}}}\n\
              {metrics}\
-             flowTable: {{entries: {flow_entries}}}\n\
+             capacity: {{tenants: {tenants}, trieNodes: {trie_nodes}, eligibleSets: {eligible_sets}, decisionBlocks: \
+             {decision_blocks}}}\n\
+             flowTable: {{entries: {flows}}}\n\
              telemetry: {{interval: 500ms, timeout: 400ms}}\n",
             interfaces = interfaces.join(", "),
         )

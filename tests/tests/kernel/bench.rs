@@ -339,7 +339,7 @@ impl Bench {
 
     /// Packets in equal the sum over all tallies; decisions that call for a record were recorded, aggregated or lost.
     pub(crate) fn conserves(&mut self) {
-        let all = enforcer_common::schema::MAX_TENANTS;
+        let all = enforcer_common::schema::DEFAULT_TENANTS;
         let mut called_for = 0;
         let mut told = Tally::default();
         for direction in [DIRECTION_INGRESS, DIRECTION_EGRESS] {

@@ -242,8 +242,7 @@ impl<'r> Run<'r> {
         *self.stats.reasons.entry(decision.reason).or_insert(0) += 1;
         let cell = |rig: &mut Rig| {
             let maps = &rig.dataplane().maps;
-            maps.tally(direction, decision.tenant, decision.reason as u32)
-                .unwrap()
+            maps.tallies(direction, decision.tenant).unwrap()[decision.reason as usize]
         };
         let before = cell(self.rig);
         let ran = match direction {

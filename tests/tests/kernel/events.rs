@@ -133,8 +133,7 @@ fn events_name_rule_shadow_back_end_and_translation() {
 fn refusals(bench: &mut Bench) -> Tally {
     let globex = bench.world.tenant("globex");
     let maps = &bench.rig.dataplane().maps;
-    maps.tally(DIRECTION_INGRESS, globex, Reason::RuleDeny as u32)
-        .unwrap()
+    maps.tallies(DIRECTION_INGRESS, globex).unwrap()[Reason::RuleDeny as usize]
 }
 
 /// The share of one window is per CPU: the test stays on one.

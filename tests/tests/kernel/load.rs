@@ -5,8 +5,9 @@ use std::path::Path;
 
 use aya::maps::{MapInfo, MapType};
 use enforcer_agent::adapters::dataplane::{Dataplane, Settings, map_directory};
+use enforcer_agent::pure::capacity::Capacity;
 use enforcer_common::abi::reason::Reason;
-use enforcer_common::schema::{DEFAULT_FLOWS, MAPS, RECORDS, SCHEMA_VERSION};
+use enforcer_common::schema::{MAPS, RECORDS, SCHEMA_VERSION};
 use enforcer_tests::lab::Lab;
 
 use crate::privileged;
@@ -28,7 +29,7 @@ fn open(test_clock: bool) -> (Lab, Dataplane) {
     let lab = Lab::new().unwrap();
     let settings = Settings {
         pin_directory: lab.pin_directory(),
-        flow_entries: DEFAULT_FLOWS,
+        capacity: Capacity::default(),
         test_clock,
     };
     let dataplane = Dataplane::open(&settings).unwrap_or_else(|error| panic!("{error}"));
@@ -116,8 +117,13 @@ fn layout() -> String {
     for map in MAPS {
         writeln!(
             text,
-            "{} {} {} {} {}",
-            map.name, map.kind, map.key_bytes, map.value_bytes, map.capacity
+            "{} {} {} {} {}{}",
+            map.name,
+            map.kind,
+            map.key_bytes,
+            map.value_bytes,
+            map.capacity,
+            if map.sized { " by default" } else { "" }
         )
         .unwrap();
     }

@@ -5,6 +5,7 @@
 //! - `load`: what the verifier says of the programs, and the layout of maps and records;
 //! - `sweep`, `events`: expiry of flows, and the audit's completeness;
 //! - `contention`: two CPUs on one limiter;
+//! - `mixture`: packets while generations change;
 //! - `arbitrary`: any bytes at all;
 //! - `differential`: kernel, model and oracle on the same random traffic.
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@ mod contention;
 mod differential;
 mod events;
 mod load;
+mod mixture;
 mod sweep;
 mod tables;
 

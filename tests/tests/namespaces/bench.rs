@@ -9,6 +9,7 @@ use aya::programs::XdpMode;
 use enforcer_agent::adapters::dataplane::{Dataplane, Settings};
 use enforcer_agent::api::reply::{BackendListReply, PolicyApplyReply, StatusReply, TenantListReply};
 use enforcer_agent::pure::audit::Direction;
+use enforcer_agent::pure::capacity::Capacity;
 use enforcer_tests::harness::{Agent, AgentSettings, eventually};
 use enforcer_tests::lab::topology::{self, Leaf, Rack, Routed};
 use enforcer_tests::lab::{Host, Lab};
@@ -100,7 +101,10 @@ pub(super) fn rack(policy: &str) -> Bench<Rack> {
 fn passing_switch(lab: &Lab, network: &Rack) -> Dataplane {
     let settings = Settings {
         pin_directory: lab.pin_directory().join("switch"),
-        flow_entries: 1024,
+        capacity: Capacity {
+            flows: 1024,
+            ..Capacity::default()
+        },
         test_clock: false,
     };
     let mut dataplane = Dataplane::open(&settings).unwrap();

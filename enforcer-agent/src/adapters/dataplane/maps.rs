@@ -1,20 +1,22 @@
 //! Typed handles of the maps.
 
+use std::collections::BTreeMap;
+
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{Ebpf, Pod};
 use enforcer_common::Fields;
+use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, HostRecord, MaglevBlock, PairRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, MaglevTable, RowRecord,
+    ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
-use enforcer_common::abi::tally::{TallyRecord, tally_index};
+use enforcer_common::abi::reason::REASON_SLOTS;
+use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTIONS, TallyBlock, TallyRecord, tally_index};
 use enforcer_common::decide::limiter::Limiter;
-use enforcer_common::schema::{
-    MAGLEV_BLOCKS, MAX_BACKENDS, MAX_ROWS, MAX_SERVICES, MAX_SETS, MAX_TENANTS, MAX_TRIE_NODES, SCHEMA_HASH,
-    open_connections,
-};
+use enforcer_common::schema::{MAGLEV_SLOTS, SCHEMA_HASH, banked, open_connections};
 
 use super::DataplaneError;
 use super::events::EventsReady;
@@ -30,16 +32,18 @@ pub struct Maps {
     trie: Array<MapData, TrieNode>,
     tenants: Array<MapData, TenantRecord>,
     services: Array<MapData, ServiceRecord>,
-    pairs: Array<MapData, PairRecord>,
+    rows: Array<MapData, RowRecord>,
+    blocks: Array<MapData, DecisionBlock>,
+    decisions: Array<MapData, DecisionRecord>,
     sets: Array<MapData, SetRecord>,
-    maglev: Array<MapData, MaglevBlock>,
+    maglev: Array<MapData, MaglevTable>,
     backends: Array<MapData, BackendRecord>,
     flows: HashMap<MapData, FlowKey, FlowRecord>,
     replies: HashMap<MapData, FlowKey, ReplyRecord>,
     limiters: Array<MapData, u64>,
     connections_opened: Array<MapData, u64>,
     connections_closed: Array<MapData, u64>,
-    tallies: PerCpuArray<MapData, TallyRecord>,
+    tallies: PerCpuArray<MapData, TallyBlock>,
     events: RingBuf<MapData>,
     meta: Array<MapData, u64>,
 }
@@ -94,7 +98,9 @@ impl Maps {
             trie: take(ebpf, "TRIE")?,
             tenants: take(ebpf, "TENANTS")?,
             services: take(ebpf, "SERVICES")?,
-            pairs: take(ebpf, "PAIRS")?,
+            rows: take(ebpf, "ROWS")?,
+            blocks: take(ebpf, "BLOCKS")?,
+            decisions: take(ebpf, "DECISIONS")?,
             sets: take(ebpf, "SETS")?,
             maglev: take(ebpf, "MAGLEV")?,
             backends: take(ebpf, "BACKENDS")?,
@@ -156,22 +162,28 @@ impl Maps {
         Ok(open_connections(opened, closed))
     }
 
-    /// A tally, summed over all CPUs.
+    /// The tallies of a tenant, by number of the reason, each summed over all CPUs.
     ///
     /// # Errors
     /// If the kernel refuses the look-up.
-    pub fn tally(&self, direction: u32, tenant: u32, reason: u32) -> Result<Tally, DataplaneError> {
-        let index = tally_index(direction, tenant, reason);
+    pub fn tallies(
+        &self,
+        direction: u32,
+        tenant: u32,
+    ) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError> {
+        let index = tally_index(direction, tenant);
         let values = self.tallies.get(&index, 0).map_err(named("TALLIES"))?;
-        let mut sum = Tally::default();
-        for value in values.iter() {
-            sum.packets += value.packets;
-            sum.bytes += value.bytes;
-            sum.recorded += value.recorded;
-            sum.aggregated += value.aggregated;
-            sum.lost += value.lost;
+        let mut sums = [Tally::default(); REASON_SLOTS as usize];
+        for block in values.iter() {
+            for (sum, value) in sums.iter_mut().zip(&block.reasons) {
+                sum.packets += value.packets;
+                sum.bytes += value.bytes;
+                sum.recorded += value.recorded;
+                sum.aggregated += value.aggregated;
+                sum.lost += value.lost;
+            }
         }
-        Ok(sum)
+        Ok(sums)
     }
 
     /// One flow.
@@ -243,9 +255,11 @@ impl Maps {
             "TRIE" => self.dump_trie(limit),
             "TENANTS" => records(&self.tenants, limit),
             "SERVICES" => records(&self.services, limit),
-            "PAIRS" => records(&self.pairs, limit),
+            "ROWS" => records(&self.rows, limit),
+            "BLOCKS" => self.dump_blocks(limit),
+            "DECISIONS" => records(&self.decisions, limit),
             "SETS" => records(&self.sets, limit),
-            "MAGLEV" => records(&self.maglev, limit),
+            "MAGLEV" => self.dump_maglev(limit),
             "BACKENDS" => records(&self.backends, limit),
             "LIMITERS" => words(&self.limiters, limit),
             "CONNECTIONS_OPENED" => words(&self.connections_opened, limit),
@@ -281,21 +295,72 @@ impl Maps {
         Ok(rows)
     }
 
+    /// Only the cells that are set.
+    fn dump_blocks(&self, limit: usize) -> Result<Vec<MapEntry>, MapError> {
+        let mut rows = Vec::new();
+        for (index, block) in self.blocks.iter().enumerate() {
+            let block = block?;
+            let set = block.cells.iter().enumerate();
+            for (cell, value) in set.filter(|(_, value)| **value != DecisionCell::ZERO) {
+                if rows.len() >= limit {
+                    return Ok(rows);
+                }
+                rows.push(entry(format!("{index}[{cell}]"), value));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// How many slots of each table every back end has: the slots themselves would be pages of numbers.
+    fn dump_maglev(&self, limit: usize) -> Result<Vec<MapEntry>, MapError> {
+        let mut rows = Vec::new();
+        for (index, table) in self.maglev.iter().enumerate() {
+            let mut shares: BTreeMap<u16, u32> = BTreeMap::new();
+            for backend in table?.slots.iter().take(MAGLEV_SLOTS as usize) {
+                *shares.entry(*backend).or_default() += 1;
+            }
+            // A table that was never written has nothing but zeroes, which is a back end's slot.
+            if shares.keys().eq([&0]) {
+                continue;
+            }
+            for (backend, slots) in shares {
+                if rows.len() >= limit {
+                    return Ok(rows);
+                }
+                rows.push(single(
+                    format!("{index} back end {backend}"),
+                    format!("{slots} slots"),
+                ));
+            }
+        }
+        Ok(rows)
+    }
+
     fn dump_tallies(&self, limit: usize) -> Result<Vec<MapEntry>, MapError> {
         let mut rows = Vec::new();
         for (index, values) in self.tallies.iter().enumerate() {
-            if rows.len() >= limit {
-                break;
-            }
-            for (cpu, value) in values?
-                .iter()
-                .enumerate()
-                .filter(|(_, value)| **value != TallyRecord::ZERO)
-            {
-                rows.push(entry(format!("{index} on CPU {cpu}"), value));
+            let tenant = index as u32 / DIRECTIONS;
+            let direction = if index as u32 % DIRECTIONS == DIRECTION_EGRESS {
+                "egress"
+            } else {
+                "ingress"
+            };
+            for (cpu, block) in values?.iter().enumerate() {
+                for (reason, value) in block.reasons.iter().enumerate() {
+                    if *value == TallyRecord::ZERO {
+                        continue;
+                    }
+                    if rows.len() >= limit {
+                        return Ok(rows);
+                    }
+                    let reason = Reason::from_code(reason as u32).map_or("unknown", Reason::name);
+                    rows.push(entry(
+                        format!("tenant {tenant} {direction} {reason} on CPU {cpu}"),
+                        value,
+                    ));
+                }
             }
         }
-        rows.truncate(limit);
         Ok(rows)
     }
 }
@@ -374,58 +439,34 @@ impl Banks for Maps {
     }
 
     fn write(&mut self, bank: u32, write: &Write) -> Result<(), DataplaneError> {
+        let (name, index) = write.place();
+        let index = banked(bank, index);
         match write {
-            Write::Trie(index, node) => put(&mut self.trie, "TRIE", bank * MAX_TRIE_NODES + index, &**node),
-            Write::Tenant(index, record) => {
-                put(&mut self.tenants, "TENANTS", bank * MAX_TENANTS + index, record)
-            }
-            Write::Service(index, record) => put(
-                &mut self.services,
-                "SERVICES",
-                bank * MAX_SERVICES + index,
-                record,
-            ),
-            Write::Pair(index, record) => put(
-                &mut self.pairs,
-                "PAIRS",
-                bank * MAX_ROWS * MAX_SERVICES + index,
-                record,
-            ),
-            Write::Set(index, record) => put(&mut self.sets, "SETS", bank * MAX_SETS + index, record),
-            Write::Maglev(index, block) => put(
-                &mut self.maglev,
-                "MAGLEV",
-                bank * MAX_SETS * MAGLEV_BLOCKS + index,
-                block,
-            ),
-            Write::Backend(index, record) => put(
-                &mut self.backends,
-                "BACKENDS",
-                bank * MAX_BACKENDS + index,
-                record,
-            ),
+            Write::Trie(_, node) => put(&mut self.trie, name, index, &**node),
+            Write::Tenant(_, record) => put(&mut self.tenants, name, index, record),
+            Write::Service(_, record) => put(&mut self.services, name, index, record),
+            Write::Row(_, row) => put(&mut self.rows, name, index, row),
+            Write::Block(_, block) => put(&mut self.blocks, name, index, &**block),
+            Write::Decision(_, record) => put(&mut self.decisions, name, index, record),
+            Write::Set(_, set) => put(&mut self.sets, name, index, &**set),
+            Write::Maglev(_, table) => put(&mut self.maglev, name, index, &**table),
+            Write::Backend(_, record) => put(&mut self.backends, name, index, record),
         }
     }
 
     fn holds(&self, bank: u32, write: &Write) -> Result<bool, DataplaneError> {
+        let (name, index) = write.place();
+        let index = banked(bank, index);
         Ok(match write {
-            Write::Trie(index, node) => read(&self.trie, "TRIE", bank * MAX_TRIE_NODES + index)? == **node,
-            Write::Tenant(index, record) => {
-                read(&self.tenants, "TENANTS", bank * MAX_TENANTS + index)? == *record
-            }
-            Write::Service(index, record) => {
-                read(&self.services, "SERVICES", bank * MAX_SERVICES + index)? == *record
-            }
-            Write::Pair(index, record) => {
-                read(&self.pairs, "PAIRS", bank * MAX_ROWS * MAX_SERVICES + index)? == *record
-            }
-            Write::Set(index, record) => read(&self.sets, "SETS", bank * MAX_SETS + index)? == *record,
-            Write::Maglev(index, block) => {
-                read(&self.maglev, "MAGLEV", bank * MAX_SETS * MAGLEV_BLOCKS + index)? == *block
-            }
-            Write::Backend(index, record) => {
-                read(&self.backends, "BACKENDS", bank * MAX_BACKENDS + index)? == *record
-            }
+            Write::Trie(_, node) => read(&self.trie, name, index)? == **node,
+            Write::Tenant(_, record) => read(&self.tenants, name, index)? == *record,
+            Write::Service(_, record) => read(&self.services, name, index)? == *record,
+            Write::Row(_, row) => read(&self.rows, name, index)? == *row,
+            Write::Block(_, block) => read(&self.blocks, name, index)? == **block,
+            Write::Decision(_, record) => read(&self.decisions, name, index)? == *record,
+            Write::Set(_, set) => read(&self.sets, name, index)? == **set,
+            Write::Maglev(_, table) => read(&self.maglev, name, index)? == **table,
+            Write::Backend(_, record) => read(&self.backends, name, index)? == *record,
         })
     }
 }

@@ -24,6 +24,7 @@ use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use enforcer_common::schema::{MAPS, SCHEMA_HASH};
 
+use crate::pure::capacity::Capacity;
 use crate::pure::doctor::{OLDEST_KERNEL, is_too_old};
 
 pub use attach::{AttachMode, Attachment, Mode, detach};
@@ -44,8 +45,8 @@ pub const EGRESS_PROGRAM: &str = "enforcer_egress";
 pub struct Settings {
     /// Where everything is pinned: a directory on bpffs that belongs to this instance alone.
     pub pin_directory: PathBuf,
-    /// Capacity of the two flow tables.
-    pub flow_entries: u32,
+    /// How much is to fit, if the maps are not there yet.
+    pub capacity: Capacity,
     /// Have the programs take the time from `HOST` instead of the kernel: for tests.
     pub test_clock: bool,
 }
@@ -162,8 +163,8 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Whether the maps were there before: their content is that of an earlier agent.
     pub adopted: bool,
-    /// Flows that fit into the flow table: adopted maps keep the capacity that they were made with.
-    pub flow_capacity: u32,
+    /// How much fits: adopted maps keep the capacity that they were made with.
+    pub capacity: Capacity,
 }
 
 /// Where the maps of this build's schema are pinned.
@@ -216,17 +217,18 @@ impl Dataplane {
             compare_with_schema(&directory)?;
         }
         let test_clock = u32::from(settings.test_clock);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        loader
             .default_map_pin_directory(&directory)
-            .map_max_entries("FLOWS", settings.flow_entries)
-            .map_max_entries("REPLIES", settings.flow_entries)
-            .override_global("TEST_CLOCK", &test_clock, true)
-            .load(OBJECT)
-            .map_err(explain_privileges)?;
+            .override_global("TEST_CLOCK", &test_clock, true);
+        for (name, entries) in settings.capacity.entries() {
+            loader.map_max_entries(name, entries);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(explain_privileges)?;
         load(&mut ebpf)?;
         #[cfg(feature = "kernel-log")]
         kernel_log::forward(&mut ebpf);
-        let flow_capacity = map_info(&directory, "FLOWS")?.capacity;
+        let capacity = capacity_of(&directory)?;
         let mut maps = Maps::take(&mut ebpf)?;
         if !adopted {
             maps.mark_schema()?;
@@ -236,7 +238,7 @@ impl Dataplane {
             pin_directory: settings.pin_directory.clone(),
             maps,
             adopted,
-            flow_capacity,
+            capacity,
         })
     }
 
@@ -329,7 +331,17 @@ fn explain_privileges(error: EbpfError) -> DataplaneError {
     }
 }
 
-/// Compares every pinned map with the schema before it is reused. The flow tables may have another capacity.
+/// How much fits into the pinned maps.
+fn capacity_of(directory: &Path) -> Result<Capacity, DataplaneError> {
+    let capacity = Capacity::of_maps(|name| map_info(directory, name).map(|info| info.capacity))?;
+    capacity.ok_or_else(|| DataplaneError::Schema {
+        name: "TENANTS",
+        found: "another number of entries than the maps beside it".to_owned(),
+        expected: "maps that were made together".to_owned(),
+    })
+}
+
+/// Compares every pinned map with the schema before it is reused. Those whose capacity is chosen may have another.
 fn compare_with_schema(directory: &Path) -> Result<(), DataplaneError> {
     for spec in MAPS {
         let path = directory.join(spec.name);
@@ -340,7 +352,6 @@ fn compare_with_schema(directory: &Path) -> Result<(), DataplaneError> {
             name: spec.name,
             source,
         })?;
-        let sized = matches!(spec.name, "FLOWS" | "REPLIES");
         let value_bytes = if spec.kind == "RingBuf" {
             0
         } else {
@@ -348,7 +359,7 @@ fn compare_with_schema(directory: &Path) -> Result<(), DataplaneError> {
         };
         let same = info.key_size() == spec.key_bytes
             && info.value_size() == value_bytes
-            && (sized || info.max_entries() == spec.capacity);
+            && (spec.sized || info.max_entries() == spec.capacity);
         if !same {
             return Err(DataplaneError::Schema {
                 name: spec.name,

@@ -4,6 +4,7 @@ use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::HostRecord;
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
+use enforcer_common::abi::reason::REASON_SLOTS;
 use enforcer_common::decide::limiter::Limiter;
 
 use super::{
@@ -11,6 +12,7 @@ use super::{
 };
 use crate::api::reply::MapEntry;
 use crate::ports::{self, Banks};
+use crate::pure::capacity::Capacity;
 use crate::pure::tables::Write;
 
 impl Banks for Dataplane {
@@ -38,8 +40,8 @@ impl ports::Dataplane for Dataplane {
         self.adopted
     }
 
-    fn flow_capacity(&self) -> u32 {
-        self.flow_capacity
+    fn capacity(&self) -> Capacity {
+        self.capacity
     }
 
     fn attach(&mut self, interface: &str, mode: AttachMode) -> Result<Attachment, DataplaneError> {
@@ -74,8 +76,8 @@ impl ports::Dataplane for Dataplane {
         self.maps.open_connections(index)
     }
 
-    fn tally(&self, direction: u32, tenant: u32, reason: u32) -> Result<Tally, DataplaneError> {
-        self.maps.tally(direction, tenant, reason)
+    fn tallies(&self, direction: u32, tenant: u32) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError> {
+        self.maps.tallies(direction, tenant)
     }
 
     fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataplaneError> {

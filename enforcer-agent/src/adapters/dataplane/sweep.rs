@@ -13,7 +13,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use enforcer_common::abi::address::{Address, FlowKey};
 use enforcer_common::abi::config::HostRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
-use enforcer_common::schema::{MAX_BACKENDS, MAX_TENANTS, backend_connections, tenant_connections};
+use enforcer_common::schema::{backend_connections, tenant_connections};
 
 use super::{DataplaneError, map_directory};
 pub use crate::pure::expiry::Timeouts;
@@ -118,7 +118,7 @@ impl FlowSweeper {
     /// If the kernel refuses an operation.
     pub fn recount(&mut self) -> Result<(), DataplaneError> {
         self.ended.clear();
-        let mut open = vec![0_u64; (MAX_TENANTS + MAX_BACKENDS) as usize];
+        let mut open = vec![0_u64; self.opened.len() as usize];
         for flow in &self.flows {
             let (_, flow) = flow.map_err(|source| DataplaneError::Map {
                 name: "FLOWS",

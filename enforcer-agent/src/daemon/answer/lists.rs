@@ -171,7 +171,7 @@ impl Core {
     }
 
     pub(super) fn flows(&self, limit: u32, filter: &FlowFilter) -> Result<FlowsListReply, ApiError> {
-        let capacity = self.dataplane.flow_capacity() as usize;
+        let capacity = self.dataplane.capacity().flows as usize;
         let (mut rows, mut matching) = (Vec::new(), 0);
         let now_ns = self.clock.monotonic_ns();
         for (key, flow) in self.dataplane.flows(capacity).map_err(internal)? {

@@ -126,7 +126,7 @@ impl Core {
             packets: counters::by_reason(&counted),
             flows: FlowUsage {
                 open: self.open_flows,
-                capacity: self.dataplane.flow_capacity().into(),
+                capacity: self.dataplane.capacity().flows.into(),
             },
             audit: AuditStatus {
                 sequence: log.sequence,

@@ -27,7 +27,7 @@ use enforcer_common::Reason;
 use enforcer_common::abi::event::{EVENT_REFUSED, EventRecord};
 use enforcer_common::abi::tally::DIRECTION_INGRESS;
 use enforcer_common::decide::limiter::Limiter;
-use enforcer_common::schema::MAX_TENANTS;
+use enforcer_common::schema::DEFAULT_TENANTS;
 use tokio::sync::watch;
 
 use self::invariants::Known;
@@ -254,7 +254,7 @@ impl Simulation {
     fn traffic(&mut self) {
         let mut world = self.world();
         let due_ns = world.now_ns + 5_000_000;
-        for tenant in 1..MAX_TENANTS {
+        for tenant in 1..DEFAULT_TENANTS {
             for limiter in Limiter::ALL {
                 world.kernel.limiters.insert(limiter.index(tenant), due_ns);
             }
@@ -320,6 +320,8 @@ fn fork(core: &Core, ports: &Ports) -> Core {
         store: outside.store,
         unsaved: core.unsaved,
         history: core.history.with_store(outside.history),
+        cache: core.cache.clone(),
+        behind: core.behind,
         live: core.live,
         fleet: core.fleet.clone(),
         host: core.host.clone(),

@@ -8,6 +8,7 @@ use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::HostRecord;
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
+use enforcer_common::abi::reason::REASON_SLOTS;
 use enforcer_common::decide::limiter::Limiter;
 use futures::future::{BoxFuture, ready};
 use jiff::{SignedDuration, Timestamp};
@@ -21,6 +22,7 @@ use crate::daemon::history::{HistoryEntry, HistoryError};
 use crate::daemon::persist::{State, StateError};
 use crate::ports::{AuditSink, Banks, Clock, Dataplane, HistoryStore, StateStore, Watcher};
 use crate::pure::audit::{AuditRecord, Entry};
+use crate::pure::capacity::Capacity;
 use crate::pure::policy::ResolvedPolicy;
 use crate::pure::tables::Write;
 
@@ -124,8 +126,8 @@ impl Dataplane for Ports {
         self.adopted
     }
 
-    fn flow_capacity(&self) -> u32 {
-        262_144
+    fn capacity(&self) -> Capacity {
+        Capacity::default()
     }
 
     fn attach(&mut self, interface: &str, _mode: AttachMode) -> Result<Attachment, DataplaneError> {
@@ -180,15 +182,14 @@ impl Dataplane for Ports {
         Ok(world.kernel.open.get(&index).copied().unwrap_or(0))
     }
 
-    fn tally(&self, direction: u32, tenant: u32, reason: u32) -> Result<Tally, DataplaneError> {
-        // Of the many tallies of a tenant, one stands for all.
-        let world = if reason == enforcer_common::Reason::NoRule as u32 {
-            self.map("tally")?
-        } else {
-            self.world()
-        };
-        let tally = world.kernel.tallies.get(&(direction, tenant, reason));
-        Ok(tally.copied().unwrap_or_default())
+    fn tallies(&self, direction: u32, tenant: u32) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError> {
+        let world = self.map("tally")?;
+        let mut tallies = [Tally::default(); REASON_SLOTS as usize];
+        for (reason, tally) in (0..).zip(&mut tallies) {
+            let counted = world.kernel.tallies.get(&(direction, tenant, reason));
+            *tally = counted.copied().unwrap_or_default();
+        }
+        Ok(tallies)
     }
 
     fn flow(&self, _key: &FlowKey) -> Result<Option<FlowRecord>, DataplaneError> {

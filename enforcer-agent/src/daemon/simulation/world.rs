@@ -7,24 +7,22 @@ use std::sync::Arc;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, HostRecord, MAGLEV_BLOCK_SLOTS, NO_BACKEND, PairRecord, SET_WORDS, ServiceRecord,
-    SetRecord, TenantRecord, TrieNode,
+    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, NO_BACKEND, RowRecord, SET_WORDS,
+    ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::decide::{Facts, Flow, Reply};
-use enforcer_common::schema::{BANKS, MAGLEV_BLOCKS, MAX_SERVICES};
+use enforcer_common::schema::{BANKS, tenant_connections};
 
 use super::random::Random;
 use crate::adapters::dataplane::Tally;
 use crate::daemon::history::HistoryEntry;
 use crate::daemon::persist::State;
 use crate::pure::audit::Entry;
-use crate::pure::tables::{Tables, Write};
+use crate::pure::tables::{EMPTY_MAGLEV, Table, Tables, Write};
 
 /// Packets may be in the bank that was left this long ago, in nanoseconds.
 const GRACE_NS: u64 = 10_000_000;
-/// Length of a set's Maglev table in the kernel's map: whole blocks.
-const TABLE_SLOTS: usize = (MAGLEV_BLOCKS * MAGLEV_BLOCK_SLOTS) as usize;
 
 /// Which operations fail.
 #[derive(Clone, Debug)]
@@ -170,21 +168,19 @@ impl Kernel {
             Write::Trie(index, node) => put(&mut tables.trie, *index, **node, TrieNode::ZERO),
             Write::Tenant(index, record) => put(&mut tables.tenants, *index, *record, TenantRecord::ZERO),
             Write::Service(index, record) => put(&mut tables.services, *index, *record, ServiceRecord::ZERO),
-            Write::Pair(index, record) => {
-                let (row, service) = (index / MAX_SERVICES, index % MAX_SERVICES);
-                if tables.rows.len() <= row as usize {
-                    tables.rows.resize(row as usize + 1, Vec::new());
-                }
-                put(&mut tables.rows[row as usize], service, *record, PairRecord::ZERO);
+            Write::Row(index, row) => put(&mut tables.rows, *index, *row, RowRecord::ZERO),
+            Write::Block(index, block) => put(&mut tables.blocks, *index, **block, DecisionBlock::ZERO),
+            Write::Decision(index, record) => {
+                put(&mut tables.decisions, *index, *record, DecisionRecord::ZERO);
             }
-            Write::Set(index, record) => put(&mut tables.sets, *index, *record, SetRecord::ZERO),
-            Write::Maglev(index, block) => {
-                let (set, block_index) = ((index / MAGLEV_BLOCKS) as usize, index % MAGLEV_BLOCKS);
-                if tables.maglev.len() <= set {
-                    tables.maglev.resize(set + 1, vec![0; TABLE_SLOTS]);
-                }
-                let first = (block_index * MAGLEV_BLOCK_SLOTS) as usize;
-                tables.maglev[set][first..first + block.slots.len()].copy_from_slice(&block.slots);
+            Write::Set(index, set) => put(&mut tables.sets, *index, **set, SetRecord::ZERO),
+            Write::Maglev(index, table) => {
+                put(
+                    &mut tables.maglev,
+                    *index,
+                    Arc::clone(table),
+                    Arc::new(EMPTY_MAGLEV),
+                );
             }
             Write::Backend(index, record) => put(&mut tables.backends, *index, *record, BackendRecord::ZERO),
         }
@@ -194,10 +190,10 @@ impl Kernel {
     fn assert_harmless(&self, bank: u32, write: &Write) {
         let tables = &self.banks[bank as usize];
         match write {
-            Write::Maglev(index, block) => {
-                let set = &tables.sets[(index / MAGLEV_BLOCKS) as usize];
+            Write::Maglev(index, table) => {
+                let set = &tables.sets[*index as usize];
                 let is_member = |slot: &u16| set.members[usize::from(slot / 64)] >> (slot % 64) & 1 == 1;
-                let mut slots = block.slots.iter().filter(|slot| **slot != NO_BACKEND);
+                let mut slots = table.slots.iter().filter(|slot| **slot != NO_BACKEND);
                 assert!(
                     slots.all(is_member),
                     "a slot of the live bank got a back end beyond its set"
@@ -217,21 +213,18 @@ impl Kernel {
             Write::Trie(index, node) => tables.trie.get(*index as usize) == Some(&**node),
             Write::Tenant(index, record) => tables.tenants.get(*index as usize) == Some(record),
             Write::Service(index, record) => tables.services.get(*index as usize) == Some(record),
-            Write::Pair(index, record) => {
-                let row = tables.rows.get((index / MAX_SERVICES) as usize);
-                row.and_then(|row| row.get((index % MAX_SERVICES) as usize)) == Some(record)
-            }
-            Write::Set(index, record) => tables.sets.get(*index as usize) == Some(record),
-            Write::Maglev(index, block) => {
-                let set = (index / MAGLEV_BLOCKS) as usize;
-                set < tables.maglev.len() && tables.maglev_block(set, index % MAGLEV_BLOCKS) == *block
-            }
+            Write::Row(index, row) => tables.rows.get(*index as usize) == Some(row),
+            Write::Block(index, block) => tables.blocks.get(*index as usize) == Some(&**block),
+            Write::Decision(index, record) => tables.decisions.get(*index as usize) == Some(record),
+            Write::Set(index, set) => tables.sets.get(*index as usize) == Some(&**set),
+            Write::Maglev(index, table) => tables.maglev.get(*index as usize) == Some(table),
             Write::Backend(index, record) => tables.backends.get(*index as usize) == Some(record),
         }
     }
 }
 
-fn put<T: Clone>(records: &mut Vec<T>, index: u32, record: T, zero: T) {
+fn put<T: Clone>(table: &mut Table<T>, index: u32, record: T, zero: T) {
+    let records = table.make_mut();
     if records.len() <= index as usize {
         records.resize(index as usize + 1, zero);
     }
@@ -239,12 +232,8 @@ fn put<T: Clone>(records: &mut Vec<T>, index: u32, record: T, zero: T) {
 }
 
 /// Where a bank differs from tables that it should hold, record by record. Beyond these, what flows and replies can name
-/// (tenants, services, back ends, columns of rows) must be empty; trie nodes, rows, sets and their Maglev tables are
-/// reached from nowhere. Without weights, Maglev tables and next hops do not count.
+/// (tenants, services, back ends) must be empty; the rest is reached from nowhere. Without weights, Maglev tables and next hops do not count.
 pub(super) fn difference(bank: &Tables, wanted: &Tables, with_weights: bool) -> Option<String> {
-    let no_row = Vec::new();
-    let (nodes, sets) = (wanted.trie.len(), wanted.sets.len());
-    let up_to = |length: usize, limit: usize| length.min(limit);
     let differs = |what: &str, at: Option<usize>| at.map(|at| format!("{what} {at}"));
     let hop = |record: &BackendRecord| {
         let mut record = *record;
@@ -259,67 +248,37 @@ pub(super) fn difference(bank: &Tables, wanted: &Tables, with_weights: bool) -> 
         record
     };
     let backends = |tables: &Tables| tables.backends.iter().map(hop).collect::<Vec<_>>();
-    differs(
-        "trie node",
-        first(
-            &bank.trie[..up_to(bank.trie.len(), nodes)],
-            &wanted.trie,
-            &TrieNode::ZERO,
-        ),
-    )
-    .or_else(|| {
-        differs(
-            "tenant",
-            first(&bank.tenants, &wanted.tenants, &TenantRecord::ZERO),
-        )
-    })
-    .or_else(|| {
-        differs(
-            "service",
-            first(&bank.services, &wanted.services, &ServiceRecord::ZERO),
-        )
-    })
-    .or_else(|| {
-        wanted.rows.iter().enumerate().find_map(|(index, row)| {
-            let held = bank.rows.get(index).unwrap_or(&no_row);
-            differs("pair of a row", first(held, row, &PairRecord::ZERO))
+    let reached = |what: &str, at: Option<usize>, wanted: usize| differs(what, at.filter(|at| *at < wanted));
+    let node = first(&bank.trie, &wanted.trie, &TrieNode::ZERO);
+    let tenant = first(&bank.tenants, &wanted.tenants, &TenantRecord::ZERO);
+    let service = first(&bank.services, &wanted.services, &ServiceRecord::ZERO);
+    let row = first(&bank.rows, &wanted.rows, &RowRecord::ZERO);
+    let block = first(&bank.blocks, &wanted.blocks, &DecisionBlock::ZERO);
+    let decision = first(&bank.decisions, &wanted.decisions, &DecisionRecord::ZERO);
+    let set = first(&bank.sets, &wanted.sets, &SetRecord::ZERO);
+    let backend = first(&backends(bank), &backends(wanted), &BackendRecord::ZERO);
+    let empty = Arc::new(EMPTY_MAGLEV);
+    let weights = || first(&bank.maglev, &wanted.maglev, &empty);
+    reached("trie node", node, wanted.trie.len())
+        .or_else(|| differs("tenant", tenant))
+        .or_else(|| differs("service", service))
+        .or_else(|| reached("row", row, wanted.rows.len()))
+        .or_else(|| reached("block", block, wanted.blocks.len()))
+        .or_else(|| reached("decision", decision, wanted.decisions.len()))
+        .or_else(|| reached("set", set, wanted.sets.len()))
+        .or_else(|| differs("back end", backend))
+        .or_else(|| {
+            reached(
+                "Maglev table",
+                with_weights.then(weights).flatten(),
+                wanted.maglev.len(),
+            )
         })
-    })
-    .or_else(|| {
-        differs(
-            "set",
-            first(
-                &bank.sets[..up_to(bank.sets.len(), sets)],
-                &wanted.sets,
-                &SetRecord::ZERO,
-            ),
-        )
-    })
-    .or_else(|| {
-        differs(
-            "back end",
-            first(&backends(bank), &backends(wanted), &BackendRecord::ZERO),
-        )
-    })
-    .or_else(|| with_weights.then(|| maglev(bank, wanted)).flatten())
 }
 
 fn first<T: PartialEq>(bank: &[T], wanted: &[T], zero: &T) -> Option<usize> {
     (0..bank.len().max(wanted.len()))
         .find(|index| bank.get(*index).unwrap_or(zero) != wanted.get(*index).unwrap_or(zero))
-}
-
-fn maglev(bank: &Tables, wanted: &Tables) -> Option<String> {
-    for (set, table) in wanted.maglev.iter().enumerate() {
-        let held = bank.maglev.get(set).map_or(&[][..], Vec::as_slice);
-        let is_same = held.len() == TABLE_SLOTS
-            && held[..table.len()] == table[..]
-            && held[table.len()..].iter().all(|slot| *slot == NO_BACKEND);
-        if !is_same {
-            return Some(format!("Maglev table {set}"));
-        }
-    }
-    None
 }
 
 impl Facts for World {
@@ -340,9 +299,13 @@ impl Facts for World {
         self.kernel.banks[bank as usize].services.get(slot as usize)
     }
 
-    fn pair(&self, bank: u32, row: u32, service: u32) -> Option<&PairRecord> {
-        let row = self.kernel.banks[bank as usize].rows.get(row as usize);
-        row?.get(service as usize)
+    fn cell(&self, bank: u32, row: u32, service: u32) -> Option<DecisionCell> {
+        self.kernel.banks[bank as usize].cell(row, service)
+    }
+
+    fn decision(&self, bank: u32, number: u16) -> Option<&DecisionRecord> {
+        let decisions = &self.kernel.banks[bank as usize].decisions;
+        decisions.get(usize::from(number))
     }
 
     fn set_members(&self, bank: u32, set: u32) -> Option<&[u64; SET_WORDS]> {
@@ -352,7 +315,7 @@ impl Facts for World {
 
     fn maglev(&self, bank: u32, set: u32, slot: u32) -> u16 {
         let table = self.kernel.banks[bank as usize].maglev.get(set as usize);
-        let slot = table.and_then(|table| table.get(slot as usize));
+        let slot = table.and_then(|table| table.slots.get(slot as usize));
         slot.copied().unwrap_or(NO_BACKEND)
     }
 
@@ -373,6 +336,10 @@ impl Facts for World {
     }
 
     fn open_connections(&self, tenant: u32) -> u64 {
-        self.kernel.open.get(&tenant).copied().unwrap_or(0)
+        self.kernel
+            .open
+            .get(&tenant_connections(tenant))
+            .copied()
+            .unwrap_or(0)
     }
 }

@@ -18,6 +18,7 @@ pub mod trie;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use enforcer_common::abi::address::{self, Address};
 use enforcer_common::abi::config::{
@@ -25,10 +26,11 @@ use enforcer_common::abi::config::{
     LimitRecord, MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED,
     TenantRecord,
 };
-use enforcer_common::schema::{MAX_ROWS, MAX_SETS, MAX_TRIE_NODES};
+use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::capacity::Capacity;
 use super::policy::limits::{Unit, step_fp};
 use super::policy::resolved::{Backend, Forward, Limits, Pool, ResolvedPolicy, Service};
 use super::policy::selection::Selection;
@@ -71,6 +73,8 @@ pub struct HostFacts {
     pub local_addresses: Vec<IpAddr>,
     /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
     pub events_per_window: u64,
+    /// How much fits into its maps.
+    pub capacity: Capacity,
 }
 
 /// What is known of a back end at the moment.
@@ -135,15 +139,26 @@ pub enum CompileError {
         forward: Forward,
     },
     /// A table of the data path is too small.
-    #[error("the policy needs more {what} than the data path has ({capacity}): {advice}")]
+    #[error(
+        "the policy needs more {what} than the data path has room for ({capacity}): {}{advice}",
+        raise(*field)
+    )]
     Capacity {
         /// What there is too much of.
         what: &'static str,
         /// How much there can be.
         capacity: u32,
-        /// What to do.
+        /// The field of the agent's configuration that says how much; `None` if that cannot be chosen.
+        field: Option<&'static str>,
+        /// What else to do.
         advice: &'static str,
     },
+}
+
+fn raise(field: Option<&'static str>) -> String {
+    field.map_or_else(String::new, |field| {
+        format!("raise `{field}` in the agent's configuration, which takes effect after `detach`, or ")
+    })
 }
 
 // === impl BackendStatus ===
@@ -258,42 +273,89 @@ struct Layout<'a> {
     backends: Vec<Vec<SlottedBackend<'a>>>,
 }
 
-/// Compiles a policy.
+/// What one compile leaves for the next, so that a change costs what depends on it. It changes no output: tables are
+/// the same as without it, byte for byte.
+#[derive(Debug, Clone, Default)]
+pub struct Cache {
+    trie: trie::Kept,
+    pairs: pairs::Kept,
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// Compiles a policy. `policy` is that of the inputs; it is kept, to be compared with the next one.
+    ///
+    /// # Errors
+    /// As [`compile`].
+    ///
+    /// # Panics
+    /// If `policy` is not the policy of the inputs.
+    pub fn compile(
+        &mut self,
+        policy: &Arc<ResolvedPolicy>,
+        inputs: &Inputs<'_>,
+    ) -> Result<Compiled, CompileError> {
+        assert!(
+            std::ptr::eq(inputs.policy, &raw const **policy),
+            "two policies at once"
+        );
+        let (slots, layout) = lay_out(inputs)?;
+        require_nat_addresses(&layout)?;
+        let capacity = inputs.host.capacity.trie_nodes;
+        let full = |trie::Full| CompileError::Capacity {
+            what: "trie nodes",
+            capacity,
+            field: Some("capacity.trieNodes"),
+            advice: "join tenants' sources into fewer or shorter prefixes, preferably of 8, 16, 24 or 32 bits",
+        };
+        let trie = self.trie.build(&layout, capacity).map_err(full)?;
+        let decisions = self.pairs.decide(&layout, policy)?;
+        let tables = Tables {
+            trie,
+            tenants: tenant_records(&layout, &decisions.row_of_tenant).into(),
+            services: service_records(&layout)?.into(),
+            rows: decisions.rows,
+            blocks: decisions.blocks,
+            decisions: decisions.decisions,
+            sets: decisions.sets,
+            maglev: decisions.maglev,
+            backends: backend_records(&layout).into(),
+        };
+        let directory = Directory::of(&layout);
+        Ok(Compiled {
+            tables,
+            slots,
+            directory,
+        })
+    }
+}
+
+/// Compiles a policy from nothing.
 ///
 /// # Errors
 /// When this host cannot enforce it: no address for `Nat`, or a table that is too small.
 pub fn compile(inputs: &Inputs<'_>) -> Result<Compiled, CompileError> {
-    let (slots, layout) = lay_out(inputs)?;
-    for service in &layout.services {
-        if service.service.forward == Forward::Nat && !inputs.host.has_nat_address(service.family) {
-            let service_name = service.service.name.clone();
-            return Err(CompileError::NoNatAddress {
-                service: service_name,
-                family: service.family.name(),
-            });
-        }
-    }
-    let trie = trie::build(&layout).map_err(|trie::Full| CompileError::Capacity {
-        what: "trie nodes",
-        capacity: MAX_TRIE_NODES,
-        advice: "join tenants' sources into fewer or shorter prefixes, preferably of 8, 16, 24 or 32 bits",
-    })?;
-    let decisions = pairs::decide(&layout)?;
-    let tables = Tables {
-        trie,
-        tenants: tenant_records(&layout, &decisions.row_of_tenant),
-        services: service_records(&layout)?,
-        rows: decisions.rows,
-        sets: decisions.sets,
-        maglev: decisions.maglev,
-        backends: backend_records(&layout),
+    let policy = Arc::new(inputs.policy.clone());
+    let inputs = Inputs {
+        policy: &policy,
+        ..*inputs
     };
-    let directory = Directory::of(&layout);
-    Ok(Compiled {
-        tables,
-        slots,
-        directory,
-    })
+    Cache::default().compile(&policy, &inputs)
+}
+
+fn require_nat_addresses(layout: &Layout<'_>) -> Result<(), CompileError> {
+    let mut services = layout.services.iter();
+    let without = services.find(|service| {
+        service.service.forward == Forward::Nat && !layout.inputs.host.has_nat_address(service.family)
+    });
+    match without {
+        Some(service) => Err(CompileError::NoNatAddress {
+            service: service.service.name.clone(),
+            family: service.family.name(),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// The families of every service, each with the service's index in the policy.
@@ -318,6 +380,7 @@ fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError>
     let policy = inputs.policy;
     let halves = halves(policy);
     let slots = inputs.slots.next(
+        inputs.host.capacity.tenants,
         policy.tenants.iter().map(|tenant| tenant.name.clone()),
         halves
             .iter()
@@ -378,18 +441,11 @@ fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError>
     Ok((slots, layout))
 }
 
-/// Puts a record at an index, with zeroes up to it.
-fn put<T: Copy>(records: &mut Vec<T>, slot: u32, zero: T, record: T) {
-    let index = slot as usize;
-    if records.len() <= index {
-        records.resize(index + 1, zero);
-    }
-    records[index] = record;
-}
+// Tenants, services and back ends have a record for every slot that there can be: flows and replies name slots, and may
+// outlive what had them, so that nothing stale may stand there in a bank of which nothing is known.
 
 fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<TenantRecord> {
-    // Slot 0 is nobody, also in a policy without tenants.
-    let mut records = vec![TenantRecord::ZERO];
+    let mut records = vec![TenantRecord::ZERO; layout.inputs.host.capacity.tenant_slots() as usize];
     for (index, tenant) in layout.inputs.policy.tenants.iter().enumerate() {
         let suspended = layout.inputs.suspended.contains(&tenant.name);
         let Limits {
@@ -409,12 +465,7 @@ fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<TenantRecor
             response_bytes: limit_record(response_bytes_per_second, burst_ns, Unit::Bytes),
             concurrent_limit: concurrent_connections.map_or(0, u64::from),
         };
-        put(
-            &mut records,
-            layout.tenant_slots[index],
-            TenantRecord::ZERO,
-            record,
-        );
+        records[layout.tenant_slots[index] as usize] = record;
     }
     records
 }
@@ -447,27 +498,22 @@ const fn forward_code(forward: Forward) -> Option<u32> {
 }
 
 fn service_records(layout: &Layout<'_>) -> Result<Vec<ServiceRecord>, CompileError> {
-    let mut records = Vec::new();
+    let mut records = vec![ServiceRecord::ZERO; MAX_SERVICES as usize];
     for service in &layout.services {
         let forward = forward_code(service.service.forward).ok_or_else(|| CompileError::NoSuchForward {
             service: service.service.name.clone(),
             forward: service.service.forward,
         })?;
-        put(
-            &mut records,
-            service.slot,
-            ServiceRecord::ZERO,
-            ServiceRecord {
-                forward,
-                flags: SERVICE_PRESENT,
-            },
-        );
+        records[service.slot as usize] = ServiceRecord {
+            forward,
+            flags: SERVICE_PRESENT,
+        };
     }
     Ok(records)
 }
 
 fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
-    let mut records = Vec::new();
+    let mut records = vec![BackendRecord::ZERO; MAX_BACKENDS as usize];
     for SlottedBackend {
         slot,
         backend,
@@ -495,7 +541,7 @@ fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
                 ..record
             };
         }
-        put(&mut records, *slot, BackendRecord::ZERO, record);
+        records[*slot as usize] = record;
     }
     records
 }
@@ -508,18 +554,6 @@ pub fn address_of(address: IpAddr) -> Address {
         IpAddr::V6(v6) => address::from_octets(v6.octets()),
     }
 }
-
-const TOO_MANY_ROWS: CompileError = CompileError::Capacity {
-    what: "kinds of tenants that the rules tell apart",
-    capacity: MAX_ROWS,
-    advice: "give tenants that may use the same services the same labels, and choose by label",
-};
-
-const TOO_MANY_SETS: CompileError = CompileError::Capacity {
-    what: "distinct sets of eligible back ends",
-    capacity: MAX_SETS,
-    advice: "let services share pools, or constraints the labels that they require",
-};
 
 #[cfg(test)]
 mod tests;

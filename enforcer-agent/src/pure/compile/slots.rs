@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES, MAX_TENANTS};
+use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 use serde::{Deserialize, Serialize};
 
 use super::{CompileError, Family};
@@ -50,42 +50,47 @@ pub fn service_key(name: &str, family: Family) -> String {
 // === impl Slots ===
 
 impl Slots {
-    /// The slots of the next compile.
+    /// The slots of the next compile, with room for `capacity` tenants.
     pub(super) fn next(
         &self,
+        capacity: u32,
         tenants: impl Iterator<Item = String>,
         services: impl Iterator<Item = String>,
         backends: impl Iterator<Item = String>,
         rules: impl Iterator<Item = String>,
     ) -> Result<Self, CompileError> {
-        let full = |what, capacity| CompileError::Capacity {
+        let full = |what, capacity, field| CompileError::Capacity {
             what,
             capacity,
+            field,
             advice: SLOTS_ADVICE,
         };
         Ok(Self {
-            tenants: self
-                .tenants
-                .next(tenants, 1..MAX_TENANTS)
-                .ok_or(full("tenants", MAX_TENANTS - 1))?,
-            services: self
-                .services
-                .next(services, 0..MAX_SERVICES)
-                .ok_or(full("services", MAX_SERVICES))?,
-            backends: self
-                .backends
-                .next(backends, 0..MAX_BACKENDS)
-                .ok_or(full("back ends", MAX_BACKENDS))?,
+            tenants: self.tenants.next(tenants, 1..capacity + 1).ok_or(full(
+                "tenants",
+                capacity,
+                Some("capacity.tenants"),
+            ))?,
+            services: self.services.next(services, 0..MAX_SERVICES).ok_or(full(
+                "services",
+                MAX_SERVICES,
+                None,
+            ))?,
+            backends: self.backends.next(backends, 0..MAX_BACKENDS).ok_or(full(
+                "back ends",
+                MAX_BACKENDS,
+                None,
+            ))?,
             rules: self
                 .rules
                 .next(rules, 0..RULE_NUMBERS)
-                .ok_or(full("rules", RULE_NUMBERS))?,
+                .ok_or(full("rules", RULE_NUMBERS, None))?,
         })
     }
 }
 
-const SLOTS_ADVICE: &str = "names that were removed count until the next change; \
-                            remove the old ones first, and add the new ones in a second change";
+const SLOTS_ADVICE: &str = "remove old names first, and add the new ones in a second change: those that were removed \
+                            count until then";
 
 // === impl SlotMap ===
 
@@ -112,6 +117,14 @@ impl SlotMap {
     fn next(&self, names: impl Iterator<Item = String>, range: std::ops::Range<u32>) -> Option<Self> {
         // In the order of names, so that it does not depend on where in the policy a name stands.
         let names: BTreeSet<String> = names.collect();
+        let is_sound = || {
+            let slots: BTreeSet<u32> = self.slots.values().copied().collect();
+            slots.len() == self.slots.len() && slots.iter().all(|slot| range.contains(slot))
+        };
+        // Most changes bring no name and take none away.
+        if names.iter().eq(self.slots.keys()) && range.contains(&self.next) && is_sound() {
+            return Some(self.clone());
+        }
         let taken: BTreeSet<u32> = self.slots.values().copied().collect();
         let first = if range.contains(&self.next) {
             self.next

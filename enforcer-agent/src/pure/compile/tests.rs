@@ -7,6 +7,7 @@ use enforcer_common::decide::{Decision, Packet, Shape, TCP, TCP_SYN, judge};
 use super::*;
 use crate::pure::policy::load;
 use crate::pure::snapshot::Snapshot;
+use crate::pure::tables::EMPTY_MAGLEV;
 
 /// Two tenants, one bound to the EU; a dual-stack service with a pool in the EU and one in the US; one UDP service.
 const POLICY: &str = r#"
@@ -41,6 +42,7 @@ spec:
   - {name: residency, tenants: {matchLabels: {data: eu}}, requireBackend: {matchLabels: {region: eu}}}
 "#;
 
+mod cached;
 mod full;
 mod random;
 mod stability;
@@ -87,6 +89,7 @@ impl World {
             nat_port_count: 20_000,
             local_addresses: vec!["10.9.0.254".parse().unwrap(), "10.9.0.250".parse().unwrap()],
             events_per_window: 8,
+            capacity: Capacity::default(),
         };
         let (failed_pools, suspended) = (BTreeSet::new(), BTreeSet::new());
         Self {
@@ -100,8 +103,8 @@ impl World {
         }
     }
 
-    fn compile(&self) -> Result<Compiled, CompileError> {
-        compile(&Inputs {
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
             policy: &self.policy,
             slots: &self.slots,
             host: &self.host,
@@ -109,7 +112,11 @@ impl World {
             failed_pools: &self.failed_pools,
             suspended: &self.suspended,
             closed_rules: &self.closed_rules,
-        })
+        }
+    }
+
+    fn compile(&self) -> Result<Compiled, CompileError> {
+        compile(&self.inputs())
     }
 
     fn set(&mut self, backend: &str, change: impl Fn(&mut BackendStatus)) {
@@ -406,7 +413,7 @@ fn a_draining_back_end_keeps_its_flows_and_takes_no_new_ones() {
             .iter()
             .any(|set| set.members[slot / 64] >> (slot % 64) & 1 == 1)
     );
-    assert!(compiled.tables.maglev.iter().any(Vec::is_empty));
+    assert!(compiled.tables.maglev.iter().any(|table| **table == EMPTY_MAGLEV));
 }
 
 #[test]

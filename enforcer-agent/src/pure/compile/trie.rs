@@ -14,11 +14,11 @@ use enforcer_common::decide::trie::{
     ROOT_DESTINATION_V4, ROOT_DESTINATION_V6, ROOT_SOURCE_V4, ROOT_SOURCE_V6, ROOTS, SOURCE_BACKEND,
 };
 use enforcer_common::decide::{TCP, UDP};
-use enforcer_common::schema::MAX_TRIE_NODES;
 use ipnet::IpNet;
 
 use super::Layout;
 use crate::pure::policy::resolved::{PortRange, Protocol};
+use crate::pure::tables::Table;
 
 /// There are more nodes than the map holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) struct Full;
 
 /// Which pair of roots a key belongs under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Table {
+enum Side {
     Source,
     Destination,
 }
@@ -43,24 +43,64 @@ struct Key {
     value: u32,
 }
 
-/// The nodes of both tries, the roots first.
-pub(super) fn build(layout: &Layout<'_>) -> Result<Vec<TrieNode>, Full> {
-    let mut nodes = Nodes::new();
-    nodes.insert_all(tenant_keys(layout))?;
-    // A back end within a tenant's prefix is both: so its value is made of the one that stands there.
-    let backends: BTreeSet<IpAddr> = layout
-        .backends
-        .iter()
-        .flatten()
-        .map(|backend| backend.backend.address)
-        .collect();
-    for address in backends {
-        let mut key = Key::prefix(Table::Source, IpNet::from(address), 0, 0);
-        key.value = nodes.value_at(&key) | SOURCE_BACKEND;
-        nodes.insert(&key)?;
+/// All that the tries are made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Keys {
+    tenants: Vec<Key>,
+    /// Back ends within a tenant's prefix are both: so their values are made of the ones that stand there.
+    backends: BTreeSet<IpAddr>,
+    destinations: Vec<Key>,
+}
+
+/// What one compile leaves for the next.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kept {
+    keys: Keys,
+    nodes: Table<TrieNode>,
+}
+
+// === impl Kept ===
+
+impl Kept {
+    /// The nodes of both tries, the roots first: at most `capacity`. They are those of the last compile if they would be
+    /// made from the same keys.
+    pub(super) fn build(&mut self, layout: &Layout<'_>, capacity: u32) -> Result<Table<TrieNode>, Full> {
+        let keys = Keys::of(layout);
+        if self.nodes.is_empty() || self.keys != keys {
+            self.nodes = keys.nodes(capacity)?.into();
+            self.keys = keys;
+        }
+        Ok(self.nodes.clone())
     }
-    nodes.insert_all(destination_keys(layout))?;
-    Ok(nodes.0)
+}
+
+// === impl Keys ===
+
+impl Keys {
+    fn of(layout: &Layout<'_>) -> Self {
+        let backends = layout.backends.iter().flatten();
+        let mut keys = Self {
+            tenants: tenant_keys(layout),
+            backends: backends.map(|backend| backend.backend.address).collect(),
+            destinations: destination_keys(layout),
+        };
+        // Keys of one root have to come shorter ones first.
+        keys.tenants.sort_unstable();
+        keys.destinations.sort_unstable();
+        keys
+    }
+
+    fn nodes(&self, capacity: u32) -> Result<Vec<TrieNode>, Full> {
+        let mut nodes = Nodes::new(capacity);
+        self.tenants.iter().try_for_each(|key| nodes.insert(key))?;
+        for address in &self.backends {
+            let mut key = Key::prefix(Side::Source, IpNet::from(*address), 0, 0);
+            key.value = nodes.value_at(&key) | SOURCE_BACKEND;
+            nodes.insert(&key)?;
+        }
+        self.destinations.iter().try_for_each(|key| nodes.insert(key))?;
+        Ok(nodes.nodes)
+    }
 }
 
 fn tenant_keys(layout: &Layout<'_>) -> Vec<Key> {
@@ -70,7 +110,7 @@ fn tenant_keys(layout: &Layout<'_>) -> Vec<Key> {
             tenant
                 .sources
                 .iter()
-                .map(|net| Key::prefix(Table::Source, *net, 0, *slot))
+                .map(|net| Key::prefix(Side::Source, *net, 0, *slot))
         })
         .collect()
 }
@@ -82,10 +122,10 @@ fn destination_keys(layout: &Layout<'_>) -> Vec<Key> {
         .flatten();
     let protected = layout.inputs.policy.protected_networks.iter();
     let mut keys: Vec<Key> = protected
-        .map(|net| Key::prefix(Table::Destination, *net, 0, DESTINATION_PROTECTED))
+        .map(|net| Key::prefix(Side::Destination, *net, 0, DESTINATION_PROTECTED))
         .collect();
     let address =
-        |rank, value| move |address| Key::prefix(Table::Destination, IpNet::from(address), rank, value);
+        |rank, value| move |address| Key::prefix(Side::Destination, IpNet::from(address), rank, value);
     keys.extend(
         host.local_addresses
             .iter()
@@ -106,7 +146,7 @@ fn destination_keys(layout: &Layout<'_>) -> Vec<Key> {
         for address in addresses {
             for (port, bits) in port_prefixes(service.service.ports) {
                 let mut key = Key::prefix(
-                    Table::Destination,
+                    Side::Destination,
                     IpNet::from(*address),
                     3,
                     DESTINATION_SERVICE | service.slot,
@@ -146,12 +186,12 @@ fn canonical(address: IpAddr) -> IpAddr {
 // === impl Key ===
 
 impl Key {
-    fn prefix(table: Table, net: IpNet, rank: u8, value: u32) -> Self {
-        let root = match (table, net) {
-            (Table::Source, IpNet::V4(_)) => ROOT_SOURCE_V4,
-            (Table::Source, IpNet::V6(_)) => ROOT_SOURCE_V6,
-            (Table::Destination, IpNet::V4(_)) => ROOT_DESTINATION_V4,
-            (Table::Destination, IpNet::V6(_)) => ROOT_DESTINATION_V6,
+    fn prefix(side: Side, net: IpNet, rank: u8, value: u32) -> Self {
+        let root = match (side, net) {
+            (Side::Source, IpNet::V4(_)) => ROOT_SOURCE_V4,
+            (Side::Source, IpNet::V6(_)) => ROOT_SOURCE_V6,
+            (Side::Destination, IpNet::V4(_)) => ROOT_DESTINATION_V4,
+            (Side::Destination, IpNet::V6(_)) => ROOT_DESTINATION_V6,
         };
         let bytes = match net.network() {
             IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -167,18 +207,19 @@ impl Key {
     }
 }
 
-struct Nodes(Vec<TrieNode>);
+struct Nodes {
+    nodes: Vec<TrieNode>,
+    capacity: u32,
+}
 
 // === impl Nodes ===
 
 impl Nodes {
-    fn new() -> Self {
-        Self(vec![TrieNode::ZERO; ROOTS as usize])
-    }
-
-    fn insert_all(&mut self, mut keys: Vec<Key>) -> Result<(), Full> {
-        keys.sort_unstable();
-        keys.iter().try_for_each(|key| self.insert(key))
+    fn new(capacity: u32) -> Self {
+        Self {
+            nodes: vec![TrieNode::ZERO; ROOTS as usize],
+            capacity,
+        }
     }
 
     /// Keys of one root have to come shorter ones first.
@@ -193,24 +234,24 @@ impl Nodes {
         let used_bits = key.bits - descents * 8;
         let first = usize::from(key.bytes[descents as usize]);
         let count = TRIE_FANOUT >> used_bits;
-        self.0[node].entries[first..first + count].fill(key.value);
+        self.nodes[node].entries[first..first + count].fill(key.value);
         Ok(())
     }
 
     /// The node behind an entry, made of the entry's value if there is none yet.
     fn child(&mut self, node: usize, byte: u8) -> Result<usize, Full> {
-        let entry = self.0[node].entries[usize::from(byte)];
+        let entry = self.nodes[node].entries[usize::from(byte)];
         if entry & POINTER != 0 {
             return Ok((entry & !POINTER) as usize);
         }
-        let index = u32::try_from(self.0.len())
+        let index = u32::try_from(self.nodes.len())
             .ok()
-            .filter(|index| *index < MAX_TRIE_NODES)
+            .filter(|index| *index < self.capacity)
             .ok_or(Full)?;
-        self.0.push(TrieNode {
+        self.nodes.push(TrieNode {
             entries: [entry; TRIE_FANOUT],
         });
-        self.0[node].entries[usize::from(byte)] = POINTER | index;
+        self.nodes[node].entries[usize::from(byte)] = POINTER | index;
         Ok(index as usize)
     }
 
@@ -218,7 +259,7 @@ impl Nodes {
     fn value_at(&self, key: &Key) -> u32 {
         let mut entry = POINTER | key.root;
         for byte in &key.bytes {
-            entry = self.0[(entry & !POINTER) as usize].entries[usize::from(*byte)];
+            entry = self.nodes[(entry & !POINTER) as usize].entries[usize::from(*byte)];
             if entry & POINTER == 0 {
                 break;
             }

@@ -2,6 +2,8 @@
 
 use enforcer_common::schema;
 
+use crate::pure::capacity;
+
 /// Largest policy, in bytes over all of its texts.
 pub const MAX_TEXT_BYTES: usize = 16 * 1024 * 1024;
 /// Most texts in a policy.
@@ -20,16 +22,16 @@ pub const MAX_REPLAYED_NODES: usize = 500_000;
 pub const MAX_ALIAS_DEPTH: usize = 16;
 /// Most service classes in a policy.
 pub const MAX_CLASSES: usize = 64;
-/// Most tenants in a policy: every slot of the data path but slot 0, which is nobody.
-pub const MAX_TENANTS: usize = schema::MAX_TENANTS as usize - 1;
+/// Most tenants in a policy: what the largest maps hold.
+pub const MAX_TENANTS: usize = capacity::MAX_TENANTS as usize;
 /// Most services in a policy; one with both IPv4 and IPv6 addresses counts twice.
 pub const MAX_SERVICES: usize = schema::MAX_SERVICES as usize;
 /// Most pools in a policy.
-pub const MAX_POOLS: usize = 256;
+pub const MAX_POOLS: usize = 1024;
 /// Most back ends in a policy, over all its pools.
 pub const MAX_BACKENDS: usize = schema::MAX_BACKENDS as usize;
 /// Most rules in a policy.
-pub const MAX_RULES: usize = 1024;
+pub const MAX_RULES: usize = 8192;
 /// Most constraints in a policy.
 pub const MAX_CONSTRAINTS: usize = 256;
 /// Most prefixes in a policy: the sources of all tenants and the protected networks together.

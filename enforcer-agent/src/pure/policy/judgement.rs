@@ -334,6 +334,15 @@ impl Bindings {
         Self { tenants, services }
     }
 
+    /// The constraints that bind a tenant on some service.
+    ///
+    /// # Panics
+    /// If the index is not one of the policy.
+    #[must_use]
+    pub fn of_tenant(&self, tenant: usize) -> ConstraintSet {
+        self.tenants[tenant]
+    }
+
     /// The constraints that bind a pair.
     ///
     /// # Panics

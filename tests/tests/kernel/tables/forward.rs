@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use enforcer_common::Reason;
 use enforcer_common::decide::TCP_ACK;
+use enforcer_common::schema::tenant_connections;
 use enforcer_tests::packet::{Segment, syn, tcp, udp};
 
 use super::{POLICY, from_backend, homeward, nat_source, onward, opening, prepare, translated};
@@ -184,7 +185,7 @@ pub(super) fn reopening() -> Scenario {
     scenario.steps.push(Step::Inspect(
         "one connection is open, and each SYN paid",
         |bench| {
-            let acme = bench.world.tenant("acme");
+            let acme = tenant_connections(bench.world.tenant("acme"));
             let open = bench.rig.dataplane().maps.open_connections(acme).unwrap();
             assert_eq!(open, 1);
         },

@@ -3,6 +3,7 @@
 use enforcer_common::Reason;
 use enforcer_common::decide::TCP_ACK;
 use enforcer_common::decide::limiter::Limiter;
+use enforcer_common::schema::tenant_connections;
 use enforcer_tests::packet::{Segment, syn};
 
 use super::{from_backend, homeward, onward};
@@ -253,7 +254,7 @@ pub(super) fn tenants() -> Scenario {
             .replies("globex", &homeward(&answer, &flow))
             .into(),
         Step::Inspect("the connection is counted with its new tenant", |bench| {
-            let (acme, globex) = (bench.world.tenant("acme"), bench.world.tenant("globex"));
+            let [acme, globex] = ["acme", "globex"].map(|name| tenant_connections(bench.world.tenant(name)));
             let maps = &bench.rig.dataplane().maps;
             assert_eq!(maps.open_connections(acme).unwrap(), 0);
             assert_eq!(maps.open_connections(globex).unwrap(), 1);

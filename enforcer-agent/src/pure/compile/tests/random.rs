@@ -10,7 +10,7 @@ use crate::pure::policy::resolved::{Action, Mode};
 
 /// What a random policy is written from; `x` and `y` are values of the one label that there is.
 #[derive(Debug, Clone)]
-struct Draft {
+pub(super) struct Draft {
     /// Labels.
     tenants: Vec<&'static str>,
     /// Labels, and whether the second pool is preferred.
@@ -31,7 +31,7 @@ struct DraftRule {
     services: Option<&'static str>,
 }
 
-fn drafts() -> impl Strategy<Value = Draft> {
+pub(super) fn drafts() -> impl Strategy<Value = Draft> {
     let label = prop_oneof![Just("x"), Just("y")];
     let selector = proptest::option::of(label.clone());
     let rule = (
@@ -65,7 +65,7 @@ fn drafts() -> impl Strategy<Value = Draft> {
 }
 
 impl Draft {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut text =
             "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {name: p}\nspec:\n".to_owned();
         self.write(&mut text).expect("writing to a string cannot fail");

@@ -1,0 +1,189 @@
+//! What things cost: cases that are measured over several runs, and how the figures are shown.
+//!
+//! A case answers one figure for each run, and where something else has to be taken off, that as its base in the same run.
+
+mod policy;
+
+use serde::Serialize;
+
+use crate::harness::HarnessError;
+use crate::lab::LabError;
+
+/// How much to measure.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// One JSON object a line instead of a table.
+    pub json: bool,
+    /// Few runs of a small load: whether the cases work, not what they cost.
+    pub quick: bool,
+    /// Only cases that this matches: `*` stands for anything.
+    pub case: String,
+}
+
+/// A case and its figures.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Its name, in parts from the general to the particular.
+    pub case: &'static str,
+    /// What the figures are in.
+    pub unit: &'static str,
+    /// Half of the runs took at most this.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The most.
+    pub max: f64,
+    /// What the harness itself takes, measured in the same run; zero if nothing is to be taken off.
+    pub base: f64,
+    /// `median` less `base`.
+    pub net: f64,
+}
+
+/// Why there is no figure.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// No case has such a name.
+    #[error("no case matches `{0}`; `cargo xtask bench` without --case runs all of them")]
+    NoCase(String),
+    /// It needs namespaces and BPF programs.
+    #[error("the case {0} needs root; others can be chosen with --case")]
+    Privileges(&'static str),
+    /// The lab.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// The agent.
+    #[error(transparent)]
+    Harness(#[from] HarnessError),
+    /// The agent refused.
+    #[error("the agent: {0}")]
+    Agent(#[from] enforcer_agent::api::client::ClientError),
+    /// Something could not be read or started.
+    #[error("{what}: {source}")]
+    Io {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What was measured did not do what it should.
+    #[error("{case}: {what}")]
+    Wrong {
+        /// The case.
+        case: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// Something that can be measured.
+struct Case {
+    name: &'static str,
+    /// The figures of each run, by unit.
+    run: fn(&Options) -> Result<Vec<Series>, BenchError>,
+}
+
+/// The figures of one case in one unit.
+struct Series {
+    case: &'static str,
+    unit: &'static str,
+    runs: Vec<f64>,
+}
+
+/// Every case, in the order in which they run.
+const CASES: [Case; 5] = policy::CASES;
+
+/// Runs the cases and hands over each result as it is there.
+///
+/// # Errors
+/// [`BenchError`]: the first case that fails ends the run.
+pub fn run(options: &Options, mut show: impl FnMut(&Measured)) -> Result<(), BenchError> {
+    let mut any = false;
+    for case in CASES.iter().filter(|case| matches(&options.case, case.name)) {
+        any = true;
+        for series in (case.run)(options)? {
+            show(&Measured::of(series));
+        }
+    }
+    if any {
+        Ok(())
+    } else {
+        Err(BenchError::NoCase(options.case.clone()))
+    }
+}
+
+// === impl Measured ===
+
+impl Measured {
+    fn of(series: Series) -> Self {
+        let Series { case, unit, mut runs } = series;
+        runs.sort_by(f64::total_cmp);
+        let median = runs[runs.len() / 2];
+        Self {
+            case,
+            unit,
+            median,
+            min: runs[0],
+            max: runs[runs.len() - 1],
+            base: 0.0,
+            net: median,
+        }
+    }
+}
+
+/// Whether a pattern, in which `*` stands for any number of any characters, matches the whole of a name.
+fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, name, expected) in [
+            ("*", "policy/check", true),
+            ("policy/*", "policy/check", true),
+            ("*/check", "policy/check", true),
+            ("p*y/c*k", "policy/check", true),
+            ("policy/check", "policy/check", true),
+            ("policy", "policy/check", false),
+            ("*/apply", "policy/check", false),
+            ("policy/check*k", "policy/check", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} and {name}");
+        }
+    }
+
+    #[test]
+    fn the_median_is_the_middle_one() {
+        let runs = vec![9.0, 1.0, 5.0];
+        let measured = Measured::of(Series {
+            case: "a",
+            unit: "ms",
+            runs,
+        });
+        assert_eq!(
+            [measured.min, measured.median, measured.max, measured.net],
+            [1.0, 5.0, 9.0, 5.0]
+        );
+    }
+}

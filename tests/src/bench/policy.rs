@@ -1,0 +1,297 @@
+//! What a policy of ten thousand tenants costs the control plane, with a real agent and the kernel's maps where these are
+//! part of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::{Duration, Instant};
+
+use enforcer_agent::api::client::Client;
+use enforcer_agent::api::{Reply, Request};
+use enforcer_agent::pure::capacity::Capacity;
+use enforcer_agent::pure::compile::{HostFacts, Inputs, Slots, compile};
+use enforcer_agent::pure::policy::selection::Selection;
+use enforcer_agent::pure::policy::{PolicySource, load};
+
+use super::{BenchError, Case, Options, Series};
+use crate::harness::{Agent, AgentSettings};
+use crate::lab::Lab;
+use crate::large::{self, Size};
+
+pub(super) const CASES: [Case; 5] = [
+    Case {
+        name: "policy/check",
+        run: check,
+    },
+    Case {
+        name: "policy/compile",
+        run: compile_case,
+    },
+    Case {
+        name: "policy/apply",
+        run: apply,
+    },
+    Case {
+        name: "policy/limit-edit",
+        run: limit_edit,
+    },
+    Case {
+        name: "policy/suspend",
+        run: suspend,
+    },
+];
+
+/// What maps have to hold for the largest policy here.
+const CAPACITY: Capacity = Capacity {
+    tenants: 16_383,
+    trie_nodes: 32_768,
+    eligible_sets: 1024,
+    decision_blocks: 65_536,
+    flows: 65_536,
+};
+/// The agent brings its second bank in line between changes; a change is timed once it has had time for that.
+const PAUSE: Duration = Duration::from_secs(2);
+
+fn size(options: &Options) -> Size {
+    if options.quick { Size::TENTH } else { Size::FULL }
+}
+
+fn runs(options: &Options) -> usize {
+    if options.quick { 2 } else { 7 }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Text to checked policy and digest, as `policy check` does it.
+fn check(options: &Options) -> Result<Vec<Series>, BenchError> {
+    let text = large::policy(&size(options), 1000);
+    measure("policy/check", options, || {
+        let outcome = load("large.yaml", &text);
+        outcome.into_result().map(|policy| policy.digest().to_string())
+    })
+}
+
+/// Text to the tables of a host, as `policy compile` does it.
+fn compile_case(options: &Options) -> Result<Vec<Series>, BenchError> {
+    let text = large::policy(&size(options), 1000);
+    let host = HostFacts {
+        nat_v4: Some([192, 0, 2, 1].into()),
+        capacity: CAPACITY,
+        ..HostFacts::default()
+    };
+    measure("policy/compile", options, || {
+        let policy = load("large.yaml", &text)
+            .into_result()
+            .map_err(|problems| format!("{problems:#?}"))?;
+        let compiled = compile(&Inputs {
+            policy: &policy,
+            slots: &Slots::default(),
+            host: &host,
+            backends: &BTreeMap::new(),
+            failed_pools: &BTreeSet::new(),
+            suspended: &BTreeSet::new(),
+            closed_rules: &Selection::default(),
+        });
+        compiled.map_err(|error| error.to_string())
+    })
+}
+
+/// Times something in this process, and takes the peak of its memory.
+fn measure<T, E: std::fmt::Debug>(
+    case: &'static str,
+    options: &Options,
+    mut work: impl FnMut() -> Result<T, E>,
+) -> Result<Vec<Series>, BenchError> {
+    let io = |what| move |source| BenchError::Io { what, source };
+    let (mut times, mut cpu_times, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..runs(options) {
+        // Linux: 5 resets the peak of the resident set.
+        fs::write("/proc/self/clear_refs", "5").map_err(io("/proc/self/clear_refs"))?;
+        let (start, cpu) = (Instant::now(), cpu_milliseconds());
+        let done = work();
+        times.push(milliseconds(start));
+        cpu_times.push(cpu_milliseconds() - cpu);
+        let status = fs::read_to_string("/proc/self/status").map_err(io("/proc/self/status"))?;
+        peaks.push(peak_mebibytes(&status));
+        if let Err(error) = done {
+            return Err(BenchError::Wrong {
+                case,
+                what: format!("the policy was refused: {error:#?}"),
+            });
+        }
+    }
+    Ok(vec![
+        Series {
+            case,
+            unit: "ms",
+            runs: times,
+        },
+        Series {
+            case,
+            unit: "ms CPU",
+            runs: cpu_times,
+        },
+        Series {
+            case,
+            unit: "MiB",
+            runs: peaks,
+        },
+    ])
+}
+
+/// What this thread has taken of a CPU: on a busy machine less than the time that passed.
+fn cpu_milliseconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1000.0 + time.tv_nsec as f64 / 1e6
+}
+
+/// `VmHWM` of `/proc/PID/status`.
+fn peak_mebibytes(status: &str) -> f64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB"));
+    kibibytes
+        .and_then(|text| text.trim().parse::<f64>().ok())
+        .unwrap_or(0.0)
+        / 1024.0
+}
+
+/// An agent in a namespace of its own, and a connection to it. Fields drop in this order.
+struct Running {
+    client: Client,
+    agent: Agent,
+    _lab: Lab,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Running {
+    fn start(case: &'static str) -> Result<Self, BenchError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(BenchError::Privileges(case));
+        }
+        let mut lab = Lab::new()?;
+        let network = crate::lab::topology::routed(&mut lab, &["client"], &[])?;
+        let settings = AgentSettings {
+            capacity: CAPACITY,
+            ..AgentSettings::new(["client"])
+        };
+        let mut agent = Agent::prepare(&lab, &network.balancer, &settings)?;
+        agent.start()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| BenchError::Io {
+                what: "a runtime",
+                source,
+            })?;
+        let client = runtime.block_on(Client::connect(&agent.socket()))?;
+        Ok(Self {
+            client,
+            agent,
+            _lab: lab,
+            runtime,
+        })
+    }
+
+    fn ask(&mut self, request: Request) -> Result<Reply, BenchError> {
+        Ok(self.runtime.block_on(self.client.call(request))?)
+    }
+
+    /// Milliseconds until the change was in force and on disk.
+    fn apply(&mut self, case: &'static str, text: &str) -> Result<f64, BenchError> {
+        let request = Request::PolicyApply {
+            sources: vec![PolicySource::new("large.yaml", text)],
+            dry_run: false,
+        };
+        let start = Instant::now();
+        match self.ask(request)? {
+            Reply::PolicyApply(reply) if reply.changed => Ok(milliseconds(start)),
+            other => Err(BenchError::Wrong {
+                case,
+                what: format!("the policy was not put into force: {other:?}"),
+            }),
+        }
+    }
+
+    fn peak(&self) -> Result<f64, BenchError> {
+        let path = format!("/proc/{}/status", self.agent.pid().unwrap_or_default());
+        let status = fs::read_to_string(path).map_err(|source| BenchError::Io {
+            what: "the agent's status",
+            source,
+        })?;
+        Ok(peak_mebibytes(&status))
+    }
+}
+
+/// One policy after another that shares nothing with it but the names.
+fn apply(options: &Options) -> Result<Vec<Series>, BenchError> {
+    let case = "policy/apply";
+    let size = size(options);
+    let small = large::policy(&Size::TENTH, 1000);
+    let text = large::policy(&size, 1000).replace("pool-", "group-");
+    let other = large::policy(&size, 1001).replace("action: Deny", "action: Allow");
+    let mut running = Running::start(case)?;
+    running.apply(case, &small)?;
+    let mut times = Vec::new();
+    for run in 0..runs(options) {
+        times.push(running.apply(case, if run % 2 == 0 { &text } else { &other })?);
+        std::thread::sleep(PAUSE);
+    }
+    let peak = running.peak()?;
+    Ok(vec![
+        Series {
+            case,
+            unit: "ms",
+            runs: times,
+        },
+        Series {
+            case,
+            unit: "MiB",
+            runs: vec![peak],
+        },
+    ])
+}
+
+/// The whole text again, with one tenant's limit changed.
+fn limit_edit(options: &Options) -> Result<Vec<Series>, BenchError> {
+    let case = "policy/limit-edit";
+    let size = size(options);
+    let mut running = Running::start(case)?;
+    running.apply(case, &large::policy(&size, 1000))?;
+    let mut times = Vec::new();
+    for run in 0..runs(options) {
+        std::thread::sleep(PAUSE);
+        let text = large::policy(&size, 2000 + run as u32);
+        times.push(running.apply(case, &text)?);
+    }
+    Ok(vec![Series {
+        case,
+        unit: "ms",
+        runs: times,
+    }])
+}
+
+/// Suspensions and resumptions of one tenant in turn.
+fn suspend(options: &Options) -> Result<Vec<Series>, BenchError> {
+    let case = "policy/suspend";
+    let mut running = Running::start(case)?;
+    running.apply(case, &large::policy(&size(options), 1000))?;
+    let mut times = Vec::new();
+    for run in 0..2 * runs(options) {
+        std::thread::sleep(PAUSE / 4);
+        let name = "tenant-77".to_owned();
+        let request = if run % 2 == 0 {
+            Request::TenantSuspend { name }
+        } else {
+            Request::TenantResume { name }
+        };
+        let start = Instant::now();
+        running.ask(request)?;
+        times.push(milliseconds(start));
+    }
+    Ok(vec![Series {
+        case,
+        unit: "ms",
+        runs: times,
+    }])
+}

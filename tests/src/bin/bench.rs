@@ -1,0 +1,64 @@
+//! What things cost: see `enforcer_tests::bench`.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser;
+use enforcer_tests::bench::{Measured, Options, run};
+
+/// Measures named cases over several runs each.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", version)]
+struct Arguments {
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Few runs of small loads: whether the cases work, not what they cost
+    #[arg(long)]
+    quick: bool,
+    /// Only cases that this matches, as in `policy/*`
+    #[arg(long, value_name = "GLOB", default_value = "*")]
+    case: String,
+}
+
+fn main() -> ExitCode {
+    let Arguments { json, quick, case } = Arguments::parse();
+    let options = Options { json, quick, case };
+    if !json {
+        println!(
+            "{:<24}{:>10}{:>12}{:>12}{:>12}",
+            "case", "unit", "median", "min", "max"
+        );
+    }
+    let mut broken = None;
+    let outcome = run(&options, |measured| {
+        broken = broken.take().or(show(measured, json).err());
+    });
+    match (outcome, broken) {
+        (Ok(()), None) => ExitCode::SUCCESS,
+        (Err(error), _) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+        // Whoever read the output has gone.
+        (Ok(()), Some(_)) => ExitCode::FAILURE,
+    }
+}
+
+fn show(measured: &Measured, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(measured)?)
+    } else {
+        let Measured {
+            case,
+            unit,
+            median,
+            min,
+            max,
+            ..
+        } = measured;
+        writeln!(out, "{case:<24}{unit:>10}{median:>12.1}{min:>12.1}{max:>12.1}")
+    }
+}
