@@ -159,7 +159,7 @@ fn a_rollback_brings_an_earlier_policy_back() {
         .agent
         .ask(&["policy", "show", "--generation", &generation])
         .unwrap();
-    assert!(old.text.contains("action: Deny"), "{}", old.text);
+    assert!(old.sources[0].text.contains("action: Deny"), "{:?}", old.sources);
     let records: Vec<AuditRecord> = bench.agent.ask_lines(&["audit", "tail", "-n", "1000"]).unwrap();
     let change = |record: &AuditRecord| record.entry.change.clone();
     let mut changes = records.iter().filter_map(change);
