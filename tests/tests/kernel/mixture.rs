@@ -99,7 +99,7 @@ fn no_packet_is_judged_by_two_generations() {
     let mut bench = Bench::new(&policy(false), 262_144, |_| {});
     let rules = |bench: &Bench, prefix: &str| {
         let mut numbers = [0; TENANTS as usize];
-        for (number, rule) in &bench.world.directory.rules {
+        for (number, rule) in &*bench.world.directory.rules {
             let index: usize = rule.name.strip_prefix(prefix).unwrap().parse().unwrap();
             numbers[index] = *number;
         }
