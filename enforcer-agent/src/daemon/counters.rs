@@ -150,7 +150,7 @@ impl super::core::Core {
         let log = self.audit.status();
         let counted = all(maps, &self.directory)?;
         let mut tenants = Vec::new();
-        for (slot, name) in &self.directory.tenants {
+        for (slot, name) in &*self.directory.tenants {
             let connections = maps.open_connections(tenant_connections(*slot))?;
             let suspended = self.state.suspended.contains(name);
             tenants.push(metrics::Tenant {

@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -33,24 +34,24 @@ pub(crate) struct State {
     pub(crate) draining: BTreeSet<String>,
 }
 
-/// The state file. The policy has a file of its own, named by its hash: it is by far the largest part, and most changes
-/// leave it as it is.
+/// The state file. The policy and the slots have files of their own, named by their hashes: they are by far the largest
+/// parts, and most changes leave them as they are.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Content {
     form: u32,
-    policy: Option<PolicyPlace>,
-    slots: Slots,
+    policy: Option<Place<AppliedPolicy>>,
+    slots: Place<Slots>,
     suspended: BTreeSet<String>,
     draining: BTreeSet<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-enum PolicyPlace {
-    /// SHA-256 of the policy's file, in hexadecimal digits.
+enum Place<T> {
+    /// SHA-256 of the file, in hexadecimal digits.
     Hash(String),
-    Here(Box<AppliedPolicy>),
+    Here(Box<T>),
 }
 
 /// A policy and who applied it.
@@ -119,12 +120,12 @@ pub enum StateError {
         /// Why.
         source: serde_json::Error,
     },
-    /// The policy's file is not the one that the state was stored with.
+    /// A file is not the one that the state was stored with.
     #[error(
-        "the stored policy {path} was changed since it was stored; move state.json away to start without a policy, what \
+        "{path}, which belongs to the stored state, was changed since it was stored; move state.json away to start without a policy, what \
          the kernel enforces goes on meanwhile"
     )]
-    Policy {
+    Part {
         /// The file.
         path: PathBuf,
     },
@@ -144,16 +145,22 @@ fn path_in(directory: &Path) -> PathBuf {
     directory.join("state.json")
 }
 
-fn policy_path(directory: &Path, hash: &str) -> PathBuf {
-    directory.join(format!("policy-{hash}.json"))
+/// Beginning of the names of the policy's files.
+const POLICY: &str = "policy";
+/// The same of the slots' files.
+const SLOTS: &str = "slots";
+
+fn part_path(directory: &Path, part: &str, hash: &str) -> PathBuf {
+    directory.join(format!("{part}-{hash}.json"))
 }
 
 /// The state in files of the state directory.
 #[derive(Debug)]
 pub(crate) struct StateFile {
     directory: PathBuf,
-    /// The policy whose file is there, and the hash of that.
-    stored: Option<(AppliedPolicy, String)>,
+    /// Those whose files are there, and the hashes of these.
+    policy: Option<(AppliedPolicy, String)>,
+    slots: Option<(Slots, String)>,
 }
 
 impl StateFile {
@@ -161,41 +168,59 @@ impl StateFile {
     pub(crate) const fn new(directory: PathBuf) -> Self {
         Self {
             directory,
-            stored: None,
+            policy: None,
+            slots: None,
         }
     }
 
-    /// Makes sure that the policy's file is there; its hash.
-    fn store_policy(&mut self, policy: &AppliedPolicy) -> Result<String, StateError> {
-        if let Some((stored, hash)) = &self.stored
-            && stored == policy
-        {
-            return Ok(hash.clone());
-        }
-        let content = serde_json::to_vec(policy).map_err(|source| StateError::Content {
-            path: path_in(&self.directory),
-            source,
-        })?;
-        let hash = hash_of(&content);
-        write_whole(&self.directory, &policy_path(&self.directory, &hash), &content)?;
-        self.stored = Some((policy.clone(), hash.clone()));
-        Ok(hash)
-    }
-
-    /// Removes the policies that no state refers to any more. What cannot be removed does no harm.
-    fn remove_others(&self, kept: Option<&str>) {
-        let kept = kept.map(|hash| policy_path(&self.directory, hash));
+    /// Removes what no state refers to any more. What cannot be removed does no harm.
+    fn remove_others(&self) {
+        let hash = |hash: &String| hash.clone();
+        let policy = self
+            .policy
+            .as_ref()
+            .map(|(_, of)| part_path(&self.directory, POLICY, &hash(of)));
+        let slots = self
+            .slots
+            .as_ref()
+            .map(|(_, of)| part_path(&self.directory, SLOTS, &hash(of)));
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()) {
             let name = path
                 .file_name()
                 .and_then(|name| name.to_str())
                 .unwrap_or_default();
-            if name.starts_with("policy-") && name.ends_with(".json") && Some(&path) != kept.as_ref() {
+            let is_part = [POLICY, SLOTS].iter().any(|part| {
+                let rest = name.strip_prefix(part).and_then(|rest| rest.strip_prefix('-'));
+                rest.is_some_and(|rest| rest.ends_with(".json"))
+            });
+            if is_part && Some(&path) != policy.as_ref() && Some(&path) != slots.as_ref() {
                 let _ = fs::remove_file(path);
             }
         }
     }
+}
+
+/// Makes sure that the file of a part is there; its hash, and whether it had to be written.
+fn store_part<T: Clone + PartialEq + Serialize>(
+    directory: &Path,
+    name: &str,
+    stored: &mut Option<(T, String)>,
+    part: &T,
+) -> Result<(String, bool), StateError> {
+    if let Some((same, hash)) = stored
+        && same == part
+    {
+        return Ok((hash.clone(), false));
+    }
+    let content = serde_json::to_vec(part).map_err(|source| StateError::Content {
+        path: path_in(directory),
+        source,
+    })?;
+    let hash = hash_of(&content);
+    write_whole(directory, &part_path(directory, name, &hash), &content)?;
+    *stored = Some((part.clone(), hash.clone()));
+    Ok((hash, true))
 }
 
 impl StateStore for StateFile {
@@ -208,33 +233,39 @@ impl StateStore for StateFile {
             path: self.directory.clone(),
             source,
         })?;
-        let before = self.stored.as_ref().map(|(_, hash)| hash.clone());
-        let hash = state
-            .policy
-            .as_ref()
-            .map(|policy| self.store_policy(policy))
-            .transpose()?;
-        let path = path_in(&self.directory);
         let State {
-            policy: _,
+            policy,
             slots,
             suspended,
             draining,
-        } = state.clone();
+        } = state;
+        let (slots, mut is_new) = store_part(&self.directory, SLOTS, &mut self.slots, slots)?;
+        let policy = match policy {
+            None => {
+                is_new |= self.policy.take().is_some();
+                None
+            }
+            Some(policy) => {
+                let (hash, is_other) = store_part(&self.directory, POLICY, &mut self.policy, policy)?;
+                is_new |= is_other;
+                Some(Place::Hash(hash))
+            }
+        };
+        let path = path_in(&self.directory);
         let content = serde_json::to_vec(&Content {
             form: FORM,
-            policy: hash.clone().map(PolicyPlace::Hash),
-            slots,
-            suspended,
-            draining,
+            policy,
+            slots: Place::Hash(slots),
+            suspended: suspended.clone(),
+            draining: draining.clone(),
         });
         let content = content.map_err(|source| StateError::Content {
             path: path.clone(),
             source,
         })?;
         write_whole(&self.directory, &path, &content)?;
-        if hash != before {
-            self.remove_others(hash.as_deref());
+        if is_new {
+            self.remove_others();
         }
         Ok(())
     }
@@ -267,31 +298,32 @@ fn load(directory: &Path) -> Result<State, StateError> {
     if form != FORM && form != FORM_WITH_POLICY {
         return Err(StateError::Form { path, form });
     }
-    let policy = match policy {
-        None => None,
-        Some(PolicyPlace::Here(policy)) => Some(*policy),
-        Some(PolicyPlace::Hash(hash)) => Some(load_policy(directory, &hash)?),
-    };
     Ok(State {
-        policy,
-        slots,
+        policy: policy
+            .map(|place| load_part(directory, POLICY, place))
+            .transpose()?,
+        slots: load_part(directory, SLOTS, slots)?,
         suspended,
         draining,
     })
 }
 
-fn load_policy(directory: &Path, hash: &str) -> Result<AppliedPolicy, StateError> {
+fn load_part<T: DeserializeOwned>(directory: &Path, name: &str, place: Place<T>) -> Result<T, StateError> {
+    let hash = match place {
+        Place::Here(part) => return Ok(*part),
+        Place::Hash(hash) => hash,
+    };
+    let path = part_path(directory, name, &hash);
     // What is no hash names no file.
-    let path = policy_path(directory, hash);
     if hash.len() != 64 || !hash.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return Err(StateError::Policy { path });
+        return Err(StateError::Part { path });
     }
     let content = fs::read(&path).map_err(|source| StateError::Io {
         path: path.clone(),
         source,
     })?;
     if hash_of(&content) != hash {
-        return Err(StateError::Policy { path });
+        return Err(StateError::Part { path });
     }
     serde_json::from_slice(&content).map_err(|source| StateError::Content { path, source })
 }
@@ -347,8 +379,8 @@ mod tests {
             assert_eq!(file.load().unwrap(), state);
             assert_eq!(
                 names(directory.path()).len(),
-                2,
-                "the state, and the policy in force"
+                3,
+                "the state, its slots, and the policy in force"
             );
         }
     }
@@ -381,12 +413,12 @@ mod tests {
         file.store(&state).unwrap();
         let path = directory.path().join(&names(directory.path())[0]);
         fs::write(&path, serde_json::to_vec(&policy("other")).unwrap()).unwrap();
-        assert!(matches!(file.load().unwrap_err(), StateError::Policy { .. }));
+        assert!(matches!(file.load().unwrap_err(), StateError::Part { .. }));
 
         let old = Content {
             form: FORM_WITH_POLICY,
-            policy: Some(PolicyPlace::Here(Box::new(policy("text")))),
-            slots: Slots::default(),
+            policy: Some(Place::Here(Box::new(policy("text")))),
+            slots: Place::Here(Box::default()),
             suspended: BTreeSet::new(),
             draining: BTreeSet::new(),
         };
@@ -406,7 +438,7 @@ mod tests {
         let later = Content {
             form: 3,
             policy: None,
-            slots: Slots::default(),
+            slots: Place::Here(Box::default()),
             suspended: BTreeSet::new(),
             draining: BTreeSet::new(),
         };

@@ -1,13 +1,12 @@
 //! Packets while generations change: each is judged by one policy from end to end.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use aya::programs::Xdp;
-use aya::programs::xdp::XdpAttachType;
-use enforcer_agent::adapters::dataplane::XDP_PROGRAM;
+use enforcer_agent::adapters::dataplane::{Dataplane, Settings};
+use enforcer_agent::pure::capacity::Capacity;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::to_octets;
 use enforcer_common::abi::event::EventRecord;
@@ -51,8 +50,7 @@ fn policy(second: bool) -> String {
 }
 
 /// Opens flows from every network until it is told to stop; how many.
-fn open_flows(program: &Path, stop: &AtomicBool, next: &AtomicU32) -> u32 {
-    let program = Xdp::from_pin(program, XdpAttachType::Interface).unwrap();
+fn open_flows(program: &Xdp, stop: &AtomicBool, next: &AtomicU32) -> u32 {
     let mut opened = 0;
     while !stop.load(Ordering::Relaxed) {
         let number = next.fetch_add(1, Ordering::Relaxed);
@@ -62,7 +60,7 @@ fn open_flows(program: &Path, stop: &AtomicBool, next: &AtomicU32) -> u32 {
         let (network, port) = (number % TENANTS, 1024 + number / TENANTS);
         let frame = syn(&format!("10.1.{network}.9:{port}"), "192.0.2.30:9000").bytes();
         assert!(
-            run_xdp(&program, &frame).unwrap().verdict.forwards(),
+            run_xdp(program, &frame).unwrap().verdict.forwards(),
             "both policies allow it"
         );
         opened += 1;
@@ -101,7 +99,7 @@ fn no_packet_is_judged_by_two_generations() {
     let mut bench = Bench::new(&policy(false), 262_144, |_| {});
     let rules = |bench: &Bench, prefix: &str| {
         let mut numbers = [0; TENANTS as usize];
-        for (number, rule) in &bench.world.directory.rules {
+        for (number, rule) in &*bench.world.directory.rules {
             let index: usize = rule.name.strip_prefix(prefix).unwrap().parse().unwrap();
             numbers[index] = *number;
         }
@@ -112,13 +110,20 @@ fn no_packet_is_judged_by_two_generations() {
     bench.world.set_policy(&policy(true)).unwrap();
     let second = bench.world.compile().unwrap().tables;
     let rules = [of_first, rules(&bench, "second-")];
-    bench.rig.dataplane().settle().unwrap();
-    let program = bench.rig.lab().pin_directory().join("programs").join(XDP_PROGRAM);
+    // The same programs once more over the same maps, as a new agent would load them: so that this thread keeps its hands
+    // free for the tables.
+    let settings = Settings {
+        pin_directory: bench.rig.lab().pin_directory(),
+        capacity: Capacity::default(),
+        test_clock: true,
+    };
+    let mut adopting = Dataplane::open(&settings).unwrap();
+    let program: &Xdp = adopting.xdp().unwrap();
     let (stop, next) = (AtomicBool::new(false), AtomicU32::new(0));
     let mut seen = [0_u64; 2];
     let opened: u32 = thread::scope(|scope| {
         let threads: Vec<_> = (0..2)
-            .map(|_| scope.spawn(|| open_flows(&program, &stop, &next)))
+            .map(|_| scope.spawn(|| open_flows(program, &stop, &next)))
             .collect();
         let mut look = |bench: &mut Bench| {
             for event in bench.rig.events() {

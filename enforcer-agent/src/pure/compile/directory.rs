@@ -2,26 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::pairs::active_pool;
 use super::{Family, Layout};
 use crate::pure::policy::judgement::ConstraintSet;
-use crate::pure::policy::resolved::{Action, Forward, Mode, PortRange, Protocol};
+use crate::pure::policy::resolved::{Action, Forward, Mode, PortRange, Protocol, ResolvedPolicy};
 
 /// The names of one generation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Directory {
     /// Names by tenant slot.
-    pub tenants: BTreeMap<u32, String>,
+    #[serde(with = "super::shared")]
+    pub tenants: Arc<BTreeMap<u32, String>>,
     /// By service slot.
     pub services: BTreeMap<u32, ServiceEntry>,
     /// By back-end slot.
     pub backends: BTreeMap<u32, BackendEntry>,
     /// By number; records and events hold the number plus one.
-    pub rules: BTreeMap<u32, RuleEntry>,
+    #[serde(with = "super::shared")]
+    pub rules: Arc<BTreeMap<u32, RuleEntry>>,
 }
 
 /// One family of a service of the policy.
@@ -77,12 +80,44 @@ pub struct RuleEntry {
     pub mode: Mode,
 }
 
+/// The names of tenants and rules by number, for as long as policy and slots stay the same: by far the most there are.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    tenants: Arc<BTreeMap<u32, String>>,
+    rules: Arc<BTreeMap<u32, RuleEntry>>,
+}
+
+// === impl Names ===
+
+impl Names {
+    pub(super) fn of(policy: &ResolvedPolicy, tenant_slots: &[u32], rule_numbers: &[u32]) -> Self {
+        let tenants = policy.tenants.iter().zip(tenant_slots);
+        let rules = policy.rules.iter().zip(rule_numbers).map(|(rule, number)| {
+            let entry = RuleEntry {
+                name: rule.name.clone(),
+                line: rule.line,
+                file: rule.file.as_deref().map(str::to_owned),
+                action: rule.action,
+                mode: rule.mode,
+            };
+            (*number, entry)
+        });
+        Self {
+            tenants: Arc::new(
+                tenants
+                    .map(|(tenant, slot)| (*slot, tenant.name.clone()))
+                    .collect(),
+            ),
+            rules: Arc::new(rules.collect()),
+        }
+    }
+}
+
 // === impl Directory ===
 
 impl Directory {
     pub(super) fn of(layout: &Layout<'_>) -> Self {
         let policy = layout.inputs.policy;
-        let tenants = policy.tenants.iter().zip(&layout.tenant_slots);
         let services = layout.services.iter().map(|service| {
             let of_family = |address: &&IpAddr| Family::of(**address) == service.family;
             let entry = ServiceEntry {
@@ -117,27 +152,11 @@ impl Directory {
             };
             (slotted.slot, entry)
         });
-        let rules = policy
-            .rules
-            .iter()
-            .zip(&layout.rule_numbers)
-            .map(|(rule, number)| {
-                let entry = RuleEntry {
-                    name: rule.name.clone(),
-                    line: rule.line,
-                    file: rule.file.as_deref().map(str::to_owned),
-                    action: rule.action,
-                    mode: rule.mode,
-                };
-                (*number, entry)
-            });
         Self {
-            tenants: tenants
-                .map(|(tenant, slot)| (*slot, tenant.name.clone()))
-                .collect(),
+            tenants: Arc::clone(&layout.names.tenants),
             services: services.collect(),
             backends: backends.collect(),
-            rules: rules.collect(),
+            rules: Arc::clone(&layout.names.rules),
         }
     }
 

@@ -13,6 +13,7 @@
 
 pub mod directory;
 pub mod pairs;
+mod shared;
 pub mod slots;
 pub mod trie;
 
@@ -264,9 +265,12 @@ struct SlottedBackend<'a> {
 struct Layout<'a> {
     inputs: Inputs<'a>,
     /// By index in the policy.
-    tenant_slots: Vec<u32>,
+    tenant_slots: Arc<Vec<u32>>,
     /// In the order of the policy's rules.
-    rule_numbers: Vec<u32>,
+    rule_numbers: Arc<Vec<u32>>,
+    names: directory::Names,
+    /// Whether policy, slots and host are those of the last compile with the same cache.
+    same_policy: bool,
     /// By slot.
     services: Vec<SlottedService<'a>>,
     /// By pool index, then by index in the pool.
@@ -277,8 +281,56 @@ struct Layout<'a> {
 /// the same as without it, byte for byte.
 #[derive(Debug, Clone, Default)]
 pub struct Cache {
+    numbered: Option<Numbered>,
     trie: trie::Kept,
     pairs: pairs::Kept,
+}
+
+/// A policy with its slots and numbers.
+#[derive(Debug, Clone)]
+struct Numbered {
+    policy: Arc<ResolvedPolicy>,
+    host: HostFacts,
+    slots: Slots,
+    tenant_slots: Arc<Vec<u32>>,
+    rule_numbers: Arc<Vec<u32>>,
+    names: directory::Names,
+}
+
+// === impl Numbered ===
+
+impl Numbered {
+    fn of(policy: &Arc<ResolvedPolicy>, inputs: &Inputs<'_>) -> Result<Self, CompileError> {
+        let slots = inputs.slots.next(
+            inputs.host.capacity.tenants,
+            policy.tenants.iter().map(|tenant| tenant.name.clone()),
+            halves(policy)
+                .iter()
+                .map(|(_, service, family)| slots::service_key(&service.name, *family)),
+            policy
+                .pools
+                .iter()
+                .flat_map(|pool| pool.backends.iter().map(|backend| backend.name.clone())),
+            policy.rules.iter().map(|rule| rule.name.clone()),
+        )?;
+        let tenants = policy.tenants.iter();
+        let tenant_slots: Vec<u32> = tenants.map(|tenant| slots.tenants.slot(&tenant.name)).collect();
+        let rules = policy.rules.iter();
+        let rule_numbers: Vec<u32> = rules.map(|rule| slots.rules.slot(&rule.name)).collect();
+        Ok(Self {
+            policy: Arc::clone(policy),
+            host: inputs.host.clone(),
+            names: directory::Names::of(policy, &tenant_slots, &rule_numbers),
+            slots,
+            tenant_slots: Arc::new(tenant_slots),
+            rule_numbers: Arc::new(rule_numbers),
+        })
+    }
+
+    /// The same policy with the slots that it was given, on the same host, gets the same slots again.
+    fn still_holds(&self, policy: &Arc<ResolvedPolicy>, inputs: &Inputs<'_>) -> bool {
+        Arc::ptr_eq(&self.policy, policy) && self.slots == *inputs.slots && self.host == *inputs.host
+    }
 }
 
 // === impl Cache ===
@@ -300,7 +352,25 @@ impl Cache {
             std::ptr::eq(inputs.policy, &raw const **policy),
             "two policies at once"
         );
-        let (slots, layout) = lay_out(inputs)?;
+        // What is kept has to be compared with all of them: a further input stops this from compiling until it is.
+        let Inputs {
+            policy: _,
+            slots: _,
+            host: _,
+            backends: _,
+            failed_pools: _,
+            suspended: _,
+        } = inputs;
+        let kept = self
+            .numbered
+            .take()
+            .filter(|kept| kept.still_holds(policy, inputs));
+        let same_policy = kept.is_some();
+        let numbered = match kept {
+            Some(kept) => kept,
+            None => Numbered::of(policy, inputs)?,
+        };
+        let layout = lay_out(inputs, &numbered, same_policy);
         require_nat_addresses(&layout)?;
         let capacity = inputs.host.capacity.trie_nodes;
         let full = |trie::Full| CompileError::Capacity {
@@ -323,6 +393,8 @@ impl Cache {
             backends: backend_records(&layout).into(),
         };
         let directory = Directory::of(&layout);
+        let slots = numbered.slots.clone();
+        self.numbered = Some(numbered);
         Ok(Compiled {
             tables,
             slots,
@@ -376,22 +448,10 @@ fn halves(policy: &ResolvedPolicy) -> Vec<(usize, &Service, Family)> {
     halves
 }
 
-fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError> {
+fn lay_out<'a>(inputs: &Inputs<'a>, numbered: &Numbered, same_policy: bool) -> Layout<'a> {
     let policy = inputs.policy;
-    let halves = halves(policy);
-    let slots = inputs.slots.next(
-        inputs.host.capacity.tenants,
-        policy.tenants.iter().map(|tenant| tenant.name.clone()),
-        halves
-            .iter()
-            .map(|(_, service, family)| slots::service_key(&service.name, *family)),
-        policy
-            .pools
-            .iter()
-            .flat_map(|pool| pool.backends.iter().map(|backend| backend.name.clone())),
-        policy.rules.iter().map(|rule| rule.name.clone()),
-    )?;
-    let mut services: Vec<SlottedService<'a>> = halves
+    let slots = &numbered.slots;
+    let mut services: Vec<SlottedService<'a>> = halves(policy)
         .into_iter()
         .map(|(index, service, family)| {
             let slot = slots.services.slot(&slots::service_key(&service.name, family));
@@ -414,18 +474,12 @@ fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError>
             .copied()
             .unwrap_or(BackendStatus::unknown(backend)),
     };
-    let layout = Layout {
+    Layout {
         inputs: *inputs,
-        tenant_slots: policy
-            .tenants
-            .iter()
-            .map(|tenant| slots.tenants.slot(&tenant.name))
-            .collect(),
-        rule_numbers: policy
-            .rules
-            .iter()
-            .map(|rule| slots.rules.slot(&rule.name))
-            .collect(),
+        tenant_slots: Arc::clone(&numbered.tenant_slots),
+        rule_numbers: Arc::clone(&numbered.rule_numbers),
+        names: numbered.names.clone(),
+        same_policy,
         services,
         backends: policy
             .pools
@@ -437,8 +491,7 @@ fn lay_out<'a>(inputs: &Inputs<'a>) -> Result<(Slots, Layout<'a>), CompileError>
                     .collect()
             })
             .collect(),
-    };
-    Ok((slots, layout))
+    }
 }
 
 // Tenants, services and back ends have a record for every slot that there can be: flows and replies name slots, and may

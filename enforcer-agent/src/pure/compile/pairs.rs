@@ -8,7 +8,7 @@
 //!
 //! So a change of weights costs the Maglev tables that it touches, and a suspension or a changed limit nothing here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use enforcer_common::Reason;
@@ -18,7 +18,7 @@ use enforcer_common::abi::config::{
 };
 use enforcer_common::schema::{MAGLEV_SLOTS, MAX_DECISIONS};
 
-use super::{CompileError, Family, Layout, SlottedBackend, SlottedService};
+use super::{BackendStatus, CompileError, Family, Layout, SlottedBackend, SlottedService};
 use crate::pure::maglev::{self, Entry};
 use crate::pure::policy::judgement::{Bindings, ConstraintSet, Judgements, compliant_backends};
 use crate::pure::policy::resolved::{Action, ResolvedPolicy, Rule};
@@ -50,9 +50,41 @@ pub(super) struct Kept {
     ruled: Option<(Arc<ResolvedPolicy>, Ruled)>,
     /// What [`Decisions`] were made from, besides what the rules say.
     answers: Vec<(Reason, u16)>,
-    rule_numbers: Vec<u32>,
+    rule_numbers: Arc<Vec<u32>>,
+    /// What the answers were made from, besides the policy, its slots and the host.
+    states: States,
     decisions: Decisions,
     maglev: BTreeMap<Vec<Entry>, Arc<MaglevTable>>,
+}
+
+/// The state of the world, as far as it decides who may use which back end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct States {
+    /// Healthy, draining and weight, in the order of pools and their back ends.
+    backends: Vec<(bool, bool, u32)>,
+    failed_pools: BTreeSet<String>,
+}
+
+// === impl States ===
+
+impl States {
+    fn of(layout: &Layout<'_>) -> Self {
+        let backends = layout.backends.iter().flatten();
+        Self {
+            backends: backends
+                .map(|backend| {
+                    let BackendStatus {
+                        healthy,
+                        draining,
+                        weight,
+                        next_hop: _,
+                    } = backend.status;
+                    (healthy, draining, weight)
+                })
+                .collect(),
+            failed_pools: layout.inputs.failed_pools.clone(),
+        }
+    }
 }
 
 /// What the rules and constraints say, apart from the state of back ends.
@@ -121,16 +153,23 @@ impl Kept {
                 None => Ruled::of(layout),
             },
         ));
+        let states = States::of(layout);
+        if layout.same_policy && is_kept && states == self.states {
+            return Ok(self.decisions.clone());
+        }
+        // Until this compile has succeeded nothing is known to fit together.
+        self.states = States::default();
         let answers = Answers::of(layout, ruled, &mut self.maglev)?;
         let same = is_kept && answers.of_need == self.answers && layout.rule_numbers == self.rule_numbers;
         if !same {
             let mut records = Records::default();
             self.decisions = records.all(layout, ruled, &answers.of_need)?;
             self.answers = answers.of_need;
-            self.rule_numbers.clone_from(&layout.rule_numbers);
+            self.rule_numbers = Arc::clone(&layout.rule_numbers);
         }
         keep_if_equal(&mut self.decisions.sets, answers.sets);
         keep_if_equal(&mut self.decisions.maglev, answers.maglev);
+        self.states = states;
         Ok(self.decisions.clone())
     }
 }

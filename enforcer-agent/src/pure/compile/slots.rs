@@ -6,6 +6,7 @@
 //! turn, so that a slot's counters and the flows that still bear it belong to another name as late as can be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,9 @@ pub struct Slots {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SlotMap {
-    slots: BTreeMap<String, u32>,
+    /// Shared, since most changes leave it as it is, and states are copied.
+    #[serde(with = "super::shared")]
+    slots: Arc<BTreeMap<String, u32>>,
     /// Where the search for a free slot begins.
     next: u32,
 }
@@ -152,7 +155,12 @@ impl SlotMap {
         if distinct.len() < slots.len() {
             return Self::default().next(slots.into_keys(), range);
         }
-        Some(Self { slots, next })
+        // What has every name already is the same again.
+        let next = if range.contains(&next) { next } else { range.start };
+        Some(Self {
+            slots: Arc::new(slots),
+            next,
+        })
     }
 }
 
@@ -173,7 +181,10 @@ mod tests {
             .iter()
             .map(|(name, slot)| ((*name).to_owned(), *slot))
             .collect();
-        SlotMap { slots, next: 0 }
+        SlotMap {
+            slots: Arc::new(slots),
+            next: 0,
+        }
     }
 
     #[track_caller]

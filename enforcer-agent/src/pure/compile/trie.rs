@@ -65,6 +65,10 @@ impl Kept {
     /// The nodes of both tries, the roots first: at most `capacity`. They are those of the last compile if they would be
     /// made from the same keys.
     pub(super) fn build(&mut self, layout: &Layout<'_>, capacity: u32) -> Result<Table<TrieNode>, Full> {
+        // The keys are made of the policy, its slots and the host.
+        if layout.same_policy && !self.nodes.is_empty() {
+            return Ok(self.nodes.clone());
+        }
         let keys = Keys::of(layout);
         if self.nodes.is_empty() || self.keys != keys {
             self.nodes = keys.nodes(capacity)?.into();
@@ -104,7 +108,12 @@ impl Keys {
 }
 
 fn tenant_keys(layout: &Layout<'_>) -> Vec<Key> {
-    let tenants = layout.inputs.policy.tenants.iter().zip(&layout.tenant_slots);
+    let tenants = layout
+        .inputs
+        .policy
+        .tenants
+        .iter()
+        .zip(layout.tenant_slots.iter());
     tenants
         .flat_map(|(tenant, slot)| {
             tenant
