@@ -98,7 +98,7 @@ fn digests_of_the_samples_are_pinned() {
     for (name, expected) in [
         (
             "quickstart.yaml",
-            "0486aee354cd14fc2b882d96bafc976f34c47f37e164fe5f87034e098325a8fb",
+            "6b43a0c6807055cb3f243829fd0a991091ca6fc32b8f461862304b30a9dd7520",
         ),
         (
             "residency.yaml",

@@ -42,6 +42,7 @@ spec:
 "#;
 
 mod full;
+mod ports;
 mod random;
 mod stability;
 
