@@ -102,7 +102,7 @@ fn digests_of_the_samples_are_pinned() {
         ),
         (
             "residency.yaml",
-            "96c831b15e1a8a2db1ce6845d4c010cd12b1fd0da7f36d36a61ccd55a39c4d4a",
+            "4bb6f74d1f870977c5416553470f3e6acf073b109c55c50a0942ebf3d2cdad5e",
         ),
     ] {
         let policy = load_file(name, &directory(name))
