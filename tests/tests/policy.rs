@@ -98,11 +98,11 @@ fn digests_of_the_samples_are_pinned() {
     for (name, expected) in [
         (
             "quickstart.yaml",
-            "ef8148c59b17461389449c70907959e8c2aaf4cbc6c535b25f820017c995df09",
+            "6b43a0c6807055cb3f243829fd0a991091ca6fc32b8f461862304b30a9dd7520",
         ),
         (
             "residency.yaml",
-            "2f5f480c93479dc0c9ee09f20e384db6553825c3991255905b72a65449caec2a",
+            "4bb6f74d1f870977c5416553470f3e6acf073b109c55c50a0942ebf3d2cdad5e",
         ),
     ] {
         let policy = load_file(name, &directory(name))

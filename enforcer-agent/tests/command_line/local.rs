@@ -132,6 +132,45 @@ async fn policy_check_says_what_is_wrong_and_where() {
 }
 
 #[tokio::test]
+async fn a_directory_is_one_policy_and_diagnostics_name_its_files() {
+    let text = fs::read_to_string(policies().join("quickstart.yaml")).unwrap();
+    let (head, spec) = text.split_once("\nspec:\n").unwrap();
+    let (front, back) = spec.split_at(spec.find("  # Groups of back ends").unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("1.yaml"), format!("{head}\nspec:\n{front}")).unwrap();
+    let second = directory.path().join("2.yml");
+    fs::write(&second, format!("{head}\nspec:\n{back}")).unwrap();
+    let digest = |ran: &Ran| {
+        let json: serde_json::Value = serde_json::from_str(&ran.ends_with(0).stdout).unwrap();
+        json["digest"].as_str().unwrap().to_owned()
+    };
+    let check = |path: &str| {
+        let arguments = [
+            "--output".to_owned(),
+            "json".into(),
+            "policy".into(),
+            "check".into(),
+            path.into(),
+        ];
+        async move { run(&arguments.each_ref().map(String::as_str)).await }
+    };
+    let split = check(directory.path().to_str().unwrap()).await;
+    let whole = check(policies().join("quickstart.yaml").to_str().unwrap()).await;
+    assert_eq!(digest(&split), digest(&whole));
+
+    fs::write(&second, format!("{head}\nspec:\n{back}\n  tenant: []\n")).unwrap();
+    let ran = run(&["policy", "check", directory.path().to_str().unwrap()]).await;
+    assert!(ran.ends_with(4).stdout.contains("/2.yml:"), "{ran:#?}");
+}
+
+#[tokio::test]
+async fn the_schema_is_printed_as_it_stands_in_the_repository() {
+    let ran = run(&["policy", "schema"]).await;
+    let expected = fs::read_to_string(policies().join("schema.json")).unwrap();
+    assert_eq!(ran.ends_with(0).stdout, expected);
+}
+
+#[tokio::test]
 async fn policy_check_reads_standard_input() {
     let text = fs::read(policies().join("quickstart.yaml")).unwrap();
     let mut child = command(&["--output", "json", "policy", "check", "-"])

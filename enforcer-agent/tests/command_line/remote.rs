@@ -285,7 +285,7 @@ async fn policy_apply_sends_the_text_and_shows_what_is_wrong() {
     let refused = ask(&daemon, &["policy", "apply", path]).await;
     refused.ends_with(1);
     assert!(
-        refused.stderr.contains(path) && refused.stderr.contains("1 error"),
+        refused.stderr.contains(path) && refused.stderr.contains("4 errors"),
         "{refused:#?}"
     );
     assert!(

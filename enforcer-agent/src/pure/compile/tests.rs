@@ -44,6 +44,7 @@ spec:
 
 mod cached;
 mod full;
+mod ports;
 mod random;
 mod stability;
 

@@ -8,7 +8,6 @@ mod requirement;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -362,31 +361,24 @@ impl ResolvedPolicy {
             .map(String::as_str)
     }
 
-    /// Writes the bytes that the digest covers: JSON without white space, fields in the order of declaration, maps sorted
-    /// by key. Health, weights, the time and everything else that can differ between two hosts is not in it.
+    /// The bytes that the digest covers: JSON without white space, fields in the order of declaration, maps sorted by
+    /// key. Health, weights, the time and everything else that can differ between two hosts is not in it.
     ///
-    /// # Errors
-    /// When `to` cannot be written to.
-    pub fn write_canonical_json(&self, to: impl io::Write) -> io::Result<()> {
-        serde_json::to_writer(to, self).map_err(io::Error::from)
+    /// # Panics
+    /// Never: the types have string keys and no fallible serialisation.
+    #[must_use]
+    pub fn canonical_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain structs with string keys always serialise")
     }
 
     /// Proves that two hosts enforce the same policy.
     ///
     /// The first line names the form, so that a digest of another form of the same policy cannot be taken for this one.
-    ///
-    /// # Panics
-    /// Never: the types have string keys and no fallible serialisation, and a hash takes whatever it is given.
     #[must_use]
     pub fn digest(&self) -> Digest {
         let mut hash = Sha256::new();
         hash.update(b"enforcer.dev/v1 resolved policy, form 2\n");
-        // The serialiser writes a few bytes at a time.
-        let mut buffered = io::BufWriter::with_capacity(1 << 16, HashWriter(&mut hash));
-        self.write_canonical_json(&mut buffered)
-            .and_then(|()| io::Write::flush(&mut buffered))
-            .expect("plain structs with string keys always serialise, and a hash can be written to");
-        drop(buffered);
+        hash.update(self.canonical_json());
         Digest(hash.finalize().into())
     }
 }
@@ -398,19 +390,6 @@ impl Rule {
     #[must_use]
     pub fn is_always_open(&self) -> bool {
         self.schedule.as_ref().is_none_or(Schedule::is_always_open)
-    }
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -87,8 +87,9 @@ impl<'t> Tree<'t> {
     /// change their meaning.
     pub(super) fn parse(source: u16, text: &'t str) -> Result<Self, YamlError> {
         let mut options: Options = granit_parser::options! {
-            flow_nesting_limit: MAX_DEPTH,
-            block_nesting_limit: MAX_DEPTH,
+            // One more, so that the bound is ours, and the message too.
+            flow_nesting_limit: MAX_DEPTH + 1,
+            block_nesting_limit: MAX_DEPTH + 1,
         };
         options.set_emit_comments(false);
         let mut builder = Builder::new(source);

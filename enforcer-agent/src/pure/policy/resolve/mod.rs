@@ -208,7 +208,9 @@ fn report_repetition<T: Named>(reporter: &mut Reporter<'_>, first: &Placed<T>, s
 /// To programs, `acme` and `Acme` are two; to the people who type them they are one.
 fn report_same_but_for_case(reporter: &mut Reporter<'_>, kind: &str, names: &[(&str, Place)]) {
     let mut seen: BTreeMap<String, (&str, Place)> = BTreeMap::new();
-    for &(name, place) in names {
+    let mut in_order = names.to_vec();
+    in_order.sort_by_key(|(_, place)| place.order());
+    for (name, place) in in_order {
         let (first, first_place) = *seen.entry(name.to_lowercase()).or_insert((name, place));
         if first == name {
             continue;

@@ -261,14 +261,15 @@ fn report_pair(reporter: &mut Reporter<'_>, who: &Who<'_>, address: IpAddr, plac
     });
     if let Some(preferred) = preferred.filter(|preferred| *preferred != pool) {
         let message = format!(
-            "{} may use service {}, but only failover pool {} has an {family} back end that complies with {}",
+            "{} may use service {}, but only failover has an {family} back end that complies with {}",
             who.names(),
             quoted(&service.name),
-            quoted(&policy.pools[pool].name),
             who.constraint_names()
         );
         let help = format!(
-            "Nothing is left for it if that pool fails. Add a compliant back end to pool {}, or a service of its own.",
+            "New connections go to pool {} at once, and less is left if that fails. Add a compliant back end to pool {}, \
+             or a service of its own.",
+            quoted(&policy.pools[pool].name),
             quoted(&policy.pools[preferred].name)
         );
         reporter.warning(Code::NoCompliantBackend, place, message, help);
