@@ -455,7 +455,7 @@ mod tests {
         let now = Content {
             form: FORM_WITH_POLICY,
             policy: None,
-            slots: Slots::default(),
+            slots: Place::Here(Box::default()),
             suspended: BTreeSet::new(),
             draining: BTreeSet::new(),
         };

@@ -360,6 +360,7 @@ impl Cache {
             backends: _,
             failed_pools: _,
             suspended: _,
+            closed_rules: _,
         } = inputs;
         let kept = self
             .numbered
