@@ -107,7 +107,8 @@ mod tests {
             &[],
         ] {
             for task in ["demo", "bench"] {
-                let line = ["cargo xtask", task].iter().chain(words);
+                let command = ["cargo xtask", task];
+                let line = command.iter().chain(words);
                 match Arguments::try_parse_from(line).map(|arguments| arguments.task) {
                     Ok(Task::Demo { arguments }) if task == "demo" => assert_eq!(arguments, words),
                     Ok(Task::Bench { arguments }) if task == "bench" => assert_eq!(arguments, words),
