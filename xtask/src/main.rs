@@ -107,8 +107,7 @@ mod tests {
             &[],
         ] {
             for task in ["demo", "bench"] {
-                let command = ["cargo xtask", task];
-                let line = command.iter().chain(words);
+                let line = ["cargo xtask", task].into_iter().chain(words.iter().copied());
                 match Arguments::try_parse_from(line).map(|arguments| arguments.task) {
                     Ok(Task::Demo { arguments }) if task == "demo" => assert_eq!(arguments, words),
                     Ok(Task::Bench { arguments }) if task == "bench" => assert_eq!(arguments, words),

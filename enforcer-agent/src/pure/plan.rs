@@ -132,6 +132,8 @@ impl Writes {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use enforcer_common::abi::config::{DecisionCell, MaglevTable, SET_WORDS};
 
@@ -193,6 +195,29 @@ mod tests {
     fn a_bank_of_which_nothing_is_known_is_written_whole() {
         let places: std::collections::BTreeSet<_> = plan(None, &tables()).iter().map(Write::place).collect();
         assert_eq!(places.len(), 2 + 2 + 1 + 2 + 2 + 2 + 1 + 1 + 2);
+    }
+
+    /// A reply entry that outlived its tenant or its service names their slots: the compiler's tables have a record for
+    /// every one, so that whatever an unknown bank holds there is overwritten.
+    #[test]
+    fn nothing_stale_is_left_where_nothing_was_known() {
+        let mut larger = tables();
+        let tenant = larger.tenants[1];
+        larger.tenants.make_mut().push(tenant);
+        let row = larger.rows[1];
+        larger.rows.make_mut().push(row);
+        let mut bank: BTreeMap<(&str, u32), Write> = BTreeMap::new();
+        let mut apply =
+            |writes: Vec<Write>| bank.extend(writes.into_iter().map(|write| (write.place(), write)));
+        apply(plan(None, &larger));
+        let mut whole = tables();
+        whole.tenants.make_mut().resize(3, TenantRecord::ZERO);
+        apply(plan(None, &whole));
+        let mut again = whole.clone();
+        again.rows.make_mut().push(RowRecord::ZERO);
+        apply(plan(Some(&whole), &again));
+        assert_eq!(bank[&("TENANTS", 2)], Write::Tenant(2, TenantRecord::ZERO));
+        assert_eq!(bank[&("ROWS", 2)], Write::Row(2, RowRecord::ZERO));
     }
 
     /// The bank may hold an older, longer table than the one that is known of it.

@@ -257,15 +257,21 @@ async fn policy_explain_asks_a_file() {
     assert_eq!(denied.reason, "RuleDeny");
     let shadow = explain("10.1.3.1:40000", "192.0.2.10:8000").await;
     assert_eq!(shadow.shadow.unwrap().rule.name, "trial-of-chat");
+    let evening = explain_at("10.1.3.1:40000", "192.0.2.10:8000", "2026-11-20T20:00:00+01:00").await;
+    assert_eq!(evening.shadow, None, "the trial is over for today");
     let around = explain("10.1.1.10:40000", "10.9.1.2:8000").await;
     assert_eq!(around.reason, "Bypass");
 }
 
-/// What a packet would get under the sample.
+/// What a packet would get under the sample, on a Friday morning.
 async fn explain(from: &str, to: &str) -> PolicyExplainReply {
+    explain_at(from, to, "2026-11-20T10:00:00+01:00").await
+}
+
+async fn explain_at(from: &str, to: &str, at: &str) -> PolicyExplainReply {
     let sample = sample();
     let question = [
-        "policy", "explain", "--policy", &sample, "--from", from, "--to", to,
+        "policy", "explain", "--policy", &sample, "--from", from, "--to", to, "--at", at,
     ];
     let ran = run(&[&question[..], &["--output", "json"]].concat()).await;
     serde_json::from_str(&ran.ends_with(0).stdout).unwrap()

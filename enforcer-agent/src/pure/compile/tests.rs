@@ -523,6 +523,22 @@ fn shadow_rules_answer_what_they_would_have_answered() {
     );
 }
 
+/// Flows and replies name these slots, and may outlive what had them.
+#[test]
+fn every_slot_that_a_flow_can_name_has_a_record() {
+    let mut world = World::new(POLICY);
+    world.host.capacity.tenants = 77;
+    let tables = world.compile().unwrap().tables;
+    let lengths = [tables.tenants.len(), tables.services.len(), tables.backends.len()];
+    assert_eq!(lengths, [78, MAX_SERVICES as usize, MAX_BACKENDS as usize]);
+    world.host.capacity.tenants = 1;
+    let error = world.compile().unwrap_err().to_string();
+    assert!(
+        error.contains("raise `capacity.tenants`") && error.contains("(1)"),
+        "{error}"
+    );
+}
+
 #[test]
 fn nat_needs_an_address_of_each_family() {
     let mut world = World::new(POLICY);
