@@ -98,7 +98,7 @@ fn digests_of_the_samples_are_pinned() {
     for (name, expected) in [
         (
             "quickstart.yaml",
-            "6b43a0c6807055cb3f243829fd0a991091ca6fc32b8f461862304b30a9dd7520",
+            "3aed860c2ebb0bf7c3165cc3f13704607fec1a3d8a23f4cd9971ff181b72af4e",
         ),
         (
             "residency.yaml",
