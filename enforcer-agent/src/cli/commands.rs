@@ -7,21 +7,15 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 use serde::Serialize;
-use serde_json::json;
 
-use super::arguments::{
-    Audit, Backend, Command, CommandLine, Explain, Flows, Format, Maps, Policy, Service, Tenant,
-};
+use super::arguments::{Audit, Backend, Command, CommandLine, Flows, Format, Maps, Service, Tenant};
 use super::render::{self, Render};
-use super::{CliError, doctor, output, policy, run, simulation};
-use crate::adapters::policy_files;
+use super::{CliError, doctor, output, policy, run};
 use crate::api::client::{Client, ClientError};
 use crate::api::reply::DetachReply;
 use crate::api::{FlowFilter, MAX_ROWS, Reply, Request};
 use crate::config::{Config, DEFAULT_SOCKET};
 use crate::daemon;
-use crate::pure::policy::diagnostic::render_all;
-use crate::pure::policy::{Severity, load_all, schema};
 
 /// Between two looks at the audit log.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
@@ -42,36 +36,7 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
         Command::Completions { shell } => completions(shell),
         Command::Detach { config } => block_on(detach(given, config.as_deref(), format))?,
         Command::Status => remote(Request::Status),
-        Command::Policy(Policy::Check { paths }) => check_policy(&paths, format),
-        Command::Policy(Policy::Schema) => output::text(&schema::text()),
-        Command::Policy(Policy::Compile { paths }) => policy::compile_policy(&paths, format),
-        Command::Policy(Policy::Diff {
-            paths,
-            against,
-            exit_code,
-        }) => policy::compare(&paths, against, &socket, exit_code, format),
-        Command::Policy(Policy::Apply { paths, dry_run }) => policy::apply(&paths, dry_run, &socket, format),
-        Command::Policy(Policy::Show { generation }) => remote(Request::PolicyShow { generation }),
-        Command::Policy(Policy::History) => remote(Request::PolicyHistory),
-        Command::Policy(Policy::Rollback { generation }) => remote(Request::PolicyRollback { generation }),
-        Command::Policy(Policy::Explain(question)) => match question.policy.clone() {
-            Some(path) => policy::explain_locally(&question, path, format),
-            None => {
-                let Explain {
-                    from,
-                    to: (to, protocol),
-                    policy: _,
-                    at,
-                } = question;
-                remote(Request::PolicyExplain {
-                    from,
-                    to,
-                    protocol,
-                    at,
-                })
-            }
-        },
-        Command::Policy(Policy::Simulate(simulate)) => simulation::run(&simulate, &socket, format),
+        Command::Policy(command) => policy::execute(command, &socket, format),
         Command::Tenant(Tenant::List) => remote(Request::TenantList),
         Command::Tenant(Tenant::Suspend { name }) => remote(Request::TenantSuspend { name }),
         Command::Tenant(Tenant::Resume { name }) => remote(Request::TenantResume { name }),
@@ -154,28 +119,6 @@ fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut CommandLine::command(), "enforcer-agent", &mut script);
     output::text(&String::from_utf8_lossy(&script))
-}
-
-fn check_policy(paths: &[PathBuf], format: Format) -> Result<(), CliError> {
-    let outcome = load_all(&policy_files::read(paths)?);
-    let digest = outcome.policy.as_ref().map(|policy| policy.digest().to_string());
-    let valid = outcome
-        .diagnostics
-        .iter()
-        .all(|diagnostic| diagnostic.severity != Severity::Error);
-    match format {
-        Format::Json => {
-            output::json(&json!({ "valid": valid, "digest": digest, "diagnostics": outcome.diagnostics }))?;
-        }
-        Format::Table => {
-            let mut shown = render_all(&outcome.diagnostics, output::colours(&io::stdout()));
-            if let Some(policy) = &outcome.policy {
-                shown += &render::checked(policy);
-            }
-            output::text(&shown)?;
-        }
-    }
-    if valid { Ok(()) } else { Err(CliError::Problems) }
 }
 
 /// Has the daemon detach, or does it itself if none answers and the configuration says what there is.

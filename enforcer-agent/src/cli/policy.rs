@@ -1,14 +1,16 @@
 //! What is done with policies here, without an agent or around its answer: compile, compare, explain.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::json;
 
-use super::arguments::{Explain, Format};
+use super::arguments::{Explain, Format, Policy};
 use super::commands::{ask, block_on, show, write};
-use super::{CliError, output, render};
+use super::{CliError, output, render, simulation};
 use crate::adapters::policy_files;
 use crate::api::reply::{PolicyApplyReply, PolicyExplainReply, PolicyShowReply};
 use crate::api::{ApiError, ErrorCode, Reply, Request};
@@ -16,7 +18,8 @@ use crate::pure::compile::{Compiled, compile};
 use crate::pure::diff::{Diff, diff};
 use crate::pure::explain::{Known, Moment, Question, explain};
 use crate::pure::neutral::Neutral;
-use crate::pure::policy::{self, Diagnostic, PolicySource, ResolvedPolicy, name_of};
+use crate::pure::policy::diagnostic::render_all;
+use crate::pure::policy::{self, Diagnostic, PolicySource, ResolvedPolicy, Severity, name_of};
 use crate::pure::snapshot::Snapshot;
 use crate::pure::tables::TableSize;
 
@@ -50,6 +53,66 @@ struct DryRun<'a> {
     reply: &'a PolicyApplyReply,
     /// Null: no policy is in force, so that everything is new.
     diff: Option<&'a Diff>,
+}
+
+/// Carries a command about policies out.
+pub(super) fn execute(command: Policy, socket: &Path, format: Format) -> Result<(), CliError> {
+    let remote = |request| block_on(ask(socket, request))?.and_then(|reply| show(reply, format));
+    match command {
+        Policy::Check { paths } => check_policy(&paths, format),
+        Policy::Schema => output::text(&policy::schema::text()),
+        Policy::Compile { paths } => compile_policy(&paths, format),
+        Policy::Diff {
+            paths,
+            against,
+            exit_code,
+        } => compare(&paths, against, socket, exit_code, format),
+        Policy::Apply { paths, dry_run } => apply(&paths, dry_run, socket, format),
+        Policy::Show { generation } => remote(Request::PolicyShow { generation }),
+        Policy::History => remote(Request::PolicyHistory),
+        Policy::Rollback { generation } => remote(Request::PolicyRollback { generation }),
+        Policy::Explain(question) => match question.policy.clone() {
+            Some(path) => explain_locally(&question, path, format),
+            None => {
+                let Explain {
+                    from,
+                    to: (to, protocol),
+                    policy: _,
+                    at,
+                } = question;
+                remote(Request::PolicyExplain {
+                    from,
+                    to,
+                    protocol,
+                    at,
+                })
+            }
+        },
+        Policy::Simulate(simulate) => simulation::run(&simulate, socket, format),
+    }
+}
+
+/// Says everything that is wrong with a policy.
+fn check_policy(paths: &[PathBuf], format: Format) -> Result<(), CliError> {
+    let outcome = policy::load_all(&policy_files::read(paths)?);
+    let digest = outcome.policy.as_ref().map(|policy| policy.digest().to_string());
+    let valid = outcome
+        .diagnostics
+        .iter()
+        .all(|diagnostic| diagnostic.severity != Severity::Error);
+    match format {
+        Format::Json => {
+            output::json(&json!({ "valid": valid, "digest": digest, "diagnostics": outcome.diagnostics }))?;
+        }
+        Format::Table => {
+            let mut shown = render_all(&outcome.diagnostics, output::colours(&io::stdout()));
+            if let Some(policy) = &outcome.policy {
+                shown += &render::checked(policy);
+            }
+            output::text(&shown)?;
+        }
+    }
+    if valid { Ok(()) } else { Err(CliError::Problems) }
 }
 
 /// Compiles a policy for a host that is none in particular, and says how large its tables are.

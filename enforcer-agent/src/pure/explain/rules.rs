@@ -75,9 +75,11 @@ impl Tale<'_> {
             .collect();
         for (rule, schedule) in closed.iter().take(MAX_CLOSED_RULES) {
             let change = self.change(schedule, "opens");
-            let (name, line, action) = (&rule.name, rule.line, rule.action);
-            let finding =
-                format!("Rule `{name}` (line {line}), {action:?}, is closed: it is open {schedule}{change}.");
+            let place = place_of(&rule.name, rule.line, rule.file.as_deref());
+            let finding = format!(
+                "Rule {place}, {:?}, is closed: it is open {schedule}{change}.",
+                rule.action
+            );
             self.say(Subject::Schedule, finding);
         }
         let further = closed.len().saturating_sub(MAX_CLOSED_RULES);
@@ -102,9 +104,13 @@ impl Tale<'_> {
 
 /// A rule's name and line.
 fn place(rule: &RuleEntry) -> String {
-    match (rule.line, &rule.file) {
-        (0, _) => format!("`{}`", rule.name),
-        (line, None) => format!("`{}` (line {line})", rule.name),
-        (line, Some(file)) => format!("`{}` (line {line} of {file})", rule.name),
+    place_of(&rule.name, rule.line, rule.file.as_deref())
+}
+
+fn place_of(name: &str, line: u32, file: Option<&str>) -> String {
+    match (line, file) {
+        (0, _) => format!("`{name}`"),
+        (line, None) => format!("`{name}` (line {line})"),
+        (line, Some(file)) => format!("`{name}` (line {line} of {file})"),
     }
 }
