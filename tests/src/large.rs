@@ -18,7 +18,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// That of the figures in `docs/performance.md`.
+    /// What one host is expected to carry.
     pub const FULL: Self = Self {
         tenants: 10_000,
         sources: 20_000,

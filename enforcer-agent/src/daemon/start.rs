@@ -54,6 +54,9 @@ impl Core {
             capacity: config.capacity,
             test_clock: false,
         })?;
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+        let mebibytes = dataplane.capacity.memory_bytes(cpus) >> 20;
+        info!(mebibytes, "kernel memory of the maps, without flows");
         let kernel = dataplane.maps.events_ready().map_err(RunError::Watch)?;
         let local = network.local_addresses().await?;
         let watcher = Monitor::new(config.telemetry, events);
