@@ -13,6 +13,7 @@
 
 pub mod directory;
 pub mod pairs;
+mod records;
 mod shared;
 pub mod slots;
 pub mod trie;
@@ -22,18 +23,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use enforcer_common::abi::address::{self, Address};
-use enforcer_common::abi::config::{
-    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT, HostRecord,
-    LimitRecord, MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED,
-    TenantRecord,
-};
-use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
+use enforcer_common::abi::config::HostRecord;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::capacity::Capacity;
-use super::policy::limits::{Unit, step_fp};
-use super::policy::resolved::{Backend, Forward, Limits, Pool, ResolvedPolicy, Service};
+use super::policy::resolved::{Backend, Forward, Pool, ResolvedPolicy, Service};
 use super::policy::selection::Selection;
 use super::tables::Tables;
 pub use directory::Directory;
@@ -384,14 +379,14 @@ impl Cache {
         let decisions = self.pairs.decide(&layout, policy)?;
         let tables = Tables {
             trie,
-            tenants: tenant_records(&layout, &decisions.row_of_tenant).into(),
-            services: service_records(&layout)?.into(),
+            tenants: records::tenant_records(&layout, &decisions.row_of_tenant).into(),
+            services: records::service_records(&layout)?.into(),
             rows: decisions.rows,
             blocks: decisions.blocks,
             decisions: decisions.decisions,
             sets: decisions.sets,
             maglev: decisions.maglev,
-            backends: backend_records(&layout).into(),
+            backends: records::backend_records(&layout).into(),
         };
         let directory = Directory::of(&layout);
         let slots = numbered.slots.clone();
@@ -493,111 +488,6 @@ fn lay_out<'a>(inputs: &Inputs<'a>, numbered: &Numbered, same_policy: bool) -> L
             })
             .collect(),
     }
-}
-
-// Tenants, services and back ends have a record for every slot that there can be: flows and replies name slots, and may
-// outlive what had them, so that nothing stale may stand there in a bank of which nothing is known.
-
-fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<TenantRecord> {
-    let mut records = vec![TenantRecord::ZERO; layout.inputs.host.capacity.tenant_slots() as usize];
-    for (index, tenant) in layout.inputs.policy.tenants.iter().enumerate() {
-        let suspended = layout.inputs.suspended.contains(&tenant.name);
-        let Limits {
-            new_connections_per_second,
-            packets_per_second,
-            bytes_per_second,
-            response_bytes_per_second,
-            concurrent_connections,
-            burst_ns,
-        } = tenant.limits;
-        let record = TenantRecord {
-            row: row_of_tenant[index],
-            flags: TENANT_PRESENT | if suspended { TENANT_SUSPENDED } else { 0 },
-            connections: limit_record(new_connections_per_second, burst_ns, Unit::Events),
-            packets: limit_record(packets_per_second, burst_ns, Unit::Events),
-            bytes: limit_record(bytes_per_second, burst_ns, Unit::Bytes),
-            response_bytes: limit_record(response_bytes_per_second, burst_ns, Unit::Bytes),
-            concurrent_limit: concurrent_connections.map_or(0, u64::from),
-        };
-        records[layout.tenant_slots[index] as usize] = record;
-    }
-    records
-}
-
-/// The burst is at least what the largest packet, or one connection, costs: otherwise it could never pass.
-fn limit_record(rate_per_second: Option<u64>, burst_ns: u64, unit: Unit) -> LimitRecord {
-    let Some(rate_per_second) = rate_per_second else {
-        return LimitRecord::ZERO;
-    };
-    let step_fp = step_fp(rate_per_second, unit).expect("`resolve` refuses rates that cannot be kept");
-    let largest = match unit {
-        Unit::Events => 1,
-        Unit::Bytes => MAX_UNITS,
-    };
-    // No overflow: that is what bounds the lowest rate.
-    LimitRecord {
-        step_fp,
-        burst_ns: burst_ns.max((largest * step_fp) >> STEP_SHIFT),
-    }
-}
-
-/// The number that stands for a forward mode, if the data path has it.
-const fn forward_code(forward: Forward) -> Option<u32> {
-    match forward {
-        Forward::Nat => Some(FORWARD_NAT),
-        Forward::Dnat => Some(FORWARD_DNAT),
-        Forward::L2Dsr => Some(FORWARD_L2DSR),
-        Forward::Ipip | Forward::Gue | Forward::Local => None,
-    }
-}
-
-fn service_records(layout: &Layout<'_>) -> Result<Vec<ServiceRecord>, CompileError> {
-    let mut records = vec![ServiceRecord::ZERO; MAX_SERVICES as usize];
-    for service in &layout.services {
-        let forward = forward_code(service.service.forward).ok_or_else(|| CompileError::NoSuchForward {
-            service: service.service.name.clone(),
-            forward: service.service.forward,
-        })?;
-        records[service.slot as usize] = ServiceRecord {
-            forward,
-            flags: SERVICE_PRESENT,
-        };
-    }
-    Ok(records)
-}
-
-fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
-    let mut records = vec![BackendRecord::ZERO; MAX_BACKENDS as usize];
-    for SlottedBackend {
-        slot,
-        backend,
-        status,
-        ..
-    } in layout.backends.iter().flatten()
-    {
-        let mut record = BackendRecord {
-            address: address_of(backend.address),
-            port_be: backend.port.to_be(),
-            flags: BACKEND_PRESENT,
-            ..BackendRecord::ZERO
-        };
-        if let Some(NextHop {
-            ifindex,
-            own_mac,
-            next_hop_mac,
-        }) = status.next_hop
-        {
-            record.flags |= BACKEND_REACHABLE;
-            record = BackendRecord {
-                ifindex,
-                own_mac,
-                next_hop_mac,
-                ..record
-            };
-        }
-        records[*slot as usize] = record;
-    }
-    records
 }
 
 /// An address as the records hold it.

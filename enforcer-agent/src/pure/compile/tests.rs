@@ -2,7 +2,9 @@
 
 use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::config::LimitRecord;
 use enforcer_common::decide::{Decision, Packet, Shape, TCP, TCP_SYN, judge};
+use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 
 use super::*;
 use crate::pure::policy::load;
