@@ -1,7 +1,6 @@
 //! From a command to the call that carries it out, and from the answer to what is written.
 
 use std::future::Future;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
