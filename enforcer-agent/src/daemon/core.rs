@@ -17,14 +17,13 @@ use super::history::{self, History, HistoryEntry};
 use super::hours::Hours;
 use super::persist::{AppliedPolicy, State, StateError};
 use super::{Event, records};
-use crate::adapters::audit_file::AuditError;
 use crate::adapters::dataplane::{Attachment, DataplaneError, Swept};
 use crate::adapters::neighbours::{NextHop, NextHopError};
 use crate::api::{ApiError, ErrorCode};
 use crate::config::Config;
 use crate::install::{InstallError, Installed, Installer};
 use crate::ports::{AuditSink, Clock, Dataplane, HistoryStore, StateStore, Watcher};
-use crate::pure::audit::{self, Actor, Change, Entry, Kind};
+use crate::pure::audit::{Change, Kind};
 use crate::pure::compile::{self, CompileError, Compiled, Directory, HostFacts, Inputs, Slots};
 use crate::pure::fleet::Fleet;
 use crate::pure::policy::selection::Selection;
@@ -130,7 +129,7 @@ impl Core {
     }
 
     /// The digest of the policy of a generation; `None` if that is too long ago, or was before this agent's time.
-    fn digest_of(&self, generation: u64) -> Option<String> {
+    pub(super) fn digest_of(&self, generation: u64) -> Option<String> {
         self.digests.get(&generation).cloned()
     }
 
@@ -525,81 +524,6 @@ impl Core {
     /// Whether what is wanted could not be put into force.
     pub(super) fn is_install_failing(&self) -> bool {
         self.failing.contains_key(INSTALL)
-    }
-
-    /// An entry about now.
-    pub(super) fn entry(&self, kind: Kind) -> Entry {
-        let (time, kernel_time_ns) = (self.clock.wall(), self.clock.monotonic_ns());
-        Entry {
-            policy_digest: self.digest(),
-            ..Entry::new(kind, time, kernel_time_ns, self.generation())
-        }
-    }
-
-    fn note(&mut self, kind: Kind, backend: Option<String>, change: Change) {
-        let mut entry = self.entry(kind);
-        entry.backend = backend;
-        entry.change = Some(change);
-        self.audit.record(entry);
-    }
-
-    /// What the kernel only counted, or could not hand over.
-    fn record_unrecorded(&mut self) {
-        let news = match self.unrecorded.look(&*self.dataplane, &self.directory) {
-            Ok(news) => news,
-            Err(error) => {
-                warn!(%error, "counters");
-                return;
-            }
-        };
-        for news in news {
-            for (kind, count, what) in [
-                (Kind::Aggregated, news.aggregated, "kernelWindow"),
-                (Kind::Lost, news.lost, "kernelRingBuffer"),
-            ] {
-                if count == 0 {
-                    continue;
-                }
-                let mut entry = self.entry(kind);
-                entry.direction = Some(news.direction);
-                entry.reason = Some(news.reason.name().to_owned());
-                entry.tenant = audit::Names::tenant(&self.directory, news.tenant).map(str::to_owned);
-                entry.count = Some(count);
-                entry.change = Some(Change {
-                    what: what.to_owned(),
-                    ..Change::default()
-                });
-                self.audit.record(entry);
-            }
-        }
-    }
-
-    /// Takes up to `limit` events of the programs; how many there were.
-    pub(super) fn take_kernel_events(&mut self, limit: usize) -> usize {
-        let offset_ns = self.clock.wall_offset_ns();
-        for taken in 0..limit {
-            let Some(event) = self.dataplane.next_event() else {
-                return taken;
-            };
-            let digest = self.digest_of(event.generation);
-            match audit::decision(&event, &self.directory, digest, offset_ns) {
-                Ok(entry) => self.audit.record(entry),
-                Err(error) => {
-                    self.failing.insert("kernel events", error.to_string());
-                }
-            }
-        }
-        limit
-    }
-
-    /// Writes down that a peer changed something, and waits until that is on the disk.
-    pub(super) async fn record_control(&self, actor: Actor, change: Change) -> Result<(), AuditError> {
-        let entry = Entry {
-            actor: Some(actor),
-            change: Some(change),
-            ..self.entry(Kind::Control)
-        };
-        self.audit.record_synced(entry).await.map(|_| ())
     }
 
     /// The end of the daemon. Everything that is pinned stays.
