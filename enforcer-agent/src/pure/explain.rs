@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{LimitRecord, TenantRecord};
+use enforcer_common::abi::reason::Effect;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::decide::trie::{self, Destination};
 use enforcer_common::decide::{Decision, Flow, Packet, Shape, TCP, TCP_ACK, TCP_SYN, UDP, judge};
@@ -409,8 +410,10 @@ impl Tale<'_> {
         if let Some(name) = chosen {
             let finding = if self.question.from.port() == 0 {
                 "Which one is chosen depends on the source port; ask with one.".to_owned()
-            } else {
+            } else if self.decision.reason.effect() == Effect::Forwarded {
                 format!("`{name}` gets the packet.")
+            } else {
+                format!("`{name}` would get the packet.")
             };
             self.say(Subject::BackEnd, finding);
         }
