@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::config::HostRecord;
+use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::REASON_SLOTS;
@@ -23,6 +23,7 @@ use crate::daemon::persist::{State, StateError};
 use crate::pure::audit::{AuditRecord, Entry};
 use crate::pure::capacity::Capacity;
 use crate::pure::policy::ResolvedPolicy;
+use crate::pure::quota::Book;
 use crate::pure::tables::Write;
 
 /// The configuration maps, as the installer needs them.
@@ -84,12 +85,18 @@ pub(crate) trait Dataplane: Banks<Error = DataplaneError> + Send {
     fn detach(&mut self) -> Result<(), DataplaneError>;
     /// Writes what is particular to this host.
     fn set_host(&mut self, host: &HostRecord) -> Result<(), DataplaneError>;
+    /// Writes the lease: until when the programs may act without the agent.
+    fn set_lease(&mut self, lease: &LeaseRecord) -> Result<(), DataplaneError>;
     /// A limiter's theoretical arrival time, kernel monotonic nanoseconds.
     fn limiter(&self, tenant: u32, limiter: Limiter) -> Result<u64, DataplaneError>;
     /// Sets a limiter.
     fn set_limiter(&mut self, tenant: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError>;
     /// Open connections, by an index of the schema's `tenant_connections` or `backend_connections`.
     fn open_connections(&self, index: u32) -> Result<u64, DataplaneError>;
+    /// Connections that were ever opened, by the same index; one that goes over to another tenant is taken off.
+    fn connections_opened(&self, index: u32) -> Result<u64, DataplaneError>;
+    /// Tells these counters from any that began at zero before or after: they belong to this boot and these maps.
+    fn counters_identity(&self) -> Result<String, DataplaneError>;
     /// The tallies of a tenant, by number of the reason, each summed over all CPUs.
     fn tallies(&self, direction: u32, tenant: u32) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError>;
     /// One flow.
@@ -128,6 +135,10 @@ pub(crate) trait StateStore: Send {
     fn load(&self) -> Result<State, StateError>;
     /// Stores a state in place of the last one. After an error either of the two may be there, whole.
     fn store(&mut self, state: &State) -> Result<(), StateError>;
+    /// Usage of quotas as it was stored last; none if it never was.
+    fn load_usage(&self) -> Result<Book, StateError>;
+    /// Stores usage in place of the last one. After an error either of the two may be there, whole.
+    fn store_usage(&mut self, usage: &Book) -> Result<(), StateError>;
 }
 
 /// Policies that were applied, each under a number.

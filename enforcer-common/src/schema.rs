@@ -73,6 +73,7 @@ pub const fn open_connections(opened: u64, closed: u64) -> u64 {
 /// | --- | --- | --- |
 /// | `GENERATION` | agent | the live generation: one word, flipped last |
 /// | `HOST` | agent | what is particular to this host |
+/// | `LEASE` | agent | until when the programs may act without the agent |
 /// | `TRIE` .. `BACKENDS` | agent | configuration, two banks each, interleaved: see [`banked`] |
 /// | `FLOWS`, `REPLIES` | programs; the agent removes | flow state |
 /// | `LIMITERS` | programs | theoretical arrival times, one word each; survives a change of generation |
@@ -87,6 +88,7 @@ macro_rules! with_maps {
         $expand! {
             GENERATION: Array<u64>, max 1;
             HOST: Array<$crate::abi::config::HostRecord>, max 1;
+            LEASE: Array<$crate::abi::config::LeaseRecord>, max 1;
             TRIE: Array<$crate::abi::config::TrieNode>,
                 sized $crate::schema::BANKS * $crate::schema::DEFAULT_TRIE_NODES;
             TENANTS: Array<$crate::abi::config::TenantRecord>,
@@ -199,6 +201,7 @@ pub const RECORDS: &[RecordLayout] = &[
     ("BackendRecord", config::BackendRecord::LAYOUT),
     ("TrieNode", config::TrieNode::LAYOUT),
     ("HostRecord", config::HostRecord::LAYOUT),
+    ("LeaseRecord", config::LeaseRecord::LAYOUT),
     ("FlowRecord", flow::FlowRecord::LAYOUT),
     ("ReplyRecord", flow::ReplyRecord::LAYOUT),
     ("EventRecord", event::EventRecord::LAYOUT),

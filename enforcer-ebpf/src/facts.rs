@@ -15,8 +15,8 @@ use core::ptr;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, NO_BACKEND, ROW_BLOCKS, SET_WORDS,
-    ServiceRecord, TenantRecord,
+    BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, NO_BACKEND,
+    ROW_BLOCKS, SET_WORDS, ServiceRecord, TenantRecord,
 };
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::decide::limiter::{Charge, Payment};
@@ -145,6 +145,29 @@ impl Facts for MapFacts {
     #[inline(always)]
     fn decision(&self, bank: u32, number: u16) -> Option<&DecisionRecord> {
         maps::DECISIONS.get(banked(bank, u32::from(number)))
+    }
+
+    #[inline(always)]
+    fn lease(&self) -> LeaseRecord {
+        match maps::LEASE.get_ptr_mut(0) {
+            // Each word alone, since the agent may write the record at this moment.
+            Some(lease) => LeaseRecord {
+                // SAFETY: (need) the words change under the program. (soundness) as in `load`: the pointer is to a whole
+                // record in a map value.
+                new_flows_until_ns: load(unsafe { &raw const (*lease).new_flows_until_ns }),
+                // SAFETY: as above.
+                everything_until_ns: load(unsafe { &raw const (*lease).everything_until_ns }),
+            },
+            None => LeaseRecord::ZERO,
+        }
+    }
+
+    #[inline(always)]
+    fn shed_classes(&self, bank: u32, set: u32) -> u64 {
+        match maps::SETS.get(banked(bank, set)) {
+            Some(set) => set.shed_classes,
+            None => 0,
+        }
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ use crate::plain::Policy;
 use crate::random::Random;
 use crate::world::{BACKEND_SIDE_MAC, LOCAL_V4, NAT_V4, NAT_V6, mac_of};
 
-use policies::{POOLS, TENANTS, parsed};
+use policies::{CLASSES, POOLS, TENANTS, parsed};
 pub use policies::{edit, policy};
 
 mod policies;
@@ -65,6 +65,29 @@ pub enum Op {
         name: String,
         /// Whether it is suspended.
         suspended: bool,
+    },
+    /// A tenant has used up a quota, or has not.
+    Quota {
+        /// Its name.
+        name: String,
+        /// Whether only new connections are refused; `None`: it has not.
+        only_new: Option<bool>,
+    },
+    /// A pool sheds a class, or ceases to.
+    Shed {
+        /// The pool.
+        pool: String,
+        /// The class.
+        class: String,
+        /// Whether it does.
+        sheds: bool,
+    },
+    /// The agent renews its lease, for so many nanoseconds each; zero is for ever.
+    Lease {
+        /// For what is new.
+        new_ns: u64,
+        /// For everything.
+        all_ns: u64,
     },
     /// What is idle for too long is removed.
     Sweep,
@@ -141,8 +164,25 @@ pub fn op(random: &mut Random, around: &Surroundings<'_>) -> Op {
             suspended: random.percent(40),
         },
         5..10 => Op::Sweep,
-        10..13 => Op::Wall(wall(random)),
-        13..80 => Op::Advance(*random.pick(&[
+        10 => Op::Quota {
+            name: random.word(&TENANTS).to_owned(),
+            only_new: random.percent(50).then(|| random.percent(50)),
+        },
+        11 | 12 => Op::Shed {
+            pool: random.word(&POOLS).to_owned(),
+            class: random.word(&CLASSES).to_owned(),
+            sheds: random.percent(50),
+        },
+        // Long ones more often, since whatever comes after the end of a short one is refused.
+        13..16 => {
+            let term_ns = |random: &mut Random| *random.pick(&[0, 0, 0, 0, 0, 300_000_000, 20_000_000_000]);
+            Op::Lease {
+                new_ns: term_ns(random),
+                all_ns: term_ns(random),
+            }
+        }
+        16..19 => Op::Wall(wall(random)),
+        19..80 => Op::Advance(*random.pick(&[
             1_000_000,
             3_333_333,
             10_000_000,
@@ -403,6 +443,7 @@ pub fn tally(ops: &[Op]) -> BTreeMap<&'static str, usize> {
             Op::Policy(_) => "policies",
             Op::Backend { .. } | Op::Pool { .. } => "health",
             Op::Tenant { .. } => "suspensions",
+            Op::Quota { .. } | Op::Shed { .. } | Op::Lease { .. } => "governors",
             Op::Sweep => "sweeps",
             Op::Wall(_) => "times of day",
         };

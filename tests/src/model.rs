@@ -10,7 +10,7 @@ use enforcer_agent::pure::replay::{Replay, Sent, Sweep};
 use enforcer_agent::pure::tables::Tables;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::config::HostRecord;
+use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::{EVENT_FLOW_MOVED, EVENT_FLOW_OPENED, EVENT_REFUSED, EventRecord};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::Effect;
@@ -75,6 +75,11 @@ impl Model {
     #[must_use]
     pub const fn replies(&self) -> &BTreeMap<FlowKey, ReplyRecord> {
         self.replay.replies()
+    }
+
+    /// Sets the agent's lease.
+    pub fn set_lease(&mut self, lease: LeaseRecord) {
+        self.replay.set_lease(lease);
     }
 
     /// A limiter's word.

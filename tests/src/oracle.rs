@@ -146,6 +146,16 @@ pub struct Oracle {
     pub suspended: BTreeSet<String>,
     /// The time of day by which rules open and close, in seconds since 1970 in UTC.
     pub wall_seconds: i64,
+    /// Tenants of whom nothing passes, since a quota is used up.
+    pub used_up: BTreeSet<String>,
+    /// Tenants who may open nothing, since a quota is used up.
+    pub used_up_for_new: BTreeSet<String>,
+    /// Pools, each with a class that it refuses new connections of.
+    pub shedding: BTreeSet<(String, String)>,
+    /// From this moment on nothing that is new passes, if the agent does not say otherwise.
+    pub new_ends_ns: Option<u64>,
+    /// From this moment on nothing at all passes.
+    pub all_ends_ns: Option<u64>,
     nat: Vec<IpAddr>,
     local: Vec<IpAddr>,
     /// Whether tables or ports may run out: then the oracle allows for it.
@@ -202,6 +212,11 @@ impl Oracle {
             failed_pools: BTreeSet::new(),
             suspended: BTreeSet::new(),
             wall_seconds: 0,
+            used_up: BTreeSet::new(),
+            used_up_for_new: BTreeSet::new(),
+            shedding: BTreeSet::new(),
+            new_ends_ns: None,
+            all_ends_ns: None,
             nat,
             local,
             tight,
@@ -346,7 +361,8 @@ impl Oracle {
             prediction.reasons.insert(Reason::UnknownTenant);
             return prediction;
         };
-        let Some(choice) = self.standing(tenant, service, segment.to.is_ipv4(), &mut prediction) else {
+        let Some(choice) = self.standing(tenant, service, segment.to.is_ipv4(), now_ns, &mut prediction)
+        else {
             return prediction;
         };
         if segment.hop_limit <= 1 && service.forward != Forward::L2Dsr {
@@ -374,6 +390,12 @@ impl Oracle {
             }
         }
         let Some(fate) = opens else { return prediction };
+        if matches!(fate, Fate::Opens | Fate::Reopens)
+            && let Some(reason) = self.nothing_new(tenant, &choice, now_ns)
+        {
+            prediction.reasons.insert(reason);
+            return prediction;
+        }
         self.limits(tenant, segment, fate, now_ns, &mut prediction);
         if self.tight && fate != Fate::Continues && prediction.reasons.contains(&Reason::Allowed) {
             prediction
@@ -479,7 +501,7 @@ impl Oracle {
         prediction.backends.insert(known.backend.clone());
         prediction.is_nameless = known.was_gone;
         if self
-            .standing(tenant, service, known.to.is_ipv4(), &mut prediction)
+            .standing(tenant, service, known.to.is_ipv4(), now_ns, &mut prediction)
             .is_none()
         {
             return prediction;

@@ -20,6 +20,9 @@ pub struct Policy {
     pub services: Vec<Service>,
     /// Groups of back ends.
     pub pools: Vec<Pool>,
+    /// Names of the service classes; all of them can be shed.
+    #[serde(default)]
+    pub classes: Vec<String>,
     /// In the order of the text.
     pub rules: Vec<Rule>,
     /// Reachable through services only.
@@ -37,6 +40,9 @@ pub struct Tenant {
     pub sources: Vec<IpNet>,
     /// For selectors.
     pub labels: Labels,
+    /// Its service class.
+    #[serde(default)]
+    pub class: Option<String>,
     /// What it may use.
     pub limits: Limits,
 }
@@ -213,6 +219,7 @@ impl Policy {
             "kind": "GovernancePolicy",
             "metadata": {"name": "generated"},
             "spec": {
+                "classes": self.classes.iter().map(class_value).collect::<Vec<_>>(),
                 "tenants": self.tenants.iter().map(tenant_value).collect::<Vec<_>>(),
                 "services": self.services.iter().map(service_value).collect::<Vec<_>>(),
                 "pools": self.pools.iter().map(pool_value).collect::<Vec<_>>(),
@@ -243,7 +250,16 @@ fn tenant_value(tenant: &Tenant) -> Value {
             limits[field] = json!(limit);
         }
     }
-    json!({"name": tenant.name, "sources": tenant.sources, "labels": tenant.labels, "limits": limits})
+    let mut value =
+        json!({"name": tenant.name, "sources": tenant.sources, "labels": tenant.labels, "limits": limits});
+    if let Some(class) = &tenant.class {
+        value["class"] = json!(class);
+    }
+    value
+}
+
+fn class_value(name: &String) -> Value {
+    json!({"name": name, "shedAbove": "80%"})
 }
 
 fn service_value(service: &Service) -> Value {

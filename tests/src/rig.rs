@@ -15,7 +15,7 @@ use enforcer_agent::install::{InstallError, Installed, Installer};
 use enforcer_agent::pure::capacity::Capacity;
 use enforcer_agent::pure::tables::Tables;
 use enforcer_common::Reason;
-use enforcer_common::abi::config::HostRecord;
+use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::decide::limiter::Limiter;
 
@@ -223,6 +223,14 @@ impl Rig {
     pub fn set_now(&mut self, now_ns: u64) -> Result<(), RigError> {
         self.host.test_now_ns = now_ns;
         Ok(self.dataplane.maps.set_host(&self.host)?)
+    }
+
+    /// Sets the agent's lease.
+    ///
+    /// # Errors
+    /// If the map refuses.
+    pub fn set_lease(&mut self, lease: &LeaseRecord) -> Result<(), RigError> {
+        Ok(self.dataplane.maps.set_lease(lease)?)
     }
 
     /// Runs a frame through the XDP program, as if it came in by the loopback device.

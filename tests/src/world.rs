@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use enforcer_agent::pure::capacity::Capacity;
 use enforcer_agent::pure::compile::{
-    BackendStatus, CompileError, Compiled, Directory, HostFacts, Inputs, NextHop, Slots, compile,
+    BackendStatus, CompileError, Compiled, Directory, Exhausted, HostFacts, Inputs, NextHop, Slots, compile,
 };
 use enforcer_agent::pure::policy::resolved::Backend;
 use enforcer_agent::pure::policy::selection::Selection;
@@ -53,6 +53,10 @@ pub struct World {
     pub suspended: BTreeSet<String>,
     /// Rules that are closed at the time.
     pub closed_rules: Selection,
+    /// Tenants that have used up a quota.
+    pub exhausted: BTreeMap<String, Exhausted>,
+    /// Classes whose new flows each pool refuses.
+    pub shed: BTreeMap<String, BTreeSet<String>>,
     /// Slots of the last compile.
     pub slots: Slots,
     /// Names of the last compile.
@@ -103,6 +107,8 @@ impl World {
             failed_pools: BTreeSet::new(),
             suspended: BTreeSet::new(),
             closed_rules: Selection::default(),
+            exhausted: BTreeMap::new(),
+            shed: BTreeMap::new(),
             slots: Slots::default(),
             directory: Directory::default(),
         };
@@ -149,6 +155,8 @@ impl World {
             failed_pools: &self.failed_pools,
             suspended: &self.suspended,
             closed_rules: &self.closed_rules,
+            exhausted: &self.exhausted,
+            shed: &self.shed,
         })?;
         self.slots = compiled.slots.clone();
         self.directory = compiled.directory.clone();

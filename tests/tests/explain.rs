@@ -55,6 +55,8 @@ fn explained(world: &World, snapshot: &Snapshot, segment: &Segment) -> Explanati
         failed_pools: &world.failed_pools,
         suspended: &world.suspended,
         closed_rules: &world.closed_rules,
+        exhausted: &world.exhausted,
+        shed: &world.shed,
     };
     let known = Known {
         inputs: &inputs,

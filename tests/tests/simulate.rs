@@ -119,6 +119,9 @@ fn random_traffic(random: &mut Random, start: &Start, world: &World, model: &mut
             | Op::Backend { .. }
             | Op::Pool { .. }
             | Op::Tenant { .. }
+            | Op::Quota { .. }
+            | Op::Shed { .. }
+            | Op::Lease { .. }
             | Op::Wall(_)
             | Op::Sweep => continue,
         };
@@ -239,7 +242,8 @@ fn a_replay_says_what_the_kernel_says() {
         assert!(report_of_file.changes.is_empty());
     }
     println!("{done} packets: {reasons:?}");
-    for reason in [Reason::Allowed, Reason::Reply, Reason::NoRule, Reason::Bypass] {
+    // Those that every policy has; whether one leaves a pair without a rule is up to chance.
+    for reason in [Reason::Allowed, Reason::Reply, Reason::Bypass] {
         assert!(
             reasons.contains_key(&reason),
             "{reason:?} never came up: {reasons:?}"

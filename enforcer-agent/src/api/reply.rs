@@ -3,6 +3,7 @@
 mod explain;
 mod history;
 mod maps;
+mod tenants;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,9 +14,10 @@ use super::{Actor, Direction, Protocol};
 use crate::pure::audit::AuditRecord;
 use crate::pure::policy::Diagnostic;
 use crate::pure::policy::PolicySource;
-use crate::pure::policy::resolved::{Forward, Limits, PortRange};
+use crate::pure::policy::resolved::{Forward, PortRange};
 pub use history::{HistoryRow, PolicyHistoryReply, PolicyRollbackReply};
 pub use maps::{MapEntry, MapField, MapRow, MapsDumpReply, MapsListReply};
+pub use tenants::{QuotaRow, TenantListReply, TenantRow};
 
 /// The answer to a [`super::Request`], under the same name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -334,32 +336,6 @@ pub struct ExplainStep {
     pub step: String,
     /// What was found.
     pub finding: String,
-}
-
-/// All tenants.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TenantListReply {
-    /// Sorted by name.
-    pub tenants: Vec<TenantRow>,
-}
-
-/// A tenant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TenantRow {
-    /// Its name.
-    pub name: String,
-    /// Where it sends from.
-    pub sources: Vec<String>,
-    /// Whether an operator has suspended it.
-    pub suspended: bool,
-    /// Connections that it has open.
-    pub connections: u64,
-    /// What it may use at most.
-    pub limits: Limits,
-    /// What its packets got; reasons never seen are left out.
-    pub packets: Vec<ReasonCount>,
 }
 
 /// All back ends.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use enforcer_common::abi::config::LeaseRecord;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::backend_connections;
 use tokio::sync::watch;
@@ -16,6 +17,7 @@ use super::counters::Unrecorded;
 use super::history::{self, History, HistoryEntry};
 use super::hours::Hours;
 use super::persist::{AppliedPolicy, State, StateError};
+use super::quotas::Quotas;
 use super::{Event, records};
 use crate::adapters::dataplane::{Attachment, DataplaneError, Swept};
 use crate::adapters::neighbours::{NextHop, NextHopError};
@@ -99,6 +101,9 @@ pub(super) struct Core {
     pub(super) active: Option<Active>,
     /// Of the policy in force.
     pub(super) hours: Hours,
+    /// What was last written to the map `LEASE`.
+    pub(super) lease: Option<LeaseRecord>,
+    pub(super) quotas: Quotas,
     pub(super) directory: Directory,
     /// Digests of the policies of the last generations: flows and events outlive the one that they were judged under.
     pub(super) digests: BTreeMap<u64, String>,
@@ -188,16 +193,23 @@ impl Core {
                 failed_pools: &self.fleet.failed_pools(),
                 suspended: &self.state.suspended,
                 closed_rules: hours.closed(),
+                exhausted: &self.exhausted(),
+                shed: &self.fleet.shed(),
             },
         )?;
         self.live = self.dataplane.generation()?;
         let slots = std::mem::replace(&mut self.state.slots, compiled.slots);
         self.unsaved |= slots != self.state.slots;
-        let outcome = self.put_into_force(compiled.tables, &slots);
+        let outcome = self
+            .open_accounts()
+            .map_err(ChangeError::from)
+            .and_then(|()| self.put_into_force(compiled.tables, &slots));
         if outcome.is_ok() {
             self.directory = compiled.directory;
             self.failing.remove(INSTALL);
             self.begin_hours(hours);
+            self.quotas_in_force();
+            self.renew_lease();
         } else {
             self.unsaved |= slots != self.state.slots;
             self.state.slots = slots;
@@ -219,6 +231,8 @@ impl Core {
             failed_pools: &self.fleet.failed_pools(),
             suspended: &self.state.suspended,
             closed_rules,
+            exhausted: &self.exhausted(),
+            shed: &self.fleet.shed(),
         })
     }
 
@@ -437,6 +451,7 @@ impl Core {
 
     /// Folds telemetry into weights, once a second, and looks after everything else that is due then.
     pub(super) fn fold(&mut self) {
+        self.renew_lease();
         let now_ns = self.clock.monotonic_ns();
         let slots = self.directory.backends.iter();
         let connections = slots
@@ -461,44 +476,21 @@ impl Core {
             };
             self.note(Kind::WeightChange, Some(change.backend), change_record);
         }
-        if self.judge_pools() | moved | self.is_install_failing() {
+        if self.judge_pools()
+            | self.judge_shedding()
+            | self.look_at_quotas()
+            | moved
+            | self.is_install_failing()
+        {
             self.refresh("weights");
         }
+        self.store_usage(false);
         if self.failing.contains_key(HISTORY) {
             self.keep_in_history();
         }
         self.record_unrecorded();
         self.behind = true;
         self.catch_up();
-    }
-
-    /// Whether any failed or returned.
-    fn judge_pools(&mut self) -> bool {
-        let Some(active) = &self.active else { return false };
-        let mut changed = false;
-        for (pool, change) in self.fleet.judge_pools(&active.policy, self.clock.monotonic_ns()) {
-            info!(
-                pool,
-                failed = change.failed,
-                healthy = change.healthy,
-                total = change.total,
-                "pool"
-            );
-            let to = if change.failed { "failed" } else { "recovered" };
-            let causes = vec![format!(
-                "{} of {} back ends are healthy",
-                change.healthy, change.total
-            )];
-            let change = Change {
-                what: "pool".to_owned(),
-                to: Some(to.to_owned()),
-                causes,
-                ..Change::default()
-            };
-            self.note(Kind::PoolState, Some(pool), change);
-            changed = true;
-        }
-        changed
     }
 
     /// Puts into force what followed from something that nobody asked for; a failure is tried again with the next fold.
@@ -528,6 +520,12 @@ impl Core {
 
     /// The end of the daemon. Everything that is pinned stays.
     pub(super) async fn stop(mut self) {
+        // The whole term for whoever starts the next agent.
+        self.renew_lease();
+        if !self.detached {
+            self.look_at_quotas();
+        }
+        self.store_usage(true);
         let entry = self.entry(Kind::Stopped);
         self.take_kernel_events(usize::MAX >> 1);
         if let Err(error) = self.audit.record_synced(entry).await {

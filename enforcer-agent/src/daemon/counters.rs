@@ -193,10 +193,45 @@ impl super::core::Core {
             packets: counted.iter().map(packets).collect(),
             tenants,
             backends,
+            pools: self.pool_metrics(),
+            sheds: self
+                .fleet
+                .sheddable()
+                .map(|(pool, class, sheds)| (pool.to_owned(), class.to_owned(), sheds))
+                .collect(),
+            quotas: self.quota_metrics(),
             flows: (self.open_flows, self.dataplane.capacity().flows.into()),
             audit_sequence: log.sequence,
             audit_lost: log.lost,
             audit_writable: log.error.is_none(),
         })
+    }
+
+    fn pool_metrics(&self) -> Vec<metrics::Pool> {
+        let failed = self.fleet.failed_pools();
+        let pools = self.active.iter().flat_map(|active| &active.policy.pools);
+        pools
+            .map(|pool| metrics::Pool {
+                name: pool.name.clone(),
+                failed: failed.contains(&pool.name),
+                utilization_per_mille: self.fleet.utilization_per_mille(&pool.name),
+            })
+            .collect()
+    }
+
+    fn quota_metrics(&self) -> Vec<metrics::Quota> {
+        let tenants = self.active.iter().flat_map(|active| &active.policy.tenants);
+        let rows = tenants.flat_map(|tenant| {
+            let rows = self.quota_rows(tenant).into_iter();
+            rows.map(|row| (tenant.name.clone(), row))
+        });
+        rows.map(|(tenant, row)| metrics::Quota {
+            tenant,
+            metric: row.metric.name(),
+            per: row.per,
+            used: row.used,
+            limit: row.limit,
+        })
+        .collect()
     }
 }

@@ -6,6 +6,8 @@
 //! | how it comes up | [`start`] |
 //! | requests of the control socket to replies | [`answer`] |
 //! | counters: tallies, aggregation, metrics | [`counters`] |
+//! | the lease, failed pools, shedding | [`governors`] |
+//! | quotas | [`quotas`] |
 //! | what happened to audit entries | [`records`] |
 //! | tasks that look at back ends | [`monitor`] |
 //! | what survives a restart | [`persist`] |
@@ -17,10 +19,12 @@
 mod answer;
 mod core;
 mod counters;
+mod governors;
 pub(crate) mod history;
 mod hours;
 mod monitor;
 pub(crate) mod persist;
+mod quotas;
 mod records;
 #[cfg(test)]
 mod simulation;
@@ -59,6 +63,8 @@ const AUDIT_QUEUE: usize = 16_384;
 const EVENTS_PER_TURN: usize = 4096;
 /// Between two folds of telemetry into weights.
 const FOLD_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two renewals of the lease: a quarter of the shortest one.
+const LEASE_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two looks at routes and neighbours.
 const NETWORK_INTERVAL: Duration = Duration::from_secs(1);
 /// The same while a next hop is missing.
@@ -255,6 +261,8 @@ async fn turn_until(
     fold.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut catch_up = interval(CATCH_UP_INTERVAL);
     catch_up.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut renewal = interval(LEASE_INTERVAL);
+    renewal.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tokio::pin!(shutdown);
     loop {
         let boundary = core.until_boundary();
@@ -263,6 +271,7 @@ async fn turn_until(
             () = &mut shutdown => return Ok(()),
             // Measured anew by the time of day in each turn, and at least with each fold: however the clock was set.
             () = sleep(boundary.unwrap_or_default()), if boundary.is_some() => core.follow_clock(),
+            _ = renewal.tick() => core.renew_lease(),
             Some(incoming) = requests.recv() => {
                 if matches!(answer(core, incoming).await, Turn::Detached) {
                     return Ok(());

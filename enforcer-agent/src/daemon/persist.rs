@@ -15,6 +15,7 @@ use crate::api::Actor;
 use crate::ports::StateStore;
 use crate::pure::compile::Slots;
 use crate::pure::policy::PolicySource;
+use crate::pure::quota::Book;
 
 /// Raised with every change that an older agent would misread.
 const FORM: u32 = 2;
@@ -129,6 +130,17 @@ pub enum StateError {
         /// The file.
         path: PathBuf,
     },
+    /// It is no usage of quotas of this version.
+    #[error(
+        "the usage of quotas in {path} cannot be understood: {source}; move it away to have every quota begin anew, what \
+         the kernel enforces goes on meanwhile"
+    )]
+    Usage {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
     /// A later version wrote it.
     #[error(
         "the state file {path} has form {form}, this agent knows form {FORM}: run the agent that wrote it"
@@ -143,6 +155,11 @@ pub enum StateError {
 
 fn path_in(directory: &Path) -> PathBuf {
     directory.join("state.json")
+}
+
+/// Usage of quotas has a file of its own, since it changes every few seconds.
+fn usage_path(directory: &Path) -> PathBuf {
+    directory.join("usage.json")
 }
 
 /// Beginning of the names of the policy's files.
@@ -226,6 +243,29 @@ fn store_part<T: Clone + PartialEq + Serialize>(
 impl StateStore for StateFile {
     fn load(&self) -> Result<State, StateError> {
         load(&self.directory)
+    }
+
+    fn load_usage(&self) -> Result<Book, StateError> {
+        let path = usage_path(&self.directory);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Book::default()),
+            Err(source) => return Err(StateError::Io { path, source }),
+        };
+        serde_json::from_slice(&text).map_err(|source| StateError::Usage { path, source })
+    }
+
+    fn store_usage(&mut self, usage: &Book) -> Result<(), StateError> {
+        let path = usage_path(&self.directory);
+        let content = serde_json::to_vec(usage).map_err(|source| StateError::Usage {
+            path: path.clone(),
+            source,
+        })?;
+        fs::create_dir_all(&self.directory).map_err(|source| StateError::Io {
+            path: self.directory.clone(),
+            source,
+        })?;
+        write_whole(&self.directory, &path, &content)
     }
 
     fn store(&mut self, state: &State) -> Result<(), StateError> {

@@ -12,6 +12,7 @@ use super::history::{BOUNDS, History, HistoryDirectory};
 use super::hours::Hours;
 use super::monitor::Monitor;
 use super::persist::{AppliedPolicy, State, StateFile};
+use super::quotas::Quotas;
 use super::{Event, RunError};
 use crate::adapters::audit_file::AuditHandle;
 use crate::adapters::clock::SystemClock;
@@ -125,6 +126,8 @@ impl Core {
             state,
             active: None,
             hours: Hours::default(),
+            lease: None,
+            quotas: Quotas::default(),
             directory: Directory::default(),
             digests: BTreeMap::new(),
             audit,
@@ -162,6 +165,7 @@ impl Core {
         for (name, hop) in hops {
             self.fleet.routed(name, Some(hop));
         }
+        self.begin_quotas()?;
         self.reinstall()
             .map_err(|error| RunError::FirstPolicy(error.to_string()))?;
         self.dataplane.set_host(&self.host.record())?;

@@ -102,6 +102,12 @@ pub enum Subject {
     Rule,
     /// What the constraints require.
     Constraint,
+    /// Whether the agent has renewed its lease.
+    Lease,
+    /// What is left of the tenant's quotas.
+    Quota,
+    /// What the tenant's class means at the moment.
+    Class,
     /// Which back ends are eligible, and why the others are not.
     BackEnd,
     /// What the limiters say.
@@ -121,6 +127,9 @@ impl Subject {
             Self::Schedule => "schedule",
             Self::Rule => "rule",
             Self::Constraint => "constraint",
+            Self::Lease => "lease",
+            Self::Quota => "quota",
+            Self::Class => "class",
             Self::BackEnd => "back end",
             Self::Limit => "limit",
         }
@@ -261,12 +270,18 @@ impl Tale<'_> {
         ) {
             return;
         }
+        self.held_up();
         self.back_ends(index, service);
-        let refused_for_back_end = matches!(
+        let refused_before_limits = matches!(
             self.decision.reason,
-            Reason::NoCompliantBackend | Reason::NoHealthyBackend | Reason::NoNextHop
+            Reason::NoCompliantBackend
+                | Reason::NoHealthyBackend
+                | Reason::NoNextHop
+                | Reason::LeaseExpired
+                | Reason::Quota
+                | Reason::Shed
         );
-        if !refused_for_back_end {
+        if !refused_before_limits {
             self.limits(index, &record);
         }
     }

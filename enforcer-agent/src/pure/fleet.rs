@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::compile::{BackendStatus, NextHop};
 use super::health::{
     FailoverThresholds, Health, HealthChange, HealthStatus, HealthThresholds, PoolChange, PoolHealth,
+    PoolLook,
 };
+use super::heat::Heat;
 use super::policy::resolved::ResolvedPolicy;
 use super::telemetry::{EngineSample, GpuSample};
 use super::weights::{
@@ -23,6 +25,8 @@ const RECOVERY_HOLD_NS: u64 = 5_000_000_000;
 pub struct Fleet {
     members: BTreeMap<String, Member>,
     pools: BTreeMap<String, PoolHealth>,
+    /// By pool, then by class: for every class that can be shed.
+    sheds: BTreeMap<String, BTreeMap<String, Heat>>,
     tuning: Tuning,
 }
 
@@ -63,6 +67,21 @@ pub struct WeightChange {
     pub causes: Vec<WeightCause>,
     /// Whether the pool refused to have it drained, since half of the pool is out already.
     pub drain_refused: bool,
+}
+
+/// A pool that begins or ceases to shed a class, for the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShedChange {
+    /// The pool.
+    pub pool: String,
+    /// The class.
+    pub class: String,
+    /// Whether its new flows are refused now.
+    pub sheds: bool,
+    /// How much of the pool is used; `None` if that is not known any more, and the policy has changed.
+    pub utilization_per_mille: Option<u16>,
+    /// Above which the class is shed.
+    pub above_percent: u8,
 }
 
 impl Fleet {
@@ -253,10 +272,13 @@ impl Fleet {
     /// Judges the pools; those that failed or returned.
     pub fn judge_pools(&mut self, policy: &ResolvedPolicy, now_ns: u64) -> Vec<(String, PoolChange)> {
         let mut changes = Vec::new();
+        let utilizations = self.utilizations();
         for pool in &policy.pools {
             // `resolve` has refused shares above 100.
-            let thresholds =
-                FailoverThresholds::new(pool.healthy_below_percent, RECOVERY_HOLD_NS).unwrap_or_default();
+            let thresholds = FailoverThresholds::new(pool.healthy_below_percent, RECOVERY_HOLD_NS)
+                .unwrap_or_default()
+                .utilization_above(pool.utilization_above_percent);
+            let utilization_per_mille = utilizations.get(&pool.name).copied();
             let healthy = pool
                 .backends
                 .iter()
@@ -265,14 +287,93 @@ impl Fleet {
                 .count();
             let health = self.pools.entry(pool.name.clone()).or_default();
             let total = u32::try_from(pool.backends.len()).unwrap_or(u32::MAX);
-            let healthy = u32::try_from(healthy).unwrap_or(u32::MAX);
-            changes.extend(
-                health
-                    .observe(healthy, total, now_ns, &thresholds)
-                    .map(|change| (pool.name.clone(), change)),
-            );
+            let look = PoolLook {
+                healthy: u32::try_from(healthy).unwrap_or(u32::MAX),
+                total,
+                utilization_per_mille,
+            };
+            let seen = health.observe(look, now_ns, &thresholds);
+            changes.extend(seen.into_iter().map(|change| (pool.name.clone(), change)));
         }
         changes
+    }
+
+    /// How much of a pool is used, in per mille: the mean of its back ends' saturation, by capacity, over those that take
+    /// new flows. A back end of which nothing at all is known does not count, so that silence is never taken for ease;
+    /// one whose telemetry is silent counts with its connections over its capacity, or as half used. `None` if nothing
+    /// is known of any.
+    #[must_use]
+    pub fn utilization_per_mille(&self, pool: &str) -> Option<u16> {
+        let mut load = Load::default();
+        self.members
+            .values()
+            .filter(|member| member.pool == pool)
+            .for_each(|member| load.add(member));
+        load.per_mille()
+    }
+
+    /// The same for every pool.
+    fn utilizations(&self) -> BTreeMap<String, u16> {
+        let mut loads: BTreeMap<&str, Load> = BTreeMap::new();
+        for member in self.members.values() {
+            loads.entry(&member.pool).or_default().add(member);
+        }
+        let known = loads.into_iter();
+        known
+            .filter_map(|(pool, load)| Some((pool.to_owned(), load.per_mille()?)))
+            .collect()
+    }
+
+    /// Judges which pools shed which classes; what changed.
+    pub fn judge_shedding(&mut self, policy: &ResolvedPolicy, now_ns: u64) -> Vec<ShedChange> {
+        let mut changes = Vec::new();
+        let utilizations = self.utilizations();
+        let mut before = std::mem::take(&mut self.sheds);
+        for pool in &policy.pools {
+            let utilization_per_mille = utilizations.get(&pool.name).copied();
+            let mut known = before.remove(&pool.name).unwrap_or_default();
+            let mut classes = BTreeMap::new();
+            for class in &policy.classes {
+                let Some(above_percent) = class.shed_above_percent else {
+                    continue;
+                };
+                let mut heat = known.remove(&class.name).unwrap_or_default();
+                if heat.observe(utilization_per_mille, above_percent, now_ns) {
+                    changes.push(ShedChange {
+                        pool: pool.name.clone(),
+                        class: class.name.clone(),
+                        sheds: heat.is_hot(),
+                        utilization_per_mille,
+                        above_percent,
+                    });
+                }
+                classes.insert(class.name.clone(), heat);
+            }
+            self.sheds.insert(pool.name.clone(), classes);
+        }
+        changes
+    }
+
+    /// Every pool with every class that it can shed, and whether it does.
+    pub fn sheddable(&self) -> impl Iterator<Item = (&str, &str, bool)> {
+        self.sheds.iter().flat_map(|(pool, classes)| {
+            let of_pool = classes.iter();
+            of_pool.map(move |(class, heat)| (pool.as_str(), class.as_str(), heat.is_hot()))
+        })
+    }
+
+    /// Classes whose new flows each pool refuses; pools that refuse none are not in it.
+    #[must_use]
+    pub fn shed(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let hot = |classes: &BTreeMap<String, Heat>| -> BTreeSet<String> {
+            let hot = classes.iter().filter(|(_, heat)| heat.is_hot());
+            hot.map(|(class, _)| class.clone()).collect()
+        };
+        self.sheds
+            .iter()
+            .map(|(pool, classes)| (pool.clone(), hot(classes)))
+            .filter(|(_, classes)| !classes.is_empty())
+            .collect()
     }
 
     /// Pools that count as failed.
@@ -307,6 +408,29 @@ impl Fleet {
     }
 }
 
+/// The saturation of back ends, each as much as its capacity.
+#[derive(Default)]
+struct Load {
+    used: f64,
+    whole: f64,
+}
+
+impl Load {
+    fn add(&mut self, member: &Member) {
+        let serves = member.health.status().takes_traffic() && !member.draining && member.weight > 0;
+        if let Some(saturation) = member.state.saturation().filter(|_| serves) {
+            let capacity = f64::from(member.capacity.max(1));
+            self.used += capacity * saturation;
+            self.whole += capacity;
+        }
+    }
+
+    fn per_mille(&self) -> Option<u16> {
+        // A share of one, so that it fits; rounded, since the averages only approach their limits.
+        (self.whole > 0.0).then(|| (self.used / self.whole * 1000.0).round().clamp(0.0, 1000.0) as u16)
+    }
+}
+
 const fn configured<T: Copy>(reading: Reading<T>, is_configured: bool) -> Reading<T> {
     match reading {
         _ if !is_configured => Reading::NotConfigured,
@@ -321,3 +445,6 @@ const fn quiet<T>(reading: &Reading<T>) -> Reading<T> {
         Reading::Unchanged | Reading::Missed | Reading::Fresh(_) => Reading::Unchanged,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,12 @@
 //! Health of back ends and pools: two state machines without clock or sockets.
 //!
-//! It owns when probe results become a verdict about a back end, and when a pool counts as failed, so that traffic
-//! moves to the next pool of the service. It never decides *where* a tenant's traffic may go; constraints do that.
+//! It owns when probe results become a verdict about a back end, and when a pool counts as failed, by health or by
+//! utilization, so that traffic moves to the next pool of the service. It never decides *where* a tenant's traffic may go; constraints do that.
 
 use serde::Serialize;
 use thiserror::Error;
+
+use super::heat::Heat;
 
 /// How many probes in a row make a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +141,19 @@ impl Health {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FailoverThresholds {
     healthy_below_percent: u8,
+    utilization_above_percent: Option<u8>,
     recovery_hold_ns: u64,
+}
+
+/// What is known of a pool at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PoolLook {
+    /// Back ends that may take traffic.
+    pub healthy: u32,
+    /// All of its back ends.
+    pub total: u32,
+    /// How much of it is used; `None` if nothing is known.
+    pub utilization_per_mille: Option<u16>,
 }
 
 /// A share above 100 percent.
@@ -167,8 +181,16 @@ impl FailoverThresholds {
         }
         Ok(Self {
             healthy_below_percent,
+            utilization_above_percent: None,
             recovery_hold_ns,
         })
+    }
+
+    /// The pool also fails while it is used to more than this, in percent: see [`super::heat`].
+    #[must_use]
+    pub const fn utilization_above(mut self, percent: Option<u8>) -> Self {
+        self.utilization_above_percent = percent;
+        self
     }
 
     /// Whether a pool with so many healthy back ends is fit to serve. One without any never is.
@@ -182,27 +204,32 @@ impl Default for FailoverThresholds {
     fn default() -> Self {
         Self {
             healthy_below_percent: 50,
+            utilization_above_percent: None,
             recovery_hold_ns: 10_000_000_000,
         }
     }
 }
 
-/// A pool that failed or returned, for the audit log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// A pool that failed or returned, or now fails for another reason too, for the audit log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolChange {
-    /// Whether it failed (or else returned).
+    /// Whether it counts as failed now.
     pub failed: bool,
-    /// Back ends that may take traffic.
-    pub healthy: u32,
-    /// All of its back ends.
-    pub total: u32,
+    /// Whether too few of its back ends are healthy.
+    pub unfit: bool,
+    /// Whether it runs hot.
+    pub hot: bool,
+    /// Whether running hot is what began or ended.
+    pub by_utilization: bool,
+    /// What was seen.
+    pub look: PoolLook,
 }
 
 /// Failover state of one pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolHealth {
-    failed: bool,
+    unfit: bool,
+    heat: Heat,
     /// Since when a failed pool has had enough healthy back ends again.
     sufficient_since_ns: Option<u64>,
 }
@@ -211,40 +238,52 @@ impl PoolHealth {
     /// Whether the pool counts as failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.failed
+        self.unfit || self.heat.is_hot()
     }
 
-    /// Takes a count of back ends, and returns the change, if there is one. Failing is immediate (the back ends' own
-    /// thresholds have already damped it), returning takes the hold.
+    /// Takes a look at the pool, and returns the changes: by health, by utilization, or both.
     pub fn observe(
         &mut self,
-        healthy: u32,
-        total: u32,
+        look: PoolLook,
         now_ns: u64,
         thresholds: &FailoverThresholds,
-    ) -> Option<PoolChange> {
-        if !thresholds.suffices(healthy, total) {
+    ) -> Vec<PoolChange> {
+        let by_health = self.observe_health(look, now_ns, thresholds);
+        let by_utilization = match thresholds.utilization_above_percent {
+            Some(above_percent) => self
+                .heat
+                .observe(look.utilization_per_mille, above_percent, now_ns),
+            // The policy asks no longer.
+            None => std::mem::take(&mut self.heat).is_hot(),
+        };
+        [(by_health, false), (by_utilization, true)]
+            .into_iter()
+            .filter(|(changed, _)| *changed)
+            .map(|(_, by_utilization)| PoolChange {
+                failed: self.has_failed(),
+                unfit: self.unfit,
+                hot: self.heat.is_hot(),
+                by_utilization,
+                look,
+            })
+            .collect()
+    }
+
+    /// Failing is immediate (the back ends' own thresholds have already damped it), returning takes the hold.
+    fn observe_health(&mut self, look: PoolLook, now_ns: u64, thresholds: &FailoverThresholds) -> bool {
+        if !thresholds.suffices(look.healthy, look.total) {
             self.sufficient_since_ns = None;
-            let newly_failed = !std::mem::replace(&mut self.failed, true);
-            return newly_failed.then_some(PoolChange {
-                failed: true,
-                healthy,
-                total,
-            });
+            return !std::mem::replace(&mut self.unfit, true);
         }
-        if !self.failed {
-            return None;
+        if !self.unfit {
+            return false;
         }
         let since_ns = *self.sufficient_since_ns.get_or_insert(now_ns);
         if now_ns.saturating_sub(since_ns) < thresholds.recovery_hold_ns {
-            return None;
+            return false;
         }
-        *self = Self::default();
-        Some(PoolChange {
-            failed: false,
-            healthy,
-            total,
-        })
+        (self.unfit, self.sufficient_since_ns) = (false, None);
+        true
     }
 }
 
@@ -322,36 +361,42 @@ mod tests {
         );
     }
 
+    /// Whether a look at a pool's back ends changes whether it counts as failed, and to what.
+    fn observe(
+        pool: &mut PoolHealth,
+        healthy: u32,
+        total: u32,
+        now_ns: u64,
+        thresholds: &FailoverThresholds,
+    ) -> Option<bool> {
+        let look = PoolLook {
+            healthy,
+            total,
+            utilization_per_mille: None,
+        };
+        let changes = pool.observe(look, now_ns, thresholds);
+        assert!(
+            changes
+                .iter()
+                .all(|change| change.look == look && !change.by_utilization)
+        );
+        assert!(changes.len() < 2);
+        changes.first().map(|change| change.failed)
+    }
+
     #[test]
     fn a_pool_fails_at_once_and_returns_after_the_hold() {
         let thresholds = FailoverThresholds::new(50, 10).unwrap();
         let mut pool = PoolHealth::default();
-        assert_eq!(pool.observe(2, 4, 0, &thresholds), None);
-        assert_eq!(
-            pool.observe(1, 4, 1, &thresholds),
-            Some(PoolChange {
-                failed: true,
-                healthy: 1,
-                total: 4
-            })
-        );
-        assert_eq!(pool.observe(0, 4, 2, &thresholds), None);
-        assert_eq!(pool.observe(2, 4, 3, &thresholds), None);
-        assert_eq!(
-            pool.observe(1, 4, 12, &thresholds),
-            None,
-            "a relapse starts the hold over"
-        );
-        assert_eq!(pool.observe(2, 4, 13, &thresholds), None);
-        assert_eq!(pool.observe(3, 4, 22, &thresholds), None);
-        assert_eq!(
-            pool.observe(3, 4, 23, &thresholds),
-            Some(PoolChange {
-                failed: false,
-                healthy: 3,
-                total: 4
-            })
-        );
+        let mut observe = |healthy, now_ns| observe(&mut pool, healthy, 4, now_ns, &thresholds);
+        assert_eq!(observe(2, 0), None);
+        assert_eq!(observe(1, 1), Some(true));
+        assert_eq!(observe(0, 2), None);
+        assert_eq!(observe(2, 3), None);
+        assert_eq!(observe(1, 12), None, "a relapse starts the hold over");
+        assert_eq!(observe(2, 13), None);
+        assert_eq!(observe(3, 22), None);
+        assert_eq!(observe(3, 23), Some(false));
         assert!(!pool.has_failed());
     }
 
@@ -359,13 +404,54 @@ mod tests {
     fn a_pool_without_healthy_back_ends_has_failed_whatever_the_threshold() {
         let thresholds = FailoverThresholds::new(0, 0).unwrap();
         for total in [0, 1, 5] {
-            assert!(
-                PoolHealth::default()
-                    .observe(0, total, 0, &thresholds)
-                    .is_some_and(|change| change.failed)
-            );
+            let mut pool = PoolHealth::default();
+            assert_eq!(observe(&mut pool, 0, total, 0, &thresholds), Some(true));
         }
-        assert_eq!(PoolHealth::default().observe(1, 5, 0, &thresholds), None);
+        assert_eq!(observe(&mut PoolHealth::default(), 1, 5, 0, &thresholds), None);
+    }
+
+    #[test]
+    fn a_pool_fails_by_utilization_and_by_health_independently() {
+        let thresholds = FailoverThresholds::new(50, 0)
+            .unwrap()
+            .utilization_above(Some(95));
+        let mut pool = PoolHealth::default();
+        let mut observe = |second: u64, healthy, used, thresholds: &FailoverThresholds| {
+            let look = PoolLook {
+                healthy,
+                total: 2,
+                utilization_per_mille: used,
+            };
+            let changes = pool.observe(look, second * 1_000_000_000, thresholds);
+            let seen: Vec<_> = changes
+                .iter()
+                .map(|change| (change.by_utilization, change.failed, change.unfit, change.hot))
+                .collect();
+            seen
+        };
+        assert_eq!(observe(0, 2, Some(950), &thresholds), []);
+        assert_eq!(observe(1, 2, Some(951), &thresholds), [(true, true, false, true)]);
+        assert_eq!(observe(2, 0, Some(951), &thresholds), [(false, true, true, true)]);
+        // Its health is back, and it is as hot as before.
+        assert_eq!(
+            observe(3, 2, Some(951), &thresholds),
+            [(false, true, false, true)]
+        );
+        assert_eq!(observe(4, 2, None, &thresholds), []);
+        assert_eq!(observe(5, 2, Some(900), &thresholds), []);
+        assert_eq!(observe(9, 2, Some(900), &thresholds), []);
+        assert_eq!(
+            observe(10, 2, Some(900), &thresholds),
+            [(true, false, false, false)]
+        );
+        assert_eq!(
+            observe(11, 2, Some(960), &thresholds),
+            [(true, true, false, true)]
+        );
+        // Another policy, which does not ask.
+        let without = FailoverThresholds::new(50, 0).unwrap();
+        assert_eq!(observe(12, 2, Some(960), &without), [(true, false, false, false)]);
+        assert_eq!(observe(13, 2, Some(960), &without), []);
     }
 
     proptest! {

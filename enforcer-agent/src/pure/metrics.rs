@@ -21,6 +21,12 @@ pub struct Snapshot {
     pub tenants: Vec<Tenant>,
     /// Back ends.
     pub backends: Vec<Backend>,
+    /// Pools.
+    pub pools: Vec<Pool>,
+    /// Pools, each with a class that can be shed, and whether it is.
+    pub sheds: Vec<(String, String, bool)>,
+    /// Quotas.
+    pub quotas: Vec<Quota>,
     /// Flows in the table, and how many fit.
     pub flows: (u64, u64),
     /// Audit records written.
@@ -80,6 +86,32 @@ pub struct Backend {
     pub connections: u64,
 }
 
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// Whether it counts as failed.
+    pub failed: bool,
+    /// How much of it is used; `None` if nothing is known, and then nothing is exported.
+    pub utilization_per_mille: Option<u16>,
+}
+
+/// A quota in its current window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quota {
+    /// The tenant.
+    pub tenant: String,
+    /// What is counted.
+    pub metric: &'static str,
+    /// The length of the window.
+    pub per: String,
+    /// Connections or bytes used.
+    pub used: u64,
+    /// Connections or bytes that may be used.
+    pub limit: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PacketLabels {
     direction: &'static str,
@@ -107,6 +139,24 @@ struct BackendLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    pool: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShedLabels {
+    pool: String,
+    class: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QuotaLabels {
+    tenant: String,
+    metric: &'static str,
+    per: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PolicyLabels {
     policy: String,
     digest: String,
@@ -122,6 +172,8 @@ pub fn render(snapshot: &Snapshot) -> String {
     packets(&mut registry, &snapshot.packets);
     tenants(&mut registry, &snapshot.tenants);
     backends(&mut registry, &snapshot.backends);
+    pools(&mut registry, &snapshot.pools, &snapshot.sheds);
+    quotas(&mut registry, &snapshot.quotas);
     let mut level = |name: &str, help: &str, value: u64| {
         let gauge = Gauge::<u64, AtomicU64>::default();
         gauge.set(value);
@@ -280,6 +332,64 @@ fn backends(registry: &mut Registry, rows: &[Backend]) {
     );
 }
 
+fn pools(registry: &mut Registry, rows: &[Pool], sheds: &[(String, String, bool)]) {
+    let (failed, used) = (
+        Levels::<PoolLabels>::default(),
+        Family::<PoolLabels, Gauge<f64, AtomicU64>>::default(),
+    );
+    for row in rows {
+        let labels = PoolLabels {
+            pool: row.name.clone(),
+        };
+        failed.get_or_create(&labels).set(row.failed.into());
+        if let Some(per_mille) = row.utilization_per_mille {
+            used.get_or_create(&labels).set(f64::from(per_mille) / 1000.0);
+        }
+    }
+    let shed = Levels::<ShedLabels>::default();
+    for (pool, class, sheds) in sheds {
+        let labels = ShedLabels {
+            pool: pool.clone(),
+            class: class.clone(),
+        };
+        shed.get_or_create(&labels).set((*sheds).into());
+    }
+    registry.register(
+        "pool_failed",
+        "Whether a pool counts as failed, by health or by utilization",
+        failed,
+    );
+    registry.register(
+        "pool_utilization_ratio",
+        "Saturation of the back ends that take new flows, by capacity",
+        used,
+    );
+    registry.register("pool_sheds", "Whether a pool refuses new flows of a class", shed);
+}
+
+fn quotas(registry: &mut Registry, rows: &[Quota]) {
+    let (used, limit) = (Levels::<QuotaLabels>::default(), Levels::<QuotaLabels>::default());
+    for row in rows {
+        let labels = QuotaLabels {
+            tenant: row.tenant.clone(),
+            metric: row.metric,
+            per: row.per.clone(),
+        };
+        used.get_or_create(&labels).set(row.used);
+        limit.get_or_create(&labels).set(row.limit);
+    }
+    registry.register(
+        "quota_used",
+        "Connections or bytes used in the current window",
+        used,
+    );
+    registry.register(
+        "quota_limit",
+        "Connections or bytes that may be used in a window",
+        limit,
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +422,19 @@ mod tests {
                 draining: false,
                 connections: 5,
             }],
+            pools: vec![Pool {
+                name: "eu".to_owned(),
+                failed: true,
+                utilization_per_mille: Some(913),
+            }],
+            sheds: vec![("eu".to_owned(), "bronze".to_owned(), true)],
+            quotas: vec![Quota {
+                tenant: "acme".to_owned(),
+                metric: "responseBytes",
+                per: "1d".to_owned(),
+                used: 3_000_000_000_000,
+                limit: 4_000_000_000_000,
+            }],
             flows: (5, 10),
             audit_sequence: 9,
             audit_lost: 0,
@@ -342,6 +465,17 @@ mod tests {
         assert_eq!(value("enforcer_generation", None), 7.0);
         assert_eq!(value("enforcer_tenant_suspended", Some(("tenant", "acme"))), 1.0);
         assert_eq!(value("enforcer_backend_weight", Some(("pool", "eu"))), 100_000.0);
+        assert_eq!(
+            value("enforcer_pool_utilization_ratio", Some(("pool", "eu"))),
+            0.913
+        );
+        assert_eq!(value("enforcer_pool_failed", Some(("pool", "eu"))), 1.0);
+        assert_eq!(value("enforcer_pool_sheds", Some(("class", "bronze"))), 1.0);
+        assert_eq!(
+            value("enforcer_quota_used", Some(("metric", "responseBytes"))),
+            3e12
+        );
+        assert_eq!(value("enforcer_quota_limit", Some(("per", "1d"))), 4e12);
         assert!(text.ends_with("# EOF\n"));
     }
 }

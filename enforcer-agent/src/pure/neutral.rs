@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::capacity::Capacity;
-use super::compile::{BackendStatus, HostFacts, Inputs, NextHop, Slots};
+use super::compile::{BackendStatus, Exhausted, HostFacts, Inputs, NextHop, Slots};
 use jiff::Timestamp;
 
 use super::policy::ResolvedPolicy;
@@ -36,6 +36,8 @@ pub struct Neutral {
     backends: BTreeMap<String, BackendStatus>,
     failed_pools: BTreeSet<String>,
     suspended: BTreeSet<String>,
+    exhausted: BTreeMap<String, Exhausted>,
+    shed: BTreeMap<String, BTreeSet<String>>,
     closed_rules: Selection,
 }
 
@@ -68,6 +70,8 @@ impl Neutral {
                 .collect(),
             failed_pools: BTreeSet::new(),
             suspended: BTreeSet::new(),
+            exhausted: BTreeMap::new(),
+            shed: BTreeMap::new(),
             closed_rules: at.map(|at| closed_rules(policy, at)).unwrap_or_default(),
         }
     }
@@ -83,6 +87,8 @@ impl Neutral {
             failed_pools: &self.failed_pools,
             suspended: &self.suspended,
             closed_rules: &self.closed_rules,
+            exhausted: &self.exhausted,
+            shed: &self.shed,
         }
     }
 }

@@ -172,6 +172,7 @@ mod tests {
             .into(),
             sets: vec![SetRecord {
                 members: [3; SET_WORDS],
+                shed_classes: 0,
             }]
             .into(),
             maglev: vec![Arc::new(maglev)].into(),

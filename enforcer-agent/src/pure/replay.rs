@@ -18,7 +18,7 @@ mod sweep;
 use std::collections::{BTreeMap, BTreeSet};
 
 use enforcer_common::abi::address::{Address, FlowKey};
-use enforcer_common::abi::config::{FORWARD_NAT, HostRecord};
+use enforcer_common::abi::config::{FORWARD_NAT, HostRecord, LeaseRecord};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
@@ -28,7 +28,7 @@ use enforcer_common::parse::Frame;
 use enforcer_common::schema::{backend_connections, tenant_connections};
 
 use super::expiry::{self, Seen, Timeouts};
-use super::snapshot::Snapshot;
+use super::snapshot::{Lease, Snapshot};
 use super::tables::Tables;
 pub use sweep::Sweep;
 
@@ -105,6 +105,11 @@ impl Replay {
             due_of: BTreeMap::new(),
             may_have_orphans: false,
         }
+    }
+
+    /// Sets the agent's lease; without one it never lapses.
+    pub fn set_lease(&mut self, lease: LeaseRecord) {
+        self.snapshot.lease = Lease(lease);
     }
 
     /// Puts tables into force. Flows, limiters and counts stay.

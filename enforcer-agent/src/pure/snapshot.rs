@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionCell, DecisionRecord, NO_BACKEND, SET_WORDS, ServiceRecord, TenantRecord,
+    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, NO_BACKEND, SET_WORDS, ServiceRecord,
+    TenantRecord,
 };
 use enforcer_common::decide::{Facts, Flow, Reply};
 
@@ -28,6 +29,18 @@ pub struct Snapshot {
     pub limiters: BTreeMap<u32, u64>,
     /// Open connections by tenant slot; absent is zero.
     pub open_connections: BTreeMap<u32, u64>,
+    /// The agent's lease.
+    pub lease: Lease,
+}
+
+/// A lease; by default one that nobody gave, which never lapses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease(pub LeaseRecord);
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self(LeaseRecord::ZERO)
+    }
 }
 
 impl Facts for Snapshot {
@@ -56,6 +69,17 @@ impl Facts for Snapshot {
 
     fn decision(&self, _bank: u32, number: u16) -> Option<&DecisionRecord> {
         self.tables.decisions.get(usize::from(number))
+    }
+
+    fn lease(&self) -> LeaseRecord {
+        self.lease.0
+    }
+
+    fn shed_classes(&self, _bank: u32, set: u32) -> u64 {
+        self.tables
+            .sets
+            .get(set as usize)
+            .map_or(0, |set| set.shed_classes)
     }
 
     fn set_members(&self, _bank: u32, set: u32) -> Option<&[u64; SET_WORDS]> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use enforcer_agent::api::reply::*;
 use enforcer_agent::api::{Direction, FlowFilter, Protocol, Reply, Request};
-use enforcer_agent::pure::policy::resolved::{Forward, Limits};
+use enforcer_agent::pure::policy::resolved::{Forward, Limits, QuotaMetric};
 
 use super::daemon::Daemon;
 use super::remote::{ask, check, count};
@@ -31,7 +31,24 @@ async fn tenant_list() {
         suspended,
         connections: 4,
         limits,
+        quotas: Vec::new(),
         packets,
+    };
+    let quota = |metric, used, exhausted| QuotaRow {
+        metric,
+        per: "1d".into(),
+        time_zone: "Europe/Berlin".into(),
+        used,
+        limit: 4096,
+        window_ends: "2026-01-15T23:00:00Z".parse().unwrap(),
+        exhausted,
+    };
+    let metered = TenantRow {
+        quotas: vec![
+            quota(QuotaMetric::Connections, 17, false),
+            quota(QuotaMetric::ResponseBytes, 5120, true),
+        ],
+        ..tenant("gamma", false, unlimited.clone(), vec![])
     };
     let packets = vec![
         count(Direction::Ingress, "Allowed", 100, 2048),
@@ -42,12 +59,18 @@ async fn tenant_list() {
         tenants: vec![
             tenant("acme", false, limits, packets),
             tenant("beta", true, unlimited, vec![]),
+            metered,
         ],
     };
     let expected = "\
 TENANT  STATE      OPEN  ALLOWED  REFUSED     SENT  RECEIVED  LIMITS                           SOURCES
 acme    active        4      190        7  2.0 KiB   4.0 KiB  50 conn/s, 50.0 MiB/s, 400 open  10.1.0.0/16, 2001:db8:1::/48
 beta    suspended     4        0        0      0 B       0 B  -                                10.1.0.0/16, 2001:db8:1::/48
+gamma   active        4        0        0      0 B       0 B  -                                10.1.0.0/16, 2001:db8:1::/48
+
+TENANT  QUOTA                    USED    LIMIT  STATE    WINDOW ENDS
+gamma   connections per 1d         17     4096  open     2026-01-15T23:00:00Z (Europe/Berlin)
+gamma   responseBytes per 1d  5.0 KiB  4.0 KiB  used up  2026-01-15T23:00:00Z (Europe/Berlin)
 
 TENANT  DIRECTION  REFUSED AS      PACKETS  BYTES
 acme    ingress    ConnectionRate        7  420 B

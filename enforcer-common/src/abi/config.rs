@@ -26,7 +26,7 @@ pub const MAX_STEP_FP: u64 = u64::MAX / MAX_UNITS;
 
 record! {
     /// One tenant. Its index is the tenant's slot; slot 0 is nobody.
-    pub struct TenantRecord, 80 bytes {
+    pub struct TenantRecord, 88 bytes {
         /// Its row in `ROWS`; tenants that the rules treat alike share one.
         pub row: u32,
         /// `TENANT_*` flags.
@@ -41,6 +41,8 @@ record! {
         pub response_bytes: LimitRecord,
         /// Most connections open at once; zero is no limit.
         pub concurrent_limit: u64,
+        /// The bit of its service class in [`SetRecord::shed_classes`]; zero if its class is never shed.
+        pub shed_class: u64,
     }
 }
 
@@ -48,6 +50,10 @@ record! {
 pub const TENANT_PRESENT: u32 = 1;
 /// An operator has suspended the tenant: everything is refused.
 pub const TENANT_SUSPENDED: u32 = 2;
+/// A quota of bytes is used up: everything is refused, so that a long stream stops in the middle.
+pub const TENANT_QUOTA: u32 = 4;
+/// A quota of connections is used up: what would open a flow is refused.
+pub const TENANT_QUOTA_NEW: u32 = 8;
 
 record! {
     /// One service. Its index is the service's slot.
@@ -121,9 +127,11 @@ pub const SET_WORDS: usize = (crate::schema::MAX_BACKENDS / 64) as usize;
 
 record! {
     /// One eligible set: which back ends a flow that is already open may keep (compliant, healthy or draining).
-    pub struct SetRecord, 512 bytes {
+    pub struct SetRecord, 520 bytes {
         /// Bit `n % 64` of word `n / 64` stands for the back end in slot `n`.
         pub members: [u64; SET_WORDS],
+        /// Service classes whose new flows are refused, since the pool that would take them runs hot: a bit for each.
+        pub shed_classes: u64,
     }
 }
 
@@ -174,6 +182,19 @@ record! {
     pub struct TrieNode, 1024 bytes {
         /// Indexed by the next byte of the key.
         pub entries: [u32; TRIE_FANOUT],
+    }
+}
+
+record! {
+    /// How long the programs may act without a sign of the agent, in kernel monotonic nanoseconds. The agent puts it off
+    /// again and again while it lives.
+    ///
+    /// Each word says all about one thing, so that a packet that reads while both are written does no harm.
+    pub struct LeaseRecord, 16 bytes {
+        /// After this, what would open a flow is refused. Zero: never.
+        pub new_flows_until_ns: u64,
+        /// After this, every packet to a service and every reply is refused. Zero: never.
+        pub everything_until_ns: u64,
     }
 }
 

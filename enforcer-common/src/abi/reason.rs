@@ -60,11 +60,14 @@ reasons! {
     RuleDeny = 5, Refused, "A rule denies this tenant the use of this service.";
     Suspended = 6, Refused, "The tenant is suspended.";
     OutsideSchedule = 7, Refused, "A rule would allow this tenant to use this service, but its schedule is closed at this time.";
+    LeaseExpired = 8, Refused, "The agent has not renewed its lease, and the policy says to refuse then.";
     ConnectionRate = 9, Refused, "The tenant is over its rate of new connections.";
     PacketRate = 10, Refused, "The tenant is over its packet rate.";
     ByteRate = 11, Refused, "The tenant is over its byte rate.";
     ResponseRate = 12, Refused, "The tenant is over its rate of response bytes.";
     Concurrency = 13, Refused, "The tenant has as many open connections as it may have.";
+    Quota = 14, Refused, "The tenant has used up a quota.";
+    Shed = 15, Refused, "The pool that would take this connection runs hot, and the tenant's class is shed first.";
     NoCompliantBackend = 16, Refused, "No back end satisfies the constraints that bind this tenant.";
     NoHealthyBackend = 17, Refused, "Every back end that this tenant may use is unhealthy or drained.";
     Malformed = 18, Refused, "The packet is truncated, or its lengths contradict each other.";

@@ -4,7 +4,7 @@
 //! nothing: the caller makes or moves the flow, pays the charges and rewrites the packet, in that order, so that a
 //! packet that is refused at any step has taken nothing from any limiter.
 //!
-//! Order of judgement: where to, flow, tenant, decision, limiters, back end.
+//! Order of judgement: where to, flow, tenant, decision, lease and quota, back end, what holds off new flows, limiters.
 #![forbid(unsafe_code)]
 
 pub mod limiter;
@@ -14,8 +14,8 @@ use crate::Reason;
 use crate::abi::address::{self, Address, FlowKey};
 use crate::abi::config::{
     BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, DecisionCell, DecisionRecord, FORWARD_DNAT,
-    FORWARD_L2DSR, FORWARD_NAT, NO_BACKEND, SET_WORDS, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED,
-    TenantRecord,
+    FORWARD_L2DSR, FORWARD_NAT, LeaseRecord, NO_BACKEND, SET_WORDS, ServiceRecord, TENANT_PRESENT,
+    TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord,
 };
 use crate::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST};
 use crate::schema::MAGLEV_SLOTS;
@@ -114,6 +114,10 @@ pub trait Facts {
     fn cell(&self, bank: u32, row: u32, service: u32) -> Option<DecisionCell>;
     /// The decision that a cell names.
     fn decision(&self, bank: u32, number: u16) -> Option<&DecisionRecord>;
+    /// The agent's lease.
+    fn lease(&self) -> LeaseRecord;
+    /// Service classes that are shed on an eligible set, a bit for each; none where there is no such set.
+    fn shed_classes(&self, bank: u32, set: u32) -> u64;
     /// Members of an eligible set.
     fn set_members(&self, bank: u32, set: u32) -> Option<&[u64; SET_WORDS]>;
     /// A slot of a set's Maglev table; [`NO_BACKEND`] where there is none.
@@ -145,6 +149,15 @@ pub enum FlowFate {
     Reopened,
     /// Made.
     Opened,
+}
+
+impl FlowFate {
+    /// Whether the packet begins a connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opens(self) -> bool {
+        matches!(self, Self::Opened | Self::Reopened)
+    }
 }
 
 /// What a packet gets, and why.
@@ -275,6 +288,9 @@ fn from_backend<F: Facts>(
     if standing(facts, bank, tenant, reply.service, &mut decision).is_none() {
         return decision;
     }
+    if let Some(reason) = stopped(tenant, &facts.lease(), now_ns) {
+        return decision.refused(reason);
+    }
     if packet.hop_limit <= hops {
         return decision.refused(Reason::HopLimit);
     }
@@ -327,6 +343,46 @@ fn standing<F: Facts>(
     }
 }
 
+/// Whether a part of the lease has lapsed.
+#[inline(always)]
+const fn lapsed(until_ns: u64, now_ns: u64) -> bool {
+    until_ns != 0 && now_ns > until_ns
+}
+
+/// Why nothing of the tenant passes, open connections and replies included, although the rules allow it.
+#[inline(always)]
+const fn stopped(tenant: &TenantRecord, lease: &LeaseRecord, now_ns: u64) -> Option<Reason> {
+    if lapsed(lease.everything_until_ns, now_ns) {
+        return Some(Reason::LeaseExpired);
+    }
+    if tenant.flags & TENANT_QUOTA != 0 {
+        return Some(Reason::Quota);
+    }
+    None
+}
+
+/// Why the tenant may not open a flow now, although the rules allow it; its open ones go on.
+#[inline(always)]
+fn held_off<F: Facts>(
+    facts: &F,
+    bank: u32,
+    set: u32,
+    tenant: &TenantRecord,
+    lease: &LeaseRecord,
+    now_ns: u64,
+) -> Option<Reason> {
+    if lapsed(lease.new_flows_until_ns, now_ns) {
+        return Some(Reason::LeaseExpired);
+    }
+    if tenant.flags & TENANT_QUOTA_NEW != 0 {
+        return Some(Reason::Quota);
+    }
+    if tenant.shed_class != 0 && facts.shed_classes(bank, set) & tenant.shed_class != 0 {
+        return Some(Reason::Shed);
+    }
+    None
+}
+
 #[inline(always)]
 fn to_service<F: Facts>(
     facts: &F,
@@ -358,6 +414,10 @@ fn to_service<F: Facts>(
     let Some(set) = standing(facts, bank, tenant, slot, &mut decision) else {
         return decision;
     };
+    let lease = facts.lease();
+    if let Some(reason) = stopped(tenant, &lease, now_ns) {
+        return decision.refused(reason);
+    }
     if packet.hop_limit <= 1 && service.forward != FORWARD_L2DSR {
         return decision.refused(Reason::HopLimit);
     }
@@ -369,6 +429,11 @@ fn to_service<F: Facts>(
         Some(fate) => fate,
         None => return decision,
     };
+    if decision.flow.opens()
+        && let Some(reason) = held_off(facts, bank, set, tenant, &lease, now_ns)
+    {
+        return decision.refused(reason);
+    }
     decision.reason = Reason::Allowed;
     limit(facts, tenant, packet, decision, now_ns)
 }
@@ -462,7 +527,7 @@ fn limit<F: Facts>(
     now_ns: u64,
 ) -> Decision {
     let slot = decision.tenant;
-    if matches!(decision.flow, FlowFate::Opened | FlowFate::Reopened) {
+    if decision.flow.opens() {
         let limit = Limiter::Connections;
         match limiter::check(facts, slot, limit, &tenant.connections, 1, now_ns) {
             Some(charge) => decision.charges[0] = charge,

@@ -92,6 +92,8 @@ fn compile_case(options: &Options) -> Result<Vec<Series>, BenchError> {
             failed_pools: &BTreeSet::new(),
             suspended: &BTreeSet::new(),
             closed_rules: &Selection::default(),
+            exhausted: &BTreeMap::new(),
+            shed: &BTreeMap::new(),
         });
         compiled.map_err(|error| error.to_string())
     })

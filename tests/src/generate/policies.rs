@@ -8,6 +8,7 @@ use crate::plain::{
 use crate::random::Random;
 
 pub(super) const TENANTS: [&str; 5] = ["acme", "bound", "globex", "hooli", "initech"];
+pub(super) const CLASSES: [&str; 2] = ["bronze", "gold"];
 pub(super) const POOLS: [&str; 3] = ["far", "main", "spare"];
 const SOURCES: [&str; 10] = [
     "10.1.0.0/16",
@@ -141,6 +142,7 @@ fn tenants(random: &mut Random) -> Vec<Tenant> {
             name: (*name).to_owned(),
             sources: vec![parsed(&format!("10.200.{index}.0/24"))],
             labels: chance(random, 50, |random| labels("data", random.word(&REGIONS))).unwrap_or_default(),
+            class: chance(random, 60, |random| random.word(&CLASSES).to_owned()),
             limits: limits(random),
         })
         .collect();
@@ -270,6 +272,7 @@ pub fn policy(random: &mut Random) -> Policy {
         }
     }
     Policy {
+        classes: CLASSES.map(str::to_owned).to_vec(),
         tenants: tenants(random),
         services: services(random),
         pools: pools(random),

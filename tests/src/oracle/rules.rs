@@ -12,6 +12,8 @@ pub(super) struct Choice<'a> {
     pub(super) compliant: usize,
     pub(super) members: Vec<&'a Backend>,
     pub(super) takers: Vec<&'a Backend>,
+    /// The pool of the takers.
+    pub(super) pool: Option<&'a str>,
 }
 
 impl Oracle {
@@ -54,8 +56,9 @@ impl Oracle {
             compliant: 0,
             members: Vec::new(),
             takers: Vec::new(),
+            pool: None,
         };
-        let mut by_pool: Vec<(bool, Vec<&Backend>)> = Vec::new();
+        let mut by_pool: Vec<(bool, &str, Vec<&Backend>)> = Vec::new();
         for name in &service.pools {
             let Some(pool) = self.policy.pools.iter().find(|pool| pool.name == *name) else {
                 continue;
@@ -74,12 +77,13 @@ impl Oracle {
                     }
                 }
             }
-            by_pool.push((self.failed_pools.contains(name), takers));
+            by_pool.push((self.failed_pools.contains(name), &pool.name, takers));
         }
         for failed in [false, true] {
-            for (has_failed, takers) in &by_pool {
-                if *has_failed == failed && choice.takers.is_empty() {
+            for (has_failed, pool, takers) in &by_pool {
+                if *has_failed == failed && choice.takers.is_empty() && !takers.is_empty() {
                     choice.takers.clone_from(takers);
+                    choice.pool = Some(pool);
                 }
             }
         }
@@ -92,6 +96,7 @@ impl Oracle {
         tenant: &'s Tenant,
         service: &Service,
         v4: bool,
+        now_ns: u64,
         prediction: &mut Prediction,
     ) -> Option<Choice<'s>> {
         let refuse = |prediction: &mut Prediction, reason| {
@@ -123,6 +128,27 @@ impl Oracle {
             refuse(prediction, Reason::NoHealthyBackend);
             return None;
         }
+        if self.all_ends_ns.is_some_and(|end_ns| now_ns > end_ns) {
+            refuse(prediction, Reason::LeaseExpired);
+            return None;
+        }
+        if self.used_up.contains(&tenant.name) {
+            refuse(prediction, Reason::Quota);
+            return None;
+        }
         Some(choice)
+    }
+
+    /// Why the tenant may open no connection, if so.
+    pub(super) fn nothing_new(&self, tenant: &Tenant, choice: &Choice<'_>, now_ns: u64) -> Option<Reason> {
+        if self.new_ends_ns.is_some_and(|end_ns| now_ns > end_ns) {
+            return Some(Reason::LeaseExpired);
+        }
+        if self.used_up_for_new.contains(&tenant.name) {
+            return Some(Reason::Quota);
+        }
+        let (class, pool) = (tenant.class.as_ref()?, choice.pool?);
+        let sheds = self.shedding.contains(&(pool.to_owned(), class.clone()));
+        sheds.then_some(Reason::Shed)
     }
 }

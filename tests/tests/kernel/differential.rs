@@ -8,10 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use enforcer_agent::pure::compile::Exhausted;
 use enforcer_agent::pure::policy::schedule::closed_rules;
 use enforcer_common::Reason;
+use enforcer_common::abi::config::LeaseRecord;
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::DIRECTION_INGRESS;
@@ -29,6 +31,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::privileged;
+use rigs::Rigs;
+
+mod rigs;
 
 /// Room for every flow of the generator's universe.
 const ROOMY: u32 = 4096;
@@ -40,8 +45,6 @@ const RUN_OPS: u64 = 2000;
 const COMPARE_ALL_EVERY: u64 = 250;
 /// So many steps meet every reason and every kind of policy; fewer may by chance leave some out.
 const ENOUGH_STEPS: u64 = 500_000;
-/// Time for cutting a failing run down.
-const SHRINK_LIMIT: Duration = Duration::from_secs(60);
 /// Ports for `Nat` with which no run is short of ports.
 const PLENTY_OF_PORTS: u16 = 20_000;
 /// Slots that the generator's tenants and back ends can have.
@@ -96,6 +99,7 @@ impl<'r> Run<'r> {
         world.host.nat_port_count = start.nat_ports;
         rig.set_now(START_NS).unwrap();
         rig.forget_traffic(TENANT_SLOTS).unwrap();
+        rig.set_lease(&LeaseRecord::ZERO).unwrap();
         rig.events();
         let tight = start.flow_entries < ROOMY || start.nat_ports < PLENTY_OF_PORTS;
         let nat: Vec<IpAddr> = vec![NAT_V4.into(), NAT_V6.into()];
@@ -166,7 +170,8 @@ impl<'r> Run<'r> {
                 self.open_and_close();
                 self.install()?;
             }
-            Op::Backend { .. } | Op::Pool { .. } | Op::Tenant { .. } => {
+            Op::Lease { new_ns, all_ns } => self.lease(*new_ns, *all_ns),
+            Op::Backend { .. } | Op::Pool { .. } | Op::Tenant { .. } | Op::Quota { .. } | Op::Shed { .. } => {
                 self.change(op);
                 self.install()?;
             }
@@ -231,8 +236,41 @@ impl<'r> Run<'r> {
                 put(&mut self.world.suspended, name, *suspended);
                 put(&mut self.oracle.suspended, name, *suspended);
             }
+            Op::Quota { name, only_new } => {
+                self.world.exhausted.remove(name);
+                if let Some(only_new) = only_new {
+                    let what = if *only_new {
+                        Exhausted::NewFlows
+                    } else {
+                        Exhausted::Everything
+                    };
+                    self.world.exhausted.insert(name.clone(), what);
+                }
+                put(&mut self.oracle.used_up, name, *only_new == Some(false));
+                put(&mut self.oracle.used_up_for_new, name, *only_new == Some(true));
+            }
+            Op::Shed { pool, class, sheds } => {
+                put(self.world.shed.entry(pool.clone()).or_default(), class, *sheds);
+                let both = (pool.clone(), class.clone());
+                if *sheds {
+                    self.oracle.shedding.insert(both);
+                } else {
+                    self.oracle.shedding.remove(&both);
+                }
+            }
             _ => {}
         }
+    }
+
+    fn lease(&mut self, new_ns: u64, all_ns: u64) {
+        let end_ns = |term_ns: u64| (term_ns != 0).then(|| self.now_ns + term_ns);
+        (self.oracle.new_ends_ns, self.oracle.all_ends_ns) = (end_ns(new_ns), end_ns(all_ns));
+        let lease = LeaseRecord {
+            new_flows_until_ns: self.oracle.new_ends_ns.unwrap_or(0),
+            everything_until_ns: self.oracle.all_ends_ns.unwrap_or(0),
+        };
+        self.rig.set_lease(&lease).unwrap();
+        self.model.set_lease(lease);
     }
 
     /// Kernel against model, on one frame.
@@ -412,71 +450,6 @@ fn same_frame(sent: &[u8], ran: &Ran, outcome: &Outcome) -> Result<(), Differenc
         inspect(&ran.frame).map_err(|error| format!("{error}\n  kernel {}", generate::hex(&ran.frame)))?;
     }
     Ok(())
-}
-
-/// The rigs: one with room, one without.
-struct Rigs {
-    roomy: Rig,
-    cramped: Rig,
-}
-
-impl Rigs {
-    fn new() -> Self {
-        let rig = |entries| Rig::new(entries).unwrap_or_else(|error| panic!("{error}"));
-        Self {
-            roomy: rig(ROOMY),
-            cramped: rig(CRAMPED),
-        }
-    }
-
-    fn of(&mut self, start: &Start) -> &mut Rig {
-        if start.flow_entries == CRAMPED {
-            &mut self.cramped
-        } else {
-            &mut self.roomy
-        }
-    }
-
-    /// Plays operations again; the index of the one that shows a difference, and the difference.
-    fn play(&mut self, start: &Start, ops: &[Op]) -> Result<(), (usize, Difference)> {
-        let mut stats = Stats::default();
-        let mut run = Run::begin(self.of(start), start, &mut stats).map_err(|difference| (0, difference))?;
-        for (index, op) in ops.iter().enumerate() {
-            run.step(op).map_err(|difference| (index, difference))?;
-        }
-        run.compare_all().map_err(|difference| (ops.len(), difference))
-    }
-
-    /// Leaves out what the difference does not need: ever smaller pieces, as long as there is time.
-    fn shrink(&mut self, start: &Start, mut ops: Vec<Op>) -> (Vec<Op>, Difference) {
-        let begun = Instant::now();
-        let mut problem = String::from("the difference does not show when the run is played again");
-        match self.play(start, &ops) {
-            Err((index, difference)) => {
-                ops.truncate(index + 1);
-                problem = difference;
-            }
-            Ok(()) => return (ops, problem),
-        }
-        let mut piece = ops.len() / 2;
-        while piece > 0 && begun.elapsed() < SHRINK_LIMIT {
-            let mut at = 0;
-            while at < ops.len() && begun.elapsed() < SHRINK_LIMIT {
-                let end = (at + piece).min(ops.len());
-                let shorter = [&ops[..at], &ops[end..]].concat();
-                match self.play(start, &shorter) {
-                    Err((index, difference)) => {
-                        ops = shorter;
-                        ops.truncate(index + 1);
-                        problem = difference;
-                    }
-                    Ok(()) => at = end,
-                }
-            }
-            piece /= 2;
-        }
-        (ops, problem)
-    }
 }
 
 fn regressions() -> PathBuf {

@@ -4,6 +4,7 @@
 
 mod bench;
 mod echo;
+mod governors;
 mod lifecycle;
 mod paths;
 mod schedule;

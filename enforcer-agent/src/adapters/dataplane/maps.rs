@@ -8,8 +8,8 @@ use enforcer_common::Fields;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, MaglevTable, RowRecord,
-    ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, MaglevTable,
+    RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
@@ -29,6 +29,7 @@ use crate::pure::tables::Write;
 pub struct Maps {
     generation: Array<MapData, u64>,
     host: Array<MapData, HostRecord>,
+    lease: Array<MapData, LeaseRecord>,
     trie: Array<MapData, TrieNode>,
     tenants: Array<MapData, TenantRecord>,
     services: Array<MapData, ServiceRecord>,
@@ -95,6 +96,7 @@ impl Maps {
         Ok(Self {
             generation: take(ebpf, "GENERATION")?,
             host: take(ebpf, "HOST")?,
+            lease: take(ebpf, "LEASE")?,
             trie: take(ebpf, "TRIE")?,
             tenants: take(ebpf, "TENANTS")?,
             services: take(ebpf, "SERVICES")?,
@@ -135,6 +137,22 @@ impl Maps {
         put(&mut self.host, "HOST", 0, host)
     }
 
+    /// Until when the programs may act without the agent.
+    ///
+    /// # Errors
+    /// If the kernel refuses the look-up.
+    pub fn lease(&self) -> Result<LeaseRecord, DataplaneError> {
+        read(&self.lease, "LEASE", 0)
+    }
+
+    /// Writes the lease.
+    ///
+    /// # Errors
+    /// If the kernel refuses the update; the old one then holds.
+    pub fn set_lease(&mut self, lease: &LeaseRecord) -> Result<(), DataplaneError> {
+        put(&mut self.lease, "LEASE", 0, lease)
+    }
+
     /// A limiter's theoretical arrival time, kernel monotonic nanoseconds.
     ///
     /// # Errors
@@ -160,6 +178,14 @@ impl Maps {
         let closed = read(&self.connections_closed, "CONNECTIONS_CLOSED", index)?;
         let opened = read(&self.connections_opened, "CONNECTIONS_OPENED", index)?;
         Ok(open_connections(opened, closed))
+    }
+
+    /// Connections that were ever opened, by the same index; one that goes over to another tenant is taken off.
+    ///
+    /// # Errors
+    /// If the kernel refuses the look-up.
+    pub fn connections_opened(&self, index: u32) -> Result<u64, DataplaneError> {
+        read(&self.connections_opened, "CONNECTIONS_OPENED", index)
     }
 
     /// The tallies of a tenant, by number of the reason, each summed over all CPUs.
@@ -252,6 +278,7 @@ impl Maps {
         let rows = match name {
             "GENERATION" => words(&self.generation, limit),
             "HOST" => records(&self.host, limit),
+            "LEASE" => records(&self.lease, limit),
             "TRIE" => self.dump_trie(limit),
             "TENANTS" => records(&self.tenants, limit),
             "SERVICES" => records(&self.services, limit),

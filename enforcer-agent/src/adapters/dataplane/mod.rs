@@ -51,9 +51,18 @@ pub struct Settings {
     pub test_clock: bool,
 }
 
+/// Another one after each boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// What goes wrong with the kernel side.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
+    /// The kernel does not say which boot this is.
+    #[error("{BOOT_ID} cannot be read: {source}; mount /proc")]
+    BootId {
+        /// Why.
+        source: io::Error,
+    },
     /// The pin directory cannot be used.
     #[error("{path} cannot be used for pins: {source}; mount bpffs with `mount -t bpf bpf /sys/fs/bpf`")]
     PinDirectory {

@@ -1,14 +1,15 @@
 //! The kernel side as the daemon's loop asks for it.
 
 use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::config::HostRecord;
+use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::REASON_SLOTS;
 use enforcer_common::decide::limiter::Limiter;
 
 use super::{
-    AttachMode, Attachment, Dataplane, DataplaneError, PinnedMap, Tally, detach, map_directory, map_info,
+    AttachMode, Attachment, BOOT_ID, Dataplane, DataplaneError, PinnedMap, Tally, detach, map_directory,
+    map_info,
 };
 use crate::api::reply::MapEntry;
 use crate::ports::{self, Banks};
@@ -64,6 +65,10 @@ impl ports::Dataplane for Dataplane {
         self.maps.set_host(host)
     }
 
+    fn set_lease(&mut self, lease: &LeaseRecord) -> Result<(), DataplaneError> {
+        self.maps.set_lease(lease)
+    }
+
     fn limiter(&self, tenant: u32, limiter: Limiter) -> Result<u64, DataplaneError> {
         self.maps.limiter(tenant, limiter)
     }
@@ -74,6 +79,20 @@ impl ports::Dataplane for Dataplane {
 
     fn open_connections(&self, index: u32) -> Result<u64, DataplaneError> {
         self.maps.open_connections(index)
+    }
+
+    fn connections_opened(&self, index: u32) -> Result<u64, DataplaneError> {
+        self.maps.connections_opened(index)
+    }
+
+    fn counters_identity(&self) -> Result<String, DataplaneError> {
+        let boot = std::fs::read_to_string(BOOT_ID).map_err(|source| DataplaneError::BootId { source })?;
+        let maps = map_directory(&self.pin_directory);
+        let (tallies, opened) = (
+            map_info(&maps, "TALLIES")?.id,
+            map_info(&maps, "CONNECTIONS_OPENED")?.id,
+        );
+        Ok(format!("{}/{tallies}/{opened}", boot.trim()))
     }
 
     fn tallies(&self, direction: u32, tenant: u32) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError> {

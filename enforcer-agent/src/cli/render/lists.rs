@@ -9,7 +9,7 @@ use crate::api::reply::{
     PoolState, ReasonCount, ServiceListReply, ServiceRow, TelemetryRow, TenantListReply, TenantRow,
 };
 use crate::api::{Direction, Protocol};
-use crate::pure::policy::resolved::{Forward, Limits};
+use crate::pure::policy::resolved::{Forward, Limits, QuotaMetric};
 
 pub(super) const fn protocol(protocol: Protocol) -> &'static str {
     match protocol {
@@ -43,6 +43,14 @@ impl Render for TenantListReply {
             "SOURCES",
         ];
         let mut text = table(&titles, self.tenants.iter().map(tenant_row));
+        let quotas: Vec<Vec<String>> = self.tenants.iter().flat_map(quota_rows).collect();
+        if !quotas.is_empty() {
+            text.push('\n');
+            text += &table(
+                &["TENANT", "QUOTA", "#USED", "#LIMIT", "STATE", "WINDOW ENDS"],
+                quotas,
+            );
+        }
         let refusals: Vec<Vec<String>> = self.tenants.iter().flat_map(refusal_rows).collect();
         if !refusals.is_empty() {
             text.push('\n');
@@ -58,6 +66,23 @@ impl Render for TenantListReply {
 fn has_effect(count: &ReasonCount, effect: Effect) -> bool {
     let reason = Reason::ALL.iter().find(|reason| reason.name() == count.reason);
     reason.is_some_and(|reason| reason.effect() == effect)
+}
+
+fn quota_rows(tenant: &TenantRow) -> impl Iterator<Item = Vec<String>> {
+    tenant.quotas.iter().map(|quota| {
+        let amount = |count: u64| match quota.metric {
+            QuotaMetric::Connections => count.to_string(),
+            QuotaMetric::RequestBytes | QuotaMetric::ResponseBytes => bytes(count),
+        };
+        vec![
+            tenant.name.clone(),
+            format!("{} per {}", quota.metric.name(), quota.per),
+            amount(quota.used),
+            amount(quota.limit),
+            if quota.exhausted { "used up" } else { "open" }.to_owned(),
+            format!("{} ({})", quota.window_ends, quota.time_zone),
+        ]
+    })
 }
 
 fn refusal_rows(tenant: &TenantRow) -> impl Iterator<Item = Vec<String>> {

@@ -192,8 +192,11 @@ impl Core {
             from: Some(pins.display().to_string()),
             ..Change::default()
         };
+        // With the maps go the counters; what they show now is written down when the daemon ends.
+        self.look_at_quotas();
         if let Err(error) = self.dataplane.detach() {
             let message = self.attach_again(&error);
+            self.refresh("a detach failed");
             let causes = vec![message.clone()];
             let recorded = self.record_control(actor, Change { causes, ..change }).await;
             return Err(unrecorded(internal(message), recorded.as_ref()));

@@ -11,7 +11,7 @@ use crate::daemon::core::Core;
 use crate::pure::compile::{self, Inputs};
 use crate::pure::explain::{self, Known, Moment, Question};
 use crate::pure::policy::schedule::closed_rules;
-use crate::pure::snapshot::Snapshot;
+use crate::pure::snapshot::{Lease, Snapshot};
 
 use super::internal;
 
@@ -39,6 +39,8 @@ impl Core {
             failed_pools: &failed,
             suspended: &self.state.suspended,
             closed_rules: other.as_ref().unwrap_or(self.hours.closed()),
+            exhausted: &self.exhausted(),
+            shed: &self.fleet.shed(),
         };
         if at.is_some() {
             // The slots are those of the policy in force, so that flows and limiters keep their names.
@@ -70,6 +72,7 @@ impl Core {
         let mut snapshot = Snapshot {
             generation,
             tables: tables.clone(),
+            lease: self.lease.map_or_else(Lease::default, Lease),
             ..Snapshot::default()
         };
         for slot in self.directory.tenants.keys() {

@@ -46,6 +46,7 @@ impl Core {
                     .open_connections(tenant_connections(slot))
                     .map_err(internal)?,
                 limits: tenant.limits.clone(),
+                quotas: self.quota_rows(tenant),
                 packets: counters::by_reason(&counted),
             });
         }

@@ -11,6 +11,7 @@
 //! scenario fail once, the other one walks at random. A run is repeated with `SEED`, and made longer with
 //! `SIMULATION_STEPS`.
 
+mod governors;
 mod hours;
 mod invariants;
 mod ports;
@@ -28,6 +29,7 @@ use enforcer_common::abi::event::{EVENT_REFUSED, EventRecord};
 use enforcer_common::abi::tally::DIRECTION_INGRESS;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::DEFAULT_TENANTS;
+use enforcer_common::schema::tenant_connections;
 use tokio::sync::watch;
 
 use self::invariants::Known;
@@ -131,6 +133,7 @@ impl Simulation {
             Step::Clock(by_seconds) => self.set_clock(*by_seconds),
             Step::Restart => self.restart().await,
             Step::Traffic => self.traffic(),
+            Step::Used(tenant, connections) => self.used(tenant, *connections),
             Step::KernelEvents => self.kernel_events(),
             event => {
                 for event in self.events(event) {
@@ -265,6 +268,17 @@ impl Simulation {
         self.unrecorded += 3;
     }
 
+    /// As far as the kernel lets it.
+    fn used(&mut self, tenant: &str, connections: u64) {
+        let Some(slot) = self.core.state.slots.tenants.get(tenant) else {
+            return;
+        };
+        let mut world = self.world();
+        *world.kernel.opened.entry(tenant_connections(slot)).or_default() += connections;
+        let allowed = (DIRECTION_INGRESS, slot, Reason::Allowed as u32);
+        world.kernel.tallies.entry(allowed).or_default().bytes += 1000 * connections;
+    }
+
     fn kernel_events(&mut self) {
         let mut world = self.world();
         let event = EventRecord {
@@ -328,6 +342,8 @@ fn fork(core: &Core, ports: &Ports) -> Core {
         state: core.state.clone(),
         active: core.active.clone(),
         hours: core.hours.clone(),
+        lease: core.lease,
+        quotas: core.quotas.clone(),
         directory: core.directory.clone(),
         digests: core.digests.clone(),
         audit: outside.audit,
@@ -418,7 +434,10 @@ async fn every_operation_of_a_scenario_fails_once() {
         "write",
         "read back",
         "set limiter",
+        "set lease",
         "store",
+        "store usage",
+        "load usage",
         "list entries",
         "read an entry",
         "write an entry",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aya::maps::MapError;
 use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::config::HostRecord;
+use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::REASON_SLOTS;
@@ -24,6 +24,8 @@ use crate::ports::{AuditSink, Banks, Clock, Dataplane, HistoryStore, StateStore,
 use crate::pure::audit::{AuditRecord, Entry};
 use crate::pure::capacity::Capacity;
 use crate::pure::policy::ResolvedPolicy;
+use crate::pure::quota::Book;
+use crate::pure::snapshot::Lease;
 use crate::pure::tables::Write;
 
 /// Every port at once, over one world.
@@ -157,11 +159,17 @@ impl Dataplane for Ports {
         }
         let mut world = self.map("remove the maps")?;
         world.kernel = Kernel::default();
+        world.detached += 1;
         Ok(())
     }
 
     fn set_host(&mut self, host: &HostRecord) -> Result<(), DataplaneError> {
         self.map("set host")?.kernel.host = Some(*host);
+        Ok(())
+    }
+
+    fn set_lease(&mut self, lease: &LeaseRecord) -> Result<(), DataplaneError> {
+        self.map("set lease")?.kernel.lease = Lease(*lease);
         Ok(())
     }
 
@@ -180,6 +188,16 @@ impl Dataplane for Ports {
     fn open_connections(&self, index: u32) -> Result<u64, DataplaneError> {
         let world = self.map("open connections")?;
         Ok(world.kernel.open.get(&index).copied().unwrap_or(0))
+    }
+
+    fn connections_opened(&self, index: u32) -> Result<u64, DataplaneError> {
+        let world = self.map("connections opened")?;
+        Ok(world.kernel.opened.get(&index).copied().unwrap_or(0))
+    }
+
+    fn counters_identity(&self) -> Result<String, DataplaneError> {
+        let world = self.map("identity of the counters")?;
+        Ok(format!("the {}th maps", world.detached))
     }
 
     fn tallies(&self, direction: u32, tenant: u32) -> Result<[Tally; REASON_SLOTS as usize], DataplaneError> {
@@ -305,6 +323,25 @@ impl StateStore for Ports {
                 world.fails_late = !world.fails_late;
                 Err(unusable())
             }
+        }
+    }
+
+    fn load_usage(&self) -> Result<Book, StateError> {
+        let mut world = self.world();
+        match world.operate("load usage") {
+            Outcome::Done => Ok(world.usage.clone()),
+            Outcome::Failed => Err(unusable()),
+        }
+    }
+
+    fn store_usage(&mut self, usage: &Book) -> Result<(), StateError> {
+        let mut world = self.world();
+        match world.operate("store usage") {
+            Outcome::Done => {
+                world.usage = usage.clone();
+                Ok(())
+            }
+            Outcome::Failed => Err(unusable()),
         }
     }
 }

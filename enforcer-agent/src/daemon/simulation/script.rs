@@ -21,6 +21,8 @@ pub(super) enum Step {
     LocalAddress(u8),
     Swept,
     Traffic,
+    /// A tenant opens so many connections, of 1000 bytes each.
+    Used(&'static str, u64),
     KernelEvents,
     Fold,
     /// The time of day is set forward or back by this many seconds, and then comes a fold.
@@ -97,8 +99,25 @@ pub(super) fn policy(number: u64) -> (String, bool) {
 ";
             (format!("{}{rules}", base(50)), true)
         }
+        // With a lease, quotas and classes.
+        6 => {
+            let defaults = "  defaults: {onLeaseExpiry: RefuseAll, leaseSeconds: 5}\n";
+            let classes = "  classes: [{name: bronze, shedAbove: 60%}, {name: gold}]\n";
+            let tenants = tenants(&three, 50)
+                .replacen("}}", &format!("}}, class: bronze, quotas: [{QUOTA}]}}"), 2)
+                .replacen("}}", "}, class: gold}", 1);
+            let pools = pools(&eu, &us).replacen(
+                "  - name: eu\n",
+                "  - name: eu\n    failover: {utilizationAbove: 80%}\n",
+                1,
+            );
+            (
+                format!("{HEAD}{defaults}{classes}{tenants}{SERVICES}{pools}{RULES}"),
+                true,
+            )
+        }
         // Wrong.
-        6 => (format!("{}{RULES}  colour: red\n", base(50)), false),
+        7 => (format!("{}{RULES}  colour: red\n", base(50)), false),
         // Right, but not for a host without an IPv6 address for `Nat`.
         _ => (
             format!("{}{RULES}", base(50)).replace("192.0.2.10]", "192.0.2.10, \"2001:db8::1\"]"),
@@ -107,7 +126,12 @@ pub(super) fn policy(number: u64) -> (String, bool) {
     }
 }
 
-pub(super) const POLICIES: u64 = 8;
+pub(super) const POLICIES: u64 = 9;
+/// That of `acme` and `globex` in [`GOVERNED`].
+const QUOTA: &str =
+    "{metric: connections, limit: 100, per: 1d}, {metric: requestBytes, limit: 1000000, per: 1h}";
+/// The policy with quotas, classes and a lease.
+pub(super) const GOVERNED: u64 = 6;
 
 pub(super) fn apply(number: u64) -> Step {
     Step::Ask(Request::PolicyApply {
@@ -215,8 +239,8 @@ pub(super) fn scenario() -> Vec<Step> {
         undrain("gpu-1"),
         Step::Probed("gpu-1", true),
         apply(3),
-        apply(6),
         apply(7),
+        apply(8),
         Step::Engine("gpu-2", 900.0),
         Step::Fold,
         Step::LocalGpu,
@@ -233,6 +257,16 @@ pub(super) fn scenario() -> Vec<Step> {
         resume("globex"),
         rollback(None),
         rollback(Some(1_000_000)),
+        apply(GOVERNED),
+        Step::Used("acme", 99),
+        Step::Fold,
+        Step::Used("acme", 1),
+        Step::Fold,
+        Step::Restart,
+        Step::Engine("gpu-1", 900.0),
+        Step::Engine("gpu-2", 900.0),
+        Step::Fold,
+        Step::Clock(24 * 3600),
         Step::Traffic,
         Step::Fold,
     ];
@@ -261,7 +295,8 @@ pub(super) fn any(random: &mut Random) -> Step {
         62..69 => Step::Hop(backend, random.below(3) as u8),
         69..71 => Step::LocalAddress(random.below(2) as u8),
         71..72 => Step::Swept,
-        72..76 => Step::Traffic,
+        72..74 => Step::Traffic,
+        74..76 => Step::Used(tenant, random.below(60)),
         76..78 => Step::KernelEvents,
         78..86 => Step::Fold,
         86..92 => Step::Clock(1800 * (random.below(96) as i64 - 40)),

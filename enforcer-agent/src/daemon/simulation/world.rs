@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, NO_BACKEND, RowRecord, SET_WORDS,
-    ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, NO_BACKEND,
+    RowRecord, SET_WORDS, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::decide::{Facts, Flow, Reply};
@@ -19,6 +19,8 @@ use crate::adapters::dataplane::Tally;
 use crate::daemon::history::HistoryEntry;
 use crate::daemon::persist::State;
 use crate::pure::audit::Entry;
+use crate::pure::quota::Book;
+use crate::pure::snapshot::Lease;
 use crate::pure::tables::{EMPTY_MAGLEV, Table, Tables, Write};
 
 /// Packets may be in the bank that was left this long ago, in nanoseconds.
@@ -63,6 +65,9 @@ pub(super) struct World {
     /// Of these, how many were on disk before their caller went on.
     pub(super) synced: usize,
     pub(super) audit_lost: u64,
+    pub(super) usage: Book,
+    /// How often everything was taken away.
+    pub(super) detached: u32,
     pub(super) watched: BTreeSet<String>,
 }
 
@@ -74,9 +79,11 @@ pub(super) struct Kernel {
     pub(super) banks: [Tables; BANKS as usize],
     left_ns: Option<u64>,
     pub(super) host: Option<HostRecord>,
+    pub(super) lease: Lease,
     pub(super) attached: BTreeSet<String>,
     pub(super) limiters: BTreeMap<u32, u64>,
     pub(super) open: BTreeMap<u32, u64>,
+    pub(super) opened: BTreeMap<u32, u64>,
     pub(super) tallies: BTreeMap<(u32, u32, u32), Tally>,
     pub(super) events: VecDeque<EventRecord>,
 }
@@ -99,6 +106,8 @@ impl World {
             audit: Vec::new(),
             synced: 0,
             audit_lost: 0,
+            usage: Book::default(),
+            detached: 0,
             watched: BTreeSet::new(),
         }
     }
@@ -306,6 +315,16 @@ impl Facts for World {
     fn decision(&self, bank: u32, number: u16) -> Option<&DecisionRecord> {
         let decisions = &self.kernel.banks[bank as usize].decisions;
         decisions.get(usize::from(number))
+    }
+
+    /// Packets of the simulation come long after any lease; what the lease is, it looks at by itself.
+    fn lease(&self) -> LeaseRecord {
+        LeaseRecord::ZERO
+    }
+
+    fn shed_classes(&self, bank: u32, set: u32) -> u64 {
+        let set = self.kernel.banks[bank as usize].sets.get(set as usize);
+        set.map_or(0, |set| set.shed_classes)
     }
 
     fn set_members(&self, bank: u32, set: u32) -> Option<&[u64; SET_WORDS]> {

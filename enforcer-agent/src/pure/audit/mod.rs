@@ -118,6 +118,10 @@ pub enum Kind {
     WeightChange,
     /// A rule's schedule opened or closed it.
     Schedule,
+    /// A pool begins or ceases to refuse new flows of a service class.
+    Shedding,
+    /// A tenant has used up a quota, or its window began anew.
+    Quota,
     /// The agent started, or adopted a running data plane.
     Started,
     /// The agent stopped.
@@ -237,6 +241,8 @@ impl Kind {
             Self::PoolState => "PoolState",
             Self::WeightChange => "WeightChange",
             Self::Schedule => "Schedule",
+            Self::Shedding => "Shedding",
+            Self::Quota => "Quota",
             Self::Started => "Started",
             Self::Stopped => "Stopped",
             Self::Repaired => "Repaired",

@@ -52,6 +52,20 @@ pub struct Inputs<'a> {
     /// Indices of the rules whose schedules are closed at the time that the tables are for; see
     /// [`super::policy::schedule::closed_rules`].
     pub closed_rules: &'a Selection,
+    /// Tenants that have used up a quota, by name.
+    pub exhausted: &'a BTreeMap<String, Exhausted>,
+    /// Names of the classes whose new flows each pool, by name, refuses.
+    pub shed: &'a BTreeMap<String, BTreeSet<String>>,
+}
+
+/// What a tenant may no longer do, since it has used up a quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Exhausted {
+    /// Open connections.
+    NewFlows,
+    /// Send or receive anything.
+    Everything,
 }
 
 /// What is particular to this host.
@@ -356,6 +370,8 @@ impl Cache {
             failed_pools: _,
             suspended: _,
             closed_rules: _,
+            exhausted: _,
+            shed: _,
         } = inputs;
         let kept = self
             .numbered
@@ -397,6 +413,25 @@ impl Cache {
             directory,
         })
     }
+}
+
+// === impl Layout ===
+
+impl Layout<'_> {
+    /// Classes whose new flows a pool refuses, a bit for each.
+    fn shed_classes(&self, pool: &Pool) -> u64 {
+        let classes = self.inputs.policy.classes.iter().enumerate();
+        self.inputs.shed.get(&pool.name).map_or(0, |shed| {
+            classes
+                .filter(|(_, class)| shed.contains(&class.name))
+                .fold(0, |bits, (index, _)| bits | class_bit(index))
+        })
+    }
+}
+
+/// The bit of a class. The language allows no more classes than there are bits.
+const fn class_bit(index: usize) -> u64 {
+    1 << (index % 64)
 }
 
 /// Compiles a policy from nothing.

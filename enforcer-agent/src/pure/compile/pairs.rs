@@ -63,6 +63,7 @@ struct States {
     /// Healthy, draining and weight, in the order of pools and their back ends.
     backends: Vec<(bool, bool, u32)>,
     failed_pools: BTreeSet<String>,
+    shed: BTreeMap<String, BTreeSet<String>>,
 }
 
 // === impl States ===
@@ -83,6 +84,7 @@ impl States {
                 })
                 .collect(),
             failed_pools: layout.inputs.failed_pools.clone(),
+            shed: layout.inputs.shed.clone(),
         }
     }
 }
@@ -127,6 +129,8 @@ struct Eligible<'a> {
     members: Vec<&'a SlottedBackend<'a>>,
     /// Take new flows.
     takers: Vec<&'a SlottedBackend<'a>>,
+    /// Classes that the takers' pool sheds. It follows from the takers, who are all of one pool.
+    shed_classes: u64,
 }
 
 // === impl Kept ===
@@ -275,7 +279,10 @@ impl Answers {
                     .entry((members, entries))
                     .or_insert_with_key(|(_, entries)| {
                         let known = tables.get(entries).cloned();
-                        answers.sets.push(SetRecord { members });
+                        answers.sets.push(SetRecord {
+                            members,
+                            shed_classes: eligible.shed_classes,
+                        });
                         answers
                             .maglev
                             .push(known.unwrap_or_else(|| maglev_table(entries)));
@@ -539,7 +546,9 @@ fn eligible<'a>(
         .map(able)
         .find(|takers| !takers.is_empty())
         .unwrap_or_default();
+    let shed_classes = takers.first().map_or(0, |taker| layout.shed_classes(taker.pool));
     Eligible {
+        shed_classes,
         compliant: compliant.len(),
         members: compliant
             .iter()

@@ -5,11 +5,12 @@
 
 use enforcer_common::abi::config::{
     BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT, LimitRecord,
-    MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_SUSPENDED, TenantRecord,
+    MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW,
+    TENANT_SUSPENDED, TenantRecord,
 };
 use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 
-use super::{CompileError, Layout, NextHop, SlottedBackend, address_of};
+use super::{CompileError, Exhausted, Layout, NextHop, SlottedBackend, address_of, class_bit};
 use crate::pure::policy::limits::{Unit, step_fp};
 use crate::pure::policy::resolved::{Forward, Limits};
 
@@ -25,9 +26,20 @@ pub(super) fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<
             concurrent_connections,
             burst_ns,
         } = tenant.limits;
+        let exhausted = match layout.inputs.exhausted.get(&tenant.name) {
+            None => 0,
+            Some(Exhausted::NewFlows) => TENANT_QUOTA_NEW,
+            Some(Exhausted::Everything) => TENANT_QUOTA,
+        };
+        // A class that is never shed needs no bit, and costs no look-up.
+        let shed_class = tenant
+            .class
+            .filter(|class| layout.inputs.policy.classes[*class].shed_above_percent.is_some())
+            .map_or(0, class_bit);
         let record = TenantRecord {
             row: row_of_tenant[index],
-            flags: TENANT_PRESENT | if suspended { TENANT_SUSPENDED } else { 0 },
+            flags: TENANT_PRESENT | exhausted | if suspended { TENANT_SUSPENDED } else { 0 },
+            shed_class,
             connections: limit_record(new_connections_per_second, burst_ns, Unit::Events),
             packets: limit_record(packets_per_second, burst_ns, Unit::Events),
             bytes: limit_record(bytes_per_second, burst_ns, Unit::Bytes),

@@ -58,6 +58,8 @@ struct World {
     failed_pools: BTreeSet<String>,
     suspended: BTreeSet<String>,
     closed_rules: Selection,
+    exhausted: BTreeMap<String, Exhausted>,
+    shed: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl World {
@@ -103,6 +105,8 @@ impl World {
             failed_pools,
             suspended,
             closed_rules: Selection::default(),
+            exhausted: BTreeMap::new(),
+            shed: BTreeMap::new(),
         }
     }
 
@@ -115,6 +119,8 @@ impl World {
             failed_pools: &self.failed_pools,
             suspended: &self.suspended,
             closed_rules: &self.closed_rules,
+            exhausted: &self.exhausted,
+            shed: &self.shed,
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the rules say, and which of them the time closes.
+//! What the rules say, which of them the time closes, and what stands in the way although they allow it.
 
 use enforcer_common::Reason;
 
@@ -99,6 +99,26 @@ impl Tale<'_> {
                 let clock = change.to_zoned(schedule.time_zone().time_zone().clone());
                 format!(", and {verb} at {}", clock.strftime("%Y-%m-%d %H:%M:%S %:z (%a)"))
             })
+    }
+
+    /// What stands in the way although the rules allow it.
+    pub(super) fn held_up(&mut self) {
+        let (subject, finding) = match self.decision.reason {
+            Reason::LeaseExpired => (
+                Subject::Lease,
+                "The agent has not renewed its lease in time, and the policy says to refuse then.",
+            ),
+            Reason::Quota => (
+                Subject::Quota,
+                "A quota is used up; `tenant list` shows which one, and when its window ends.",
+            ),
+            Reason::Shed => (
+                Subject::Class,
+                "The pool that would take the connection runs hot, and the tenant's class is shed first.",
+            ),
+            _ => return,
+        };
+        self.say(subject, finding);
     }
 }
 

@@ -64,6 +64,8 @@ fn ask_of(
         failed_pools: &failed.iter().map(|name| (*name).to_owned()).collect(),
         suspended: &BTreeSet::new(),
         closed_rules: &closed_rules,
+        exhausted: &BTreeMap::new(),
+        shed: &BTreeMap::new(),
     };
     let compiled = compile(&inputs).expect("the sample compiles");
     let mut snapshot = Snapshot {

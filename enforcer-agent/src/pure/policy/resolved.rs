@@ -393,6 +393,31 @@ impl Rule {
     }
 }
 
+// === impl QuotaMetric ===
+
+impl QuotaMetric {
+    /// Its name as a policy has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::RequestBytes => "requestBytes",
+            Self::ResponseBytes => "responseBytes",
+        }
+    }
+}
+
+/// As a policy has it: `1h`, `7d`, `month`.
+impl fmt::Display for QuotaPeriod {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hours(hours) => write!(formatter, "{hours}h"),
+            Self::Days(days) => write!(formatter, "{days}d"),
+            Self::Month => formatter.write_str("month"),
+        }
+    }
+}
+
 // === impl PortRange ===
 
 impl PortRange {

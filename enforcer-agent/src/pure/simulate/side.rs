@@ -161,7 +161,7 @@ impl Side {
     }
 }
 
-/// All back ends healthy and reachable, nobody suspended.
+/// All back ends healthy and reachable, nobody suspended or over a quota, nothing shed.
 fn compile_for(
     policy: &ResolvedPolicy,
     host: &HostFacts,
@@ -183,6 +183,8 @@ fn compile_for(
         failed_pools: &BTreeSet::new(),
         suspended: &BTreeSet::new(),
         closed_rules,
+        exhausted: &BTreeMap::new(),
+        shed: &BTreeMap::new(),
     })
 }
 

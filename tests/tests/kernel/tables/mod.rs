@@ -5,6 +5,7 @@ mod capacity;
 mod egress;
 mod forward;
 mod generations;
+mod governors;
 mod limits;
 mod shapes;
 
@@ -147,6 +148,10 @@ fn everything() -> Vec<Scenario> {
         generations::back_ends,
         generations::limiters,
         generations::tenants,
+        governors::lease_refuses_new,
+        governors::lease_refuses_everything,
+        governors::quotas,
+        governors::shedding,
     ];
     tables.into_iter().map(|table| table()).collect()
 }

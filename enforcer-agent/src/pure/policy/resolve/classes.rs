@@ -25,10 +25,9 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, classes: &[&model::Class]) ->
                 enforced::require(reporter, Feature::ClassWeight, text);
                 scalar::positive(reporter, text, MAX_WEIGHT, "weight")
             });
-            let shed_above_percent = shed_above.as_ref().and_then(|text| {
-                enforced::require(reporter, Feature::ShedAbove, text);
-                scalar::percentage(reporter, text)
-            });
+            let shed_above_percent = shed_above
+                .as_ref()
+                .and_then(|text| scalar::percentage(reporter, text));
             let value = Class {
                 name: name.value.clone(),
                 weight: weight.unwrap_or(DEFAULT_WEIGHT),

@@ -3,18 +3,14 @@
 //! A policy that uses one is refused where it does. To take a line out of [`NOT_ENFORCED`] switches the feature on.
 
 use super::super::diagnostic::{Code, Reporter};
-use super::super::resolved::{Forward, LeaseExpiry};
+use super::super::resolved::Forward;
 use super::super::source::Place;
 
 /// A part of the policy language that can be there or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Feature {
     ClassWeight,
-    ShedAbove,
     Guaranteed,
-    Quotas,
-    Lease,
-    UtilizationAbove,
     Ipip,
     Gue,
     Local,
@@ -28,29 +24,9 @@ const NOT_ENFORCED: &[(Feature, &str, &str)] = &[
         "What there is too little of is not shared out by class; only `limits` hold.",
     ),
     (
-        Feature::ShedAbove,
-        "shedding by class",
-        "No class is refused when a pool is full; only `limits` hold.",
-    ),
-    (
         Feature::Guaranteed,
         "guaranteed rates",
         "Only `limits` hold: limit the others so that they leave enough.",
-    ),
-    (
-        Feature::Quotas,
-        "quotas",
-        "Only `limits` hold: they bound what comes per second.",
-    ),
-    (
-        Feature::Lease,
-        "leases",
-        "Without its agent the last policy stays in force, which is `Hold`.",
-    ),
-    (
-        Feature::UtilizationAbove,
-        "failover by utilization",
-        "A pool fails by health alone: `healthyBelow`.",
     ),
     (Feature::Ipip, "forwarding by `Ipip`", FORWARDS),
     (Feature::Gue, "forwarding by `Gue`", FORWARDS),
@@ -75,13 +51,5 @@ pub(super) const fn of_forward(forward: Forward) -> Option<Feature> {
         Forward::Ipip => Some(Feature::Ipip),
         Forward::Gue => Some(Feature::Gue),
         Forward::Local => Some(Feature::Local),
-    }
-}
-
-/// The feature that an answer to an expired lease is.
-pub(super) const fn of_lease_expiry(expiry: LeaseExpiry) -> Option<Feature> {
-    match expiry {
-        LeaseExpiry::Hold => None,
-        LeaseExpiry::RefuseNew | LeaseExpiry::RefuseAll => Some(Feature::Lease),
     }
 }

@@ -5,7 +5,7 @@ use super::super::model::{self, Scalar};
 use super::super::resolved::{Defaults, LeaseExpiry};
 use super::super::source::Place;
 use super::super::suggest::quoted;
-use super::{enforced, scalar};
+use super::scalar;
 
 /// How long a lease lasts unless the policy says so.
 const DEFAULT_LEASE_SECONDS: u32 = 30;
@@ -86,9 +86,6 @@ pub(super) fn defaults(reporter: &mut Reporter<'_>, documents: &[model::Document
     }
     if let Some(text) = on_lease_expiry {
         let expiry = scalar::choice(reporter, text);
-        if let Some(feature) = expiry.and_then(enforced::of_lease_expiry) {
-            enforced::require(reporter, feature, text);
-        }
         resolved.on_lease_expiry = expiry.unwrap_or(resolved.on_lease_expiry);
     }
     if let Some(text) = lease_seconds {

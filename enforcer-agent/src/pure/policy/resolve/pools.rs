@@ -7,7 +7,6 @@ use super::super::model::{self, Spanned, Text};
 use super::super::resolved::{Backend, HealthCheck, Pool, Probe};
 use super::super::source::Place;
 use super::super::suggest::quoted;
-use super::enforced::{self, Feature};
 use super::{Placed, network, report_same_but_for_case, scalar, sort_by_name};
 
 const DEFAULT_CAPACITY: u32 = 100;
@@ -88,10 +87,9 @@ fn resolve_failover(
     let healthy_below = healthy_below
         .as_ref()
         .and_then(|share| scalar::percentage(reporter, share));
-    let utilization_above = utilization_above.as_ref().and_then(|share| {
-        enforced::require(reporter, Feature::UtilizationAbove, share);
-        scalar::percentage(reporter, share)
-    });
+    let utilization_above = utilization_above
+        .as_ref()
+        .and_then(|share| scalar::percentage(reporter, share));
     (healthy_below.unwrap_or(0), utilization_above)
 }
 

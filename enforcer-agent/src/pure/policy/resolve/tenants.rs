@@ -308,9 +308,6 @@ fn resolve_quotas(reporter: &mut Reporter<'_>, quotas: Option<&List<model::Quota
     let Some(quotas) = quotas else {
         return Vec::new();
     };
-    if !quotas.value.is_empty() {
-        enforced::require(reporter, Feature::Quotas, quotas);
-    }
     let mut resolved: Vec<Quota> = Vec::with_capacity(quotas.value.len());
     for quota in &quotas.value {
         let model::Quota {
