@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use enforcer_common::abi::flow::FLOW_ESTABLISHED;
+use enforcer_common::decide::limiter::Limiter;
 
 use super::super::compile::{HostFacts, NextHop, Slots, compile};
 use super::super::policy::load;
