@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::random::{Draft, drafts};
 use super::*;
+use crate::pure::policy::resolved::Class;
 
 /// What happens between two compiles.
 #[derive(Debug, Clone)]
@@ -16,10 +17,15 @@ enum Event {
     Drain(usize, bool),
     Pool(bool),
     Suspension(usize, bool),
+    Quota(usize, Option<Exhausted>),
+    /// Whether there is a class that can be shed, and the first tenant is of it.
+    Class(bool),
+    Shed(bool),
     Address(u8),
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
+    let exhausted = prop_oneof![Just(Exhausted::NewFlows), Just(Exhausted::Everything)];
     let event = prop_oneof![
         1 => drafts().prop_map(Event::Policy),
         2 => (1u32..9).prop_map(Event::Limit),
@@ -28,6 +34,9 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (0usize..8, any::<bool>()).prop_map(|(at, draining)| Event::Drain(at, draining)),
         1 => any::<bool>().prop_map(Event::Pool),
         2 => (0usize..4, any::<bool>()).prop_map(|(at, suspended)| Event::Suspension(at, suspended)),
+        1 => (0usize..4, proptest::option::of(exhausted)).prop_map(|(at, what)| Event::Quota(at, what)),
+        1 => any::<bool>().prop_map(Event::Class),
+        2 => any::<bool>().prop_map(Event::Shed),
         1 => (0u8..3).prop_map(Event::Address),
     ];
     proptest::collection::vec(event, 1..12)
@@ -53,6 +62,22 @@ fn happen(world: &mut World, event: Event) {
         Event::Pool(false) => drop(world.failed_pools.remove("a")),
         Event::Suspension(at, true) => drop(world.suspended.insert(format!("t{at}"))),
         Event::Suspension(at, false) => drop(world.suspended.remove(&format!("t{at}"))),
+        Event::Quota(at, Some(what)) => drop(world.exhausted.insert(format!("t{at}"), what)),
+        Event::Quota(at, None) => drop(world.exhausted.remove(&format!("t{at}"))),
+        Event::Class(has_class) => {
+            let class = Class {
+                name: "bronze".to_owned(),
+                weight: 1,
+                shed_above_percent: Some(80),
+            };
+            world.policy.classes = if has_class { vec![class] } else { Vec::new() };
+            for tenant in &mut world.policy.tenants {
+                tenant.class = None;
+            }
+            world.policy.tenants[0].class = has_class.then_some(0);
+        }
+        Event::Shed(true) => drop(world.shed.insert("a".to_owned(), ["bronze".to_owned()].into())),
+        Event::Shed(false) => drop(world.shed.remove("a")),
         Event::Address(last) => world.host.local_addresses = vec![[10, 9, 0, 200 + last].into()],
     }
 }
@@ -64,13 +89,17 @@ proptest! {
     fn a_compile_after_another_answers_what_one_from_nothing_does(first in drafts(), events in events()) {
         let mut world = World::new(&first.text());
         let mut cache = Cache::default();
+        let mut policy = Arc::new(world.policy.clone());
         let mut shown = Vec::new();
         for event in std::iter::once(None).chain(events.into_iter().map(Some)) {
             if let Some(event) = event {
                 shown.push(format!("{event:?}"));
                 happen(&mut world, event);
             }
-            let policy = Arc::new(world.policy.clone());
+            // The same policy is the same one, as in the daemon: only then is anything kept whole.
+            if *policy != world.policy {
+                policy = Arc::new(world.policy.clone());
+            }
             let inputs = Inputs { policy: &policy, ..world.inputs() };
             let next = cache.compile(&policy, &inputs);
             prop_assert_eq!(&next, &world.compile(), "after {:?}", shown);
