@@ -15,14 +15,14 @@ use super::policy::schedule::closed_rules;
 use super::policy::selection::Selection;
 
 /// What `Nat` puts in place of IPv4 clients: the dummy address of RFC 7600, which no host has.
-const NAT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+pub(super) const NAT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 /// What `Nat` puts in place of IPv6 clients: of the dummy prefix of RFC 9780.
-const NAT_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 1);
+pub(super) const NAT_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 1);
 /// The ports from the first that needs no privilege.
 const NAT_PORT_FIRST: u16 = 1024;
 
 /// A way that exists and leads nowhere: without one, a packet would be refused for that.
-const NEXT_HOP: NextHop = NextHop {
+pub(super) const NEXT_HOP: NextHop = NextHop {
     ifindex: 1,
     own_mac: [0; 6],
     next_hop_mac: [0; 6],

@@ -1,7 +1,7 @@
 //! One of the two policies that are compared: compiled, with its own flows and limiters.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use enforcer_common::abi::address::FlowKey;
@@ -11,24 +11,15 @@ use jiff::Timestamp;
 
 use super::{SWEEP_INTERVAL_NS, Surroundings};
 use crate::pure::compile::{
-    BackendStatus, CompileError, Compiled, Directory, HostFacts, Inputs, NextHop, Slots, compile,
+    BackendStatus, CompileError, Compiled, Directory, HostFacts, Inputs, Slots, compile,
 };
+use crate::pure::neutral::{NAT_V4, NAT_V6, NEXT_HOP};
 use crate::pure::policy::ResolvedPolicy;
 use crate::pure::policy::resolved::{Backend, Limits};
 use crate::pure::policy::schedule::{closed_rules, next_change};
 use crate::pure::policy::selection::Selection;
 use crate::pure::replay::Replay;
 
-/// What `Nat` puts in place of IPv4 clients, unless the surroundings say: the dummy address of RFC 7600.
-const NEUTRAL_NAT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
-/// The same for IPv6: of the dummy prefix of RFC 9780.
-const NEUTRAL_NAT_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 1);
-/// A way that exists: without one, packets would be refused for that.
-const NEXT_HOP: NextHop = NextHop {
-    ifindex: 1,
-    own_mac: [0; 6],
-    next_hop_mac: [0; 6],
-};
 /// Where packets come in.
 const INGRESS_IFINDEX: u32 = 2;
 
@@ -61,8 +52,8 @@ pub(super) struct Side {
 impl Side {
     pub(super) fn new(policy: &ResolvedPolicy, surroundings: &Surroundings) -> Result<Self, CompileError> {
         let host = HostFacts {
-            nat_v4: surroundings.host.nat_v4.or(Some(NEUTRAL_NAT_V4)),
-            nat_v6: surroundings.host.nat_v6.or(Some(NEUTRAL_NAT_V6)),
+            nat_v4: surroundings.host.nat_v4.or(Some(NAT_V4)),
+            nat_v6: surroundings.host.nat_v6.or(Some(NAT_V6)),
             ..surroundings.host.clone()
         };
         // With every rule open, until the first packet tells the time.
