@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use enforcer_agent::pure::compile::compile;
 use enforcer_agent::pure::diff::diff;
 use enforcer_agent::pure::neutral::Neutral;
+use enforcer_agent::pure::policy::schema::schema;
 use enforcer_agent::pure::policy::{ResolvedPolicy, load};
 use enforcer_agent::pure::tables::Tables;
 use proptest::prelude::*;
@@ -16,19 +17,22 @@ use serde_json::{Value, json};
 /// A policy that says everything that can be said.
 fn spec() -> Value {
     json!({
-        "defaults": {"action": "Deny"},
+        "defaults": {"action": "Deny", "onLeaseExpiry": "RefuseNew", "leaseSeconds": 60},
+        "classes": [{"name": "bronze", "shedAbove": "85%"}, {"name": "gold"}],
         "tenants": [
             {"name": "acme", "sources": ["10.1.0.0/16", "10.4.0.0/16", "2001:db8:1::/48"],
-             "labels": {"data": "eu", "plan": "paid"}},
+             "labels": {"data": "eu", "plan": "paid"}, "class": "gold"},
             {"name": "globex", "sources": ["10.2.0.0/16"], "labels": {"plan": "paid", "team": "one"},
              "limits": {"newConnectionsPerSecond": 50, "packetsPerSecond": "200k", "bytesPerSecond": "50Mi",
-                        "responseBytesPerSecond": "20Mi", "concurrentConnections": 400, "burst": "2s"}},
-            {"name": "initech", "sources": ["10.3.0.0/16", "10.1.9.0/24"], "labels": {"plan": "trial"}},
+                        "responseBytesPerSecond": "20Mi", "concurrentConnections": 400, "burst": "2s"},
+             "quotas": [{"metric": "responseBytes", "limit": "20Gi", "per": "1d", "timeZone": "Europe/Berlin"},
+                        {"metric": "connections", "limit": 1000, "per": "1h"}]},
+            {"name": "initech", "sources": ["10.3.0.0/16", "10.1.9.0/24"], "labels": {"plan": "trial"}, "class": "bronze"},
         ],
         "services": [
             {"name": "chat", "addresses": ["192.0.2.10", "192.0.2.11", "2001:db8::10"], "port": 8000, "protocol": "TCP",
              "labels": {"model": "llama", "tier": "gold"}, "pools": ["h100-eu", "h100-us"], "forward": "Nat"},
-            {"name": "embed", "addresses": ["192.0.2.12"], "port": 8001, "protocol": "TCP",
+            {"name": "embed", "addresses": ["192.0.2.12"], "port": "8001-8003", "protocol": "TCP",
              "labels": {"model": "bge"}, "pools": ["h100-us"], "forward": "Dnat"},
         ],
         "pools": [
@@ -41,7 +45,7 @@ fn spec() -> Value {
              ],
              "healthCheck": {"http": "/health", "interval": "2s", "timeout": "400ms", "unhealthyAfter": 4,
                              "healthyAfter": 3},
-             "failover": {"healthyBelow": "40%"}},
+             "failover": {"healthyBelow": "40%", "utilizationAbove": "95%"}},
             {"name": "h100-us", "labels": {"region": "us"},
              "backends": [
                 {"name": "gpu-3", "address": "10.9.0.3", "port": 8100, "labels": {"region": "eu"}},
@@ -57,14 +61,16 @@ fn spec() -> Value {
             {"name": "no-embed-for-eu", "action": "Deny", "priority": 5, "mode": "Enforce",
              "tenants": {"matchLabels": {"data": "eu"}}, "services": {"matchNames": ["embed"]}},
             {"name": "trial-of-chat", "action": "Allow", "mode": "Shadow",
-             "tenants": {"matchLabels": {"plan": "trial"}}, "services": {"matchNames": ["chat"]}},
+             "tenants": {"matchLabels": {"plan": "trial"}}, "services": {"matchNames": ["chat"]},
+             "schedule": {"days": ["Mon", "Tue"], "from": "08:00", "to": "20:00", "timeZone": "Europe/Berlin"}},
         ],
         "protectedNetworks": ["10.9.0.0/16", "2001:db8:9::/48"],
         "constraints": [
             {"name": "residency", "tenants": {"matchLabels": {"data": "eu"}},
              "services": {"matchNames": ["chat", "embed"]}, "requireBackend": {"matchLabels": {"region": "eu"}}},
             {"name": "audited", "tenants": {"matchNames": ["globex"]}, "services": {"matchNames": ["chat"]},
-             "requireBackend": {"matchLabels": {"certified": "soc2"}}},
+             "requireBackend": {"matchLabels": {"certified": "soc2"},
+                                "matchExpressions": [{"key": "region", "operator": "NotIn", "values": ["cn"]}]}},
         ],
     })
 }
@@ -192,6 +198,20 @@ const CONSTANT: [&str; 2] = ["/defaults/action", "/pools/1/healthCheck/tcp"];
 fn other_values() -> Vec<(&'static str, Value)> {
     let rename = || json!(RENAMED);
     vec![
+        ("/defaults/onLeaseExpiry", json!("RefuseAll")),
+        ("/defaults/leaseSeconds", json!(61)),
+        ("/classes/0/name", rename()),
+        ("/classes/0/shedAbove", json!("86%")),
+        ("/classes/1/name", rename()),
+        ("/tenants/0/class", json!("bronze")),
+        ("/tenants/2/class", json!("gold")),
+        ("/tenants/1/quotas/0/metric", json!("requestBytes")),
+        ("/tenants/1/quotas/0/limit", json!("21Gi")),
+        ("/tenants/1/quotas/0/per", json!("2d")),
+        ("/tenants/1/quotas/0/timeZone", json!("UTC")),
+        ("/tenants/1/quotas/1/metric", json!("requestBytes")),
+        ("/tenants/1/quotas/1/limit", json!(1001)),
+        ("/tenants/1/quotas/1/per", json!("2h")),
         ("/tenants/0/name", rename()),
         ("/tenants/0/sources/0", json!("10.7.0.0/16")),
         ("/tenants/0/sources/1", json!("10.4.0.0/15")),
@@ -224,7 +244,7 @@ fn other_values() -> Vec<(&'static str, Value)> {
         ("/services/0/forward", json!("Dnat")),
         ("/services/1/name", rename()),
         ("/services/1/addresses/0", json!("192.0.2.13")),
-        ("/services/1/port", json!(8003)),
+        ("/services/1/port", json!("8001-8004")),
         ("/services/1/protocol", json!("UDP")),
         ("/services/1/labels/model", json!("llama")),
         ("/services/1/pools/0", json!("h100-eu")),
@@ -257,6 +277,7 @@ fn other_values() -> Vec<(&'static str, Value)> {
         ("/pools/0/healthCheck/unhealthyAfter", json!(5)),
         ("/pools/0/healthCheck/healthyAfter", json!(1)),
         ("/pools/0/failover/healthyBelow", json!("41%")),
+        ("/pools/0/failover/utilizationAbove", json!("96%")),
         ("/pools/1/name", rename()),
         ("/pools/1/labels/region", json!("ca")),
         ("/pools/1/backends/0/name", rename()),
@@ -286,6 +307,11 @@ fn other_values() -> Vec<(&'static str, Value)> {
         ("/rules/3/mode", json!("Enforce")),
         ("/rules/3/tenants/matchLabels/plan", json!("paid")),
         ("/rules/3/services/matchNames/0", json!("embed")),
+        ("/rules/3/schedule/days/0", json!("Wed")),
+        ("/rules/3/schedule/days/1", json!("Sun")),
+        ("/rules/3/schedule/from", json!("08:01")),
+        ("/rules/3/schedule/to", json!("20:01")),
+        ("/rules/3/schedule/timeZone", json!("Europe/London")),
         ("/protectedNetworks/0", json!("10.9.0.0/17")),
         ("/protectedNetworks/1", json!("2001:db8:9::/49")),
         ("/constraints/0/name", rename()),
@@ -301,6 +327,18 @@ fn other_values() -> Vec<(&'static str, Value)> {
         (
             "/constraints/1/requireBackend/matchLabels/certified",
             json!("iso"),
+        ),
+        (
+            "/constraints/1/requireBackend/matchExpressions/0/key",
+            json!("zone"),
+        ),
+        (
+            "/constraints/1/requireBackend/matchExpressions/0/operator",
+            json!("In"),
+        ),
+        (
+            "/constraints/1/requireBackend/matchExpressions/0/values/0",
+            json!("ru"),
         ),
     ]
 }
@@ -369,4 +407,55 @@ fn every_field_means_something() {
     let renamed = resolved(&text("test", &spec, &mut Chance(3)));
     assert!(digests.insert(renamed.digest().to_string()));
     assert!(!diff(&before, &renamed).is_empty());
+}
+
+/// Fields that stand around the body of a policy.
+const FRAME: [&str; 4] = ["apiVersion", "kind", "metadata", "spec"];
+/// Fields that this version refuses, since it does not enforce them.
+const REFUSED: [&str; 2] = ["guaranteed", "weight"];
+
+fn field_names(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                found.insert(name.clone());
+                field_names(value, found);
+            }
+        }
+        Value::Array(members) => members.iter().for_each(|value| field_names(value, found)),
+        _ => {}
+    }
+}
+
+/// The names of the fields that a schema declares, at any depth.
+fn declared(schema: &Value, found: &mut BTreeSet<String>) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                if let ("properties", Some(properties)) = (name.as_str(), value.as_object()) {
+                    found.extend(properties.keys().cloned());
+                }
+                declared(value, found);
+            }
+        }
+        Value::Array(members) => members.iter().for_each(|value| declared(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_policy_of_these_tests_says_everything_that_can_be_said() {
+    let (mut known, mut used) = (BTreeSet::new(), BTreeSet::new());
+    declared(&schema(), &mut known);
+    field_names(&spec(), &mut used);
+    assert!(
+        known.contains("healthyBelow") && known.contains("schedule"),
+        "{known:?}"
+    );
+    let around = FRAME.into_iter().chain(REFUSED).map(str::to_owned).collect();
+    let untried: Vec<_> = known
+        .difference(&used)
+        .filter(|name| !BTreeSet::contains(&around, *name))
+        .collect();
+    assert!(untried.is_empty(), "{untried:?}");
 }
