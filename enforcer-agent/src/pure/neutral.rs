@@ -15,14 +15,14 @@ use super::policy::schedule::closed_rules;
 use super::policy::selection::Selection;
 
 /// What `Nat` puts in place of IPv4 clients: the dummy address of RFC 7600, which no host has.
-pub(super) const NAT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+const NAT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 /// What `Nat` puts in place of IPv6 clients: of the dummy prefix of RFC 9780.
-pub(super) const NAT_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 1);
+const NAT_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 1);
 /// The ports from the first that needs no privilege.
 const NAT_PORT_FIRST: u16 = 1024;
 
 /// A way that exists and leads nowhere: without one, a packet would be refused for that.
-pub(super) const NEXT_HOP: NextHop = NextHop {
+const NEXT_HOP: NextHop = NextHop {
     ifindex: 1,
     own_mac: [0; 6],
     next_hop_mac: [0; 6],
@@ -74,6 +74,34 @@ impl Neutral {
             shed: BTreeMap::new(),
             closed_rules: at.map(|at| closed_rules(policy, at)).unwrap_or_default(),
         }
+    }
+
+    /// The same on another host; if that has no address for `Nat`, it keeps the neutral one.
+    #[must_use]
+    pub fn on(mut self, host: &HostFacts) -> Self {
+        self.host = HostFacts {
+            nat_v4: host.nat_v4.or(self.host.nat_v4),
+            nat_v6: host.nat_v6.or(self.host.nat_v6),
+            ..host.clone()
+        };
+        self
+    }
+
+    /// What is particular to the host.
+    #[must_use]
+    pub const fn host(&self) -> &HostFacts {
+        &self.host
+    }
+
+    /// Which rules are closed.
+    #[must_use]
+    pub const fn closed_rules(&self) -> &Selection {
+        &self.closed_rules
+    }
+
+    /// Goes on from a compile, with other rules closed.
+    pub fn follow(&mut self, slots: Slots, closed_rules: Selection) {
+        (self.slots, self.closed_rules) = (slots, closed_rules);
     }
 
     /// What to compile: the policy on this host.

@@ -10,12 +10,10 @@ use enforcer_common::parse::Frame;
 use jiff::Timestamp;
 
 use super::{SWEEP_INTERVAL_NS, Surroundings};
-use crate::pure::compile::{
-    BackendStatus, CompileError, Compiled, Directory, HostFacts, Inputs, Slots, compile,
-};
-use crate::pure::neutral::{NAT_V4, NAT_V6, NEXT_HOP};
+use crate::pure::compile::{CompileError, Compiled, Directory, Inputs, compile};
+use crate::pure::neutral::Neutral;
 use crate::pure::policy::ResolvedPolicy;
-use crate::pure::policy::resolved::{Backend, Limits};
+use crate::pure::policy::resolved::Limits;
 use crate::pure::policy::schedule::{closed_rules, next_change};
 use crate::pure::policy::selection::Selection;
 use crate::pure::replay::Replay;
@@ -27,8 +25,8 @@ const INGRESS_IFINDEX: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Side {
     policy: ResolvedPolicy,
-    host: HostFacts,
-    slots: Slots,
+    /// All back ends healthy and reachable, nobody suspended.
+    neutral: Neutral,
     /// One more whenever a rule opens or closes.
     generation: u64,
     /// The times, in nanoseconds since 1970, for which the tables hold: until a rule opens or closes.
@@ -51,20 +49,17 @@ pub(super) struct Side {
 
 impl Side {
     pub(super) fn new(policy: &ResolvedPolicy, surroundings: &Surroundings) -> Result<Self, CompileError> {
-        let host = HostFacts {
-            nat_v4: surroundings.host.nat_v4.or(Some(NAT_V4)),
-            nat_v6: surroundings.host.nat_v6.or(Some(NAT_V6)),
-            ..surroundings.host.clone()
-        };
         // With every rule open, until the first packet tells the time.
+        let mut neutral = Neutral::of(policy, None).on(&surroundings.host);
         let Compiled {
             tables,
             directory,
             slots,
-        } = compile_for(policy, &host, &Slots::default(), &Selection::default())?;
+        } = compile(&neutral.inputs(policy))?;
+        neutral.follow(slots, Selection::default());
         let mut replay = Replay::new(surroundings.flow_entries, surroundings.timeouts);
         let generation = 1;
-        replay.install(tables, generation, host.record());
+        replay.install(tables, generation, neutral.host().record());
         let has_schedules = policy.rules.iter().any(|rule| rule.schedule.is_some());
         let limits = directory.tenants.iter().filter_map(|(slot, name)| {
             // Sorted by name.
@@ -77,8 +72,7 @@ impl Side {
         });
         Ok(Self {
             policy: policy.clone(),
-            host,
-            slots,
+            neutral,
             generation,
             holds: if has_schedules { 0..0 } else { 0..u64::MAX },
             stuck: None,
@@ -108,13 +102,21 @@ impl Side {
             next_change(&self.policy, now).and_then(|until| u64::try_from(until.as_nanosecond()).ok());
         self.holds = now_ns..until_ns.unwrap_or(u64::MAX);
         let closed = closed_rules(&self.policy, now);
-        match compile_for(&self.policy, &self.host, &self.slots, &closed) {
+        if closed == *self.neutral.closed_rules() {
+            return;
+        }
+        let inputs = self.neutral.inputs(&self.policy);
+        let inputs = Inputs {
+            closed_rules: &closed,
+            ..inputs
+        };
+        match compile(&inputs) {
             Ok(compiled) => {
                 self.generation += 1;
-                self.slots = compiled.slots;
+                self.neutral.follow(compiled.slots, closed);
                 self.directory = compiled.directory;
-                self.replay
-                    .install(compiled.tables, self.generation, self.host.record());
+                let host = self.neutral.host().record();
+                self.replay.install(compiled.tables, self.generation, host);
             }
             Err(error) => self.stuck = Some(error),
         }
@@ -150,33 +152,6 @@ impl Side {
     pub(super) fn is_server(&self, address: &SocketAddr) -> bool {
         self.servers.contains(address)
     }
-}
-
-/// All back ends healthy and reachable, nobody suspended or over a quota, nothing shed.
-fn compile_for(
-    policy: &ResolvedPolicy,
-    host: &HostFacts,
-    slots: &Slots,
-    closed_rules: &Selection,
-) -> Result<Compiled, CompileError> {
-    let reachable = |backend: &Backend| BackendStatus {
-        next_hop: Some(NEXT_HOP),
-        ..BackendStatus::unknown(backend)
-    };
-    let backends = policy.pools.iter().flat_map(|pool| &pool.backends);
-    compile(&Inputs {
-        policy,
-        slots,
-        host,
-        backends: &backends
-            .map(|backend| (backend.name.clone(), reachable(backend)))
-            .collect(),
-        failed_pools: &BTreeSet::new(),
-        suspended: &BTreeSet::new(),
-        closed_rules,
-        exhausted: &BTreeMap::new(),
-        shed: &BTreeMap::new(),
-    })
 }
 
 fn has_limits(limits: &Limits) -> bool {
