@@ -5,6 +5,8 @@
 //! - [`hash`]: the flow hash, version 1.
 //! - [`parse`]: from the bytes of a frame to a packet.
 //! - [`checksum`]: Internet checksum arithmetic.
+//! - [`encapsulation`]: what goes around a packet that is sent on inside another one.
+//! - [`continuation`]: the programs that go on with a packet after it was judged.
 //! - [`decide`]: the one decision function, generic over how facts are looked up. The kernel calls it over maps,
 //!   `policy explain` calls it over a snapshot; there is no second implementation.
 //!
@@ -14,7 +16,9 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod continuation;
 pub mod decide;
+pub mod encapsulation;
 pub mod hash;
 pub mod parse;
 mod pod;

@@ -49,8 +49,10 @@ pub const MAX_EXTENSION_HEADERS: u32 = 6;
 /// VLAN tags that are walked.
 pub const MAX_VLAN_TAGS: u32 = 2;
 
-const ETHERTYPE_V4: u16 = 0x0800;
-const ETHERTYPE_V6: u16 = 0x86dd;
+/// EtherType of IPv4.
+pub const ETHERTYPE_V4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const ETHERTYPE_V6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 

@@ -7,7 +7,7 @@
 use crate::abi::{config, event, flow, tally};
 
 /// Raised with every change of meaning that the layout alone does not show.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// Configuration banks: the live one is `generation % BANKS`.
 pub const BANKS: u32 = 2;

@@ -13,12 +13,15 @@ use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_common::Reason;
 use enforcer_common::abi::address::{Address, FlowKey, from_v4};
-use enforcer_common::abi::config::{BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT, HostRecord};
+use enforcer_common::abi::config::{
+    BackendRecord, FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, HostRecord, answers_directly, encapsulates,
+};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
+use enforcer_common::continuation::Errand;
 use enforcer_common::decide::{Decision, Facts as _, FlowFate, flow_bits, is_v4, reply_key};
 use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::Frame;
-use enforcer_common::schema::{backend_connections, tenant_connections};
+use enforcer_common::schema::{backend_connections, banked, tenant_connections};
 
 use crate::facts::{self, MapFacts, add, pay};
 use crate::window::PacketWindow;
@@ -33,6 +36,8 @@ const EEXIST: i32 = 17;
 /// A packet that goes out.
 pub(crate) struct Sent {
     pub(crate) verdict: u32,
+    /// Set if another program is to send it, and then says the verdict.
+    pub(crate) errand: Option<Errand>,
     pub(crate) translated_port_be: u16,
 }
 
@@ -60,6 +65,33 @@ pub(crate) fn forward(
     pay(&decision.charges[1], now_ns);
     pay(&decision.charges[2], now_ns);
 
+    let mut sent = Sent {
+        verdict: xdp_action::XDP_PASS,
+        errand: None,
+        translated_port_be,
+    };
+    if encapsulates(decision.forward) {
+        sent.errand = Some(Errand {
+            backend: banked(bank, decision.backend - 1),
+            forward: decision.forward,
+        });
+    } else if decision.forward != FORWARD_LOCAL {
+        readdress(ctx, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
+        sent.verdict = send(ctx, backend.ifindex);
+    }
+    Ok(sent)
+}
+
+/// Makes the packet one to the back end, in the way of the forward mode.
+#[inline(always)]
+fn readdress(
+    ctx: &XdpContext,
+    host: &HostRecord,
+    frame: &Frame,
+    decision: &Decision,
+    backend: &BackendRecord,
+    translated_port_be: u16,
+) -> Option<()> {
     let window = PacketWindow::xdp(ctx);
     if decision.forward != FORWARD_L2DSR {
         let outgoing = reply_key(
@@ -69,13 +101,9 @@ pub(crate) fn forward(
             nat_source(host, frame, decision.forward, translated_port_be),
         )
         .reversed();
-        rewrite::translate(&window, frame, &outgoing).ok_or(Reason::Internal)?;
+        rewrite::translate(&window, frame, &outgoing)?;
     }
-    rewrite::link_layer(&window, backend.next_hop_mac, backend.own_mac).ok_or(Reason::Internal)?;
-    Ok(Sent {
-        verdict: send(ctx, backend.ifindex),
-        translated_port_be,
-    })
+    rewrite::link_layer(&window, backend.next_hop_mac, backend.own_mac)
 }
 
 /// Sends a back end's reply to the client.
@@ -98,6 +126,7 @@ pub(crate) fn reply(
     rewrite::link_layer(&window, record.client_mac, record.own_mac).ok_or(Reason::Internal)?;
     Ok(Sent {
         verdict: send(ctx, record.client_ifindex),
+        errand: None,
         translated_port_be: 0,
     })
 }
@@ -116,12 +145,16 @@ pub(crate) fn reply_through_stack(
     touch_reply(entry, frame, now_ns);
     // SAFETY: as in `reply`.
     let outgoing = unsafe { (*entry).forward.reversed() };
+    if outgoing == frame.packet.key {
+        // An answer of a proxy on this host: nothing was translated.
+        return Ok(());
+    }
     rewrite::translate_source(ctx, frame, &outgoing).map_err(|()| Reason::Internal)
 }
 
 /// Out by the interface it came in by, or by another.
 #[inline(always)]
-fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
+pub(crate) fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
     if ctx.ingress_ifindex() == ifindex as usize {
         return xdp_action::XDP_TX;
     }
@@ -217,7 +250,7 @@ fn retarget(
     // SAFETY: as in `touch_reply`.
     unsafe {
         // The reply entry of the old target; where the forward mode changed too, the agent's sweep finds it.
-        if (*entry).forward == decision.forward && decision.forward != FORWARD_L2DSR {
+        if (*entry).forward == decision.forward && !answers_directly(decision.forward) {
             let nat = nat_source(host, frame, decision.forward, (*entry).translated_port_be);
             let old = reply_key(
                 &frame.packet.key,
@@ -276,7 +309,7 @@ fn open(
         backend_address: backend.address,
     };
     if maps::FLOWS.insert(key, &record, u64::from(BPF_NOEXIST)).is_err() {
-        if decision.forward != FORWARD_L2DSR {
+        if !answers_directly(decision.forward) {
             let nat = nat_source(host, frame, decision.forward, port_be);
             let _ = maps::REPLIES.remove(&reply_key(key, backend.address, backend.port_be, nat));
         }
@@ -319,19 +352,17 @@ fn establish_replies(
     now_ns: u64,
 ) -> Result<u16, Reason> {
     let key = &frame.packet.key;
-    match decision.forward {
-        FORWARD_L2DSR => return Ok(key.source_port_be),
-        FORWARD_DNAT => {
-            let record = reply_record(ctx, frame, decision, now_ns);
-            let reply = reply_key(key, backend.address, backend.port_be, None);
-            return match maps::REPLIES.insert(&reply, &record, u64::from(BPF_NOEXIST)) {
-                Ok(()) => Ok(key.source_port_be),
-                Err(_) => replace_own(&reply, &record).map(|()| key.source_port_be),
-            };
-        }
-        _ => {}
+    if answers_directly(decision.forward) {
+        return Ok(key.source_port_be);
     }
     let record = reply_record(ctx, frame, decision, now_ns);
+    if decision.forward != FORWARD_NAT {
+        let reply = reply_key(key, backend.address, backend.port_be, None);
+        return match maps::REPLIES.insert(&reply, &record, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Ok(key.source_port_be),
+            Err(_) => replace_own(&reply, &record).map(|()| key.source_port_be),
+        };
+    }
     // Two tries that differ only by the low half of the hash go to distant ports.
     let mut hash = flow_hash(key);
     for _ in 0..PORT_TRIES {
@@ -367,7 +398,7 @@ fn own_reply(key: &FlowKey, forward: &FlowKey) -> Option<*mut ReplyRecord> {
     if owner == *forward { Some(entry) } else { None }
 }
 
-/// A `Dnat` reply key can already be taken: by a remainder of this very flow, which is replaced, or by a flow of the
+/// A reply key without translation can already be taken: by a remainder of this very flow, which is replaced, or by a flow of the
 /// same client port to another VIP that went to the same back end, which must not be cut.
 #[inline(always)]
 fn replace_own(key: &FlowKey, record: &ReplyRecord) -> Result<(), Reason> {

@@ -7,6 +7,7 @@
 //! - `window`: bounds-checked access to packet bytes; the only casts of packet pointers.
 //! - `facts`: `Facts` over the maps.
 //! - `flows`: makes, moves and updates flow entries, translates addresses, pays charges.
+//! - `encapsulate`: outer headers, put before a packet and taken off.
 //! - `rewrite`: header edits and checksums.
 //! - `emit`: counters and ring-buffer events.
 #![no_std]
@@ -27,6 +28,7 @@
 )]
 
 mod emit;
+mod encapsulate;
 mod facts;
 mod flows;
 mod maps;
@@ -38,6 +40,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
+use enforcer_common::continuation::Continuation;
 use enforcer_common::decide;
 use enforcer_common::parse;
 
@@ -59,7 +62,7 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
         Effect::Refused => xdp_action::XDP_DROP,
         Effect::Forwarded => xdp_action::XDP_ABORTED,
     };
-    let mut translated_port_be = 0;
+    let (mut translated_port_be, mut errand) = (0, None);
     if verdict == xdp_action::XDP_ABORTED {
         let carried_out = match decision.reason {
             Reason::Reply => flows::reply(&ctx, &facts, frame, &decision, now_ns),
@@ -69,6 +72,7 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
             Ok(sent) => {
                 verdict = sent.verdict;
                 translated_port_be = sent.translated_port_be;
+                errand = sent.errand;
             }
             Err(reason) => {
                 decision = decision.refused(reason);
@@ -83,7 +87,17 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
         translated_port_be,
         now_ns,
     );
+    if let Some(errand) = errand {
+        maps::go_on(&ctx, Continuation::Encapsulate, errand);
+        return xdp_action::XDP_ABORTED;
+    }
     verdict
+}
+
+/// Sends a packet that was admitted to its back end inside another one.
+#[xdp]
+pub fn enforcer_encapsulate(ctx: XdpContext) -> u32 {
+    encapsulate::send_inside(&ctx).unwrap_or(xdp_action::XDP_ABORTED)
 }
 
 /// Judges what goes out through the host's stack: replies of back ends are metered and their translation is undone.

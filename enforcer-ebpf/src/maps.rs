@@ -5,8 +5,10 @@
     reason = "a constant that the loader overrides; each block states need and soundness"
 )]
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
+use enforcer_common::continuation::{CONTINUATIONS as CONTINUATION_COUNT, Continuation, Errand};
 use enforcer_common::parse::Frame;
 
 macro_rules! declare {
@@ -31,6 +33,34 @@ enforcer_common::with_maps!(declare);
 /// few nanoseconds a packet. It is the programs' own and no part of the schema.
 #[map]
 static FRAME: PerCpuArray<Frame> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the program that goes on with a packet is told.
+#[map]
+static ERRAND: PerCpuArray<Errand> = PerCpuArray::with_max_entries(1, 0);
+
+/// The programs that go on with a packet, by [`Continuation`]. The agent fills it in.
+#[map]
+static CONTINUATIONS: ProgramArray = ProgramArray::with_max_entries(CONTINUATION_COUNT, 0);
+
+/// Goes on with another program, which has a stack of its own, and whose paths the verifier does not multiply with those
+/// of this one. Comes back only if there is no such program.
+#[inline(always)]
+pub(crate) fn go_on<C: EbpfContext>(ctx: &C, with: Continuation, errand: Errand) {
+    let Some(slot) = ERRAND.get_ptr_mut(0) else { return };
+    // SAFETY: (need) per-CPU values are reached through a pointer, and a tail call is a foreign call. (soundness) the slot
+    // belongs to this CPU and is written whole; a tail call ends this program, which holds nothing that has to be
+    // dropped, or does nothing.
+    unsafe {
+        slot.write(errand);
+        CONTINUATIONS.tail_call(ctx, with as u32);
+    }
+}
+
+/// What this program, which goes on with a packet, was told: the frame as it was parsed, and the errand.
+#[inline(always)]
+pub(crate) fn told() -> Option<(&'static Frame, &'static Errand)> {
+    Some((FRAME.get(0)?, ERRAND.get(0)?))
+}
 
 /// The same frame, with everything that the verifier knew of it forgotten.
 #[inline(always)]

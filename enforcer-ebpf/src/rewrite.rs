@@ -27,7 +27,7 @@ const UDP_CHECKSUM: u32 = 6;
 
 /// Writes a value at an offset of the packet.
 #[inline(always)]
-fn put<T: Copy>(window: &PacketWindow, offset: u32, value: T) -> Option<()> {
+pub(crate) fn put<T: Copy>(window: &PacketWindow, offset: u32, value: T) -> Option<()> {
     let target = window.at::<T>(offset)?;
     // SAFETY: (need) packet bytes are reached through a pointer. (soundness) `at` has checked that all of `T` lies
     // inside the packet, which XDP lets a program write; the write is unaligned.
@@ -35,8 +35,9 @@ fn put<T: Copy>(window: &PacketWindow, offset: u32, value: T) -> Option<()> {
     Some(())
 }
 
+/// Reads a value at an offset of the packet; integers and arrays of them only.
 #[inline(always)]
-fn get<T: Copy>(window: &PacketWindow, offset: u32) -> Option<T> {
+pub(crate) fn get<T: Copy>(window: &PacketWindow, offset: u32) -> Option<T> {
     let source = window.at::<T>(offset)?;
     // SAFETY: as in `put`; callers ask for integers only, for which every bit pattern is valid.
     Some(unsafe { ptr::read_unaligned(source) })
@@ -82,23 +83,45 @@ fn network_v4(window: &PacketWindow, offset: u32, old: &FlowKey, new: &FlowKey) 
     let addresses = Delta::ZERO
         .double_word(old.source[3], new.source[3])
         .double_word(old.destination[3], new.destination[3]);
-    // TTL and protocol share a word of the checksum.
-    let ttl_word: u16 = get(window, offset + 8)?;
-    let lowered = u16::from_be(ttl_word).wrapping_sub(0x0100).to_be();
-    let sum = get(window, offset + 10)?;
-    put(window, offset + 8, lowered)?;
-    put(window, offset + 10, addresses.word(ttl_word, lowered).apply(sum))?;
+    lower_ttl(window, offset, addresses)?;
     put(window, offset + 12, new.source[3])?;
     put(window, offset + 16, new.destination[3])?;
     Some(addresses)
 }
 
+/// Takes one from the TTL of an IPv4 header, in whose checksum `other` changes are to be worked in as well.
 #[inline(always)]
-fn network_v6(window: &PacketWindow, offset: u32, old: &FlowKey, new: &FlowKey) -> Option<Delta> {
+fn lower_ttl(window: &PacketWindow, offset: u32, other: Delta) -> Option<()> {
+    // TTL and protocol share a word of the checksum.
+    let ttl_word: u16 = get(window, offset + 8)?;
+    let lowered = u16::from_be(ttl_word).wrapping_sub(0x0100).to_be();
+    let sum = get(window, offset + 10)?;
+    put(window, offset + 8, lowered)?;
+    put(window, offset + 10, other.word(ttl_word, lowered).apply(sum))
+}
+
+/// Takes one from the hop limit of an IPv6 header.
+#[inline(always)]
+fn lower_hop_limit(window: &PacketWindow, offset: u32) -> Option<()> {
     // Next header and hop limit. Two bytes, since the verifier learns nothing from a check for one: LLVM turns
     // `at + 1 > end` into `at >= end`.
     let [next_header, hop_limit]: [u8; 2] = get(window, offset + 6)?;
-    put(window, offset + 6, [next_header, hop_limit.wrapping_sub(1)])?;
+    put(window, offset + 6, [next_header, hop_limit.wrapping_sub(1)])
+}
+
+/// Takes one from the TTL or hop limit of a packet that keeps its addresses.
+#[inline(always)]
+pub(crate) fn take_hop(window: &PacketWindow, frame: &Frame) -> Option<()> {
+    if is_v4(&frame.packet.key) {
+        lower_ttl(window, frame.network_offset, Delta::ZERO)
+    } else {
+        lower_hop_limit(window, frame.network_offset)
+    }
+}
+
+#[inline(always)]
+fn network_v6(window: &PacketWindow, offset: u32, old: &FlowKey, new: &FlowKey) -> Option<Delta> {
+    lower_hop_limit(window, offset)?;
     put(window, offset + 8, new.source)?;
     put(window, offset + 24, new.destination)?;
     Some(

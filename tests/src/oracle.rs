@@ -16,6 +16,7 @@ use ipnet::IpNet;
 
 use crate::packet::{Segment, Transport};
 use crate::plain::{Backend, Forward, Policy, Service, Tenant};
+use crate::world::MTU_BYTES;
 use limits::{Debt, Limited};
 use rules::Choice;
 
@@ -63,6 +64,8 @@ pub struct Prediction {
     pub backends: BTreeSet<String>,
     /// Those of them to which the way is not known.
     pub unreachable: BTreeSet<String>,
+    /// Those of them to whose link the packet does not fit.
+    pub too_big_for: BTreeSet<String>,
     /// Those of them where another connection has the client's address and port already.
     pub taken: BTreeSet<String>,
     /// Whether the number by which the data path remembers the back end may have lost its meaning.
@@ -365,7 +368,7 @@ impl Oracle {
         else {
             return prediction;
         };
-        if segment.hop_limit <= 1 && service.forward != Forward::L2Dsr {
+        if segment.hop_limit <= 1 && !matches!(service.forward, Forward::L2Dsr | Forward::Local) {
             prediction.reasons.insert(Reason::HopLimit);
             return prediction;
         }
@@ -380,8 +383,13 @@ impl Oracle {
             opens = Some(*fate);
             for backend in backends {
                 prediction.backends.insert(backend.name.clone());
-                if !self.status(&backend.name).reachable {
+                let sent_bytes = segment.network_bytes() + service.forward.overhead_bytes(backend.address);
+                if service.forward == Forward::Local {
+                    // It goes nowhere.
+                } else if !self.status(&backend.name).reachable {
                     prediction.unreachable.insert(backend.name.clone());
+                } else if sent_bytes > u64::from(MTU_BYTES) {
+                    prediction.too_big_for.insert(backend.name.clone());
                 }
                 let establishes = service.forward == Forward::Dnat && *fate != Fate::Continues;
                 if establishes && self.is_taken(segment, backend) {
@@ -554,6 +562,8 @@ impl Prediction {
             Some(backend) if self.backends.contains(backend) => {
                 if self.unreachable.contains(backend) {
                     reasons = BTreeSet::from([Reason::NoNextHop]);
+                } else if self.too_big_for.contains(backend) {
+                    reasons = BTreeSet::from([Reason::TooBig]);
                 } else if self.taken.contains(backend) && reasons.remove(&Reason::Allowed) {
                     reasons.insert(Reason::TranslationExhausted);
                 }

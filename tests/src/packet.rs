@@ -14,8 +14,10 @@ use etherparse::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use seen::{FrameError, Seen, inspect};
+pub use outer::Around;
+pub use seen::{FrameError, Seen, inspect, unwrap};
 
+mod outer;
 mod seen;
 
 /// A link-layer address.

@@ -73,6 +73,39 @@ pub enum Forward {
     Dnat,
     /// Nothing but the link layer.
     L2Dsr,
+    /// The packet goes out inside an IP packet.
+    Ipip,
+    /// The packet goes out inside a UDP packet.
+    Gue,
+    /// The packet stays on the host.
+    Local,
+}
+
+// === impl Forward ===
+
+impl Forward {
+    /// Whether answers do not come by the balancer.
+    #[must_use]
+    pub const fn is_direct(self) -> bool {
+        matches!(self, Self::L2Dsr | Self::Ipip | Self::Gue)
+    }
+
+    /// Whether the packet goes out inside another one.
+    #[must_use]
+    pub const fn is_tunnel(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
+
+    /// Bytes that this puts before a packet to a back end.
+    #[must_use]
+    pub const fn overhead_bytes(self, backend: IpAddr) -> u64 {
+        let ip = if backend.is_ipv4() { 20 } else { 40 };
+        match self {
+            Self::Ipip => ip,
+            Self::Gue => ip + 8,
+            Self::Nat | Self::Dnat | Self::L2Dsr | Self::Local => 0,
+        }
+    }
 }
 
 /// What is reached.

@@ -20,6 +20,13 @@ pub const INGRESS_IFINDEX: u32 = 1;
 pub const BACKEND_IFINDEX: u32 = 7;
 /// Link-layer address of that interface.
 pub const BACKEND_SIDE_MAC: Mac = [0x02, 0, 0, 0, 0x1b, 0x02];
+/// What that interface takes: room for a packet of 3000 bytes behind TCP and IPv6, and for one over IPv4 in a tunnel of
+/// twenty bytes, but of no more.
+pub const MTU_BYTES: u32 = 3060;
+/// Sources of what is put around packets to IPv4 back ends.
+pub const OUTER_V4: &str = "10.254.0.0/16";
+/// The same for IPv6 back ends.
+pub const OUTER_V6: &str = "2001:db8:fe::/64";
 /// What `Nat` puts in place of IPv4 clients.
 pub const NAT_V4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 250);
 /// What `Nat` puts in place of IPv6 clients.
@@ -70,6 +77,7 @@ pub fn next_hop(address: IpAddr) -> NextHop {
         ifindex: BACKEND_IFINDEX,
         own_mac: BACKEND_SIDE_MAC,
         next_hop_mac: mac_of(address),
+        mtu_bytes: MTU_BYTES,
     }
 }
 
@@ -96,6 +104,8 @@ impl World {
             nat_v6: Some(NAT_V6),
             nat_port_first: 20_000,
             nat_port_count: 20_000,
+            outer_v4: OUTER_V4.parse().ok(),
+            outer_v6: OUTER_V6.parse().ok(),
             local_addresses: vec![LOCAL_V4.into(), NAT_V4.into()],
             events_per_window: 1_000_000,
             capacity: Capacity::default(),

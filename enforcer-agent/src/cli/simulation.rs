@@ -9,7 +9,7 @@ use super::commands::write;
 use super::policy::{in_force, load_files};
 use crate::adapters::capture::{self, Reading};
 use crate::api::MAX_ROWS;
-use crate::config::{Config, FlowTable, Nat};
+use crate::config::{Config, Encapsulation, FlowTable, Nat};
 use crate::pure::capacity::Capacity;
 use crate::pure::compile::HostFacts;
 use crate::pure::expiry::Timeouts;
@@ -42,8 +42,13 @@ pub(super) fn run(simulate: &Simulate, socket: &Path, format: Format) -> Result<
     } = simulate;
     let config = config.as_deref().map(Config::load).transpose()?;
     let surroundings = match &config {
-        Some(config) => surroundings(config.nat, config.flow_table, config.capacity),
-        None => surroundings(NAT, FLOW_TABLE, Capacity::LARGEST),
+        Some(config) => surroundings(
+            config.nat,
+            config.encapsulation,
+            config.flow_table,
+            config.capacity,
+        ),
+        None => surroundings(NAT, Encapsulation::default(), FLOW_TABLE, Capacity::LARGEST),
     };
     let after = load_files(std::slice::from_ref(policy))?.policy;
     let before = match against {
@@ -60,13 +65,20 @@ pub(super) fn run(simulate: &Simulate, socket: &Path, format: Format) -> Result<
     Ok(())
 }
 
-fn surroundings(nat: Nat, table: FlowTable, capacity: Capacity) -> Surroundings {
+fn surroundings(
+    nat: Nat,
+    encapsulation: Encapsulation,
+    table: FlowTable,
+    capacity: Capacity,
+) -> Surroundings {
     Surroundings {
         host: HostFacts {
             nat_v4: nat.ipv4,
             nat_v6: nat.ipv6,
             nat_port_first: nat.port_first,
             nat_port_count: nat.port_count,
+            outer_v4: encapsulation.ipv4,
+            outer_v6: encapsulation.ipv6,
             local_addresses: nat
                 .ipv4
                 .into_iter()

@@ -3,12 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
+
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
     AttachMode, Audit, AuditSection, CapacitySection, Config, ConfigError, DEFAULT_SOCKET, Document,
-    FlowTable, FlowTableSection, MAX_INTERFACES, MAX_LOCAL_GPU_BACKENDS, Nat, NatSection, Problem, Telemetry,
-    TelemetrySection, Text,
+    Encapsulation, EncapsulationSection, FlowTable, FlowTableSection, MAX_INTERFACES, MAX_LOCAL_GPU_BACKENDS,
+    Nat, NatSection, Problem, Telemetry, TelemetrySection, Text,
 };
 use crate::pure::capacity::{self, Capacity};
 use crate::pure::policy::quantity;
@@ -32,6 +35,7 @@ pub(super) fn check(file: &str, document: Document) -> Result<Config, ConfigErro
         socket_group,
         policy,
         nat,
+        encapsulation,
         audit,
         metrics,
         capacity,
@@ -66,6 +70,7 @@ pub(super) fn check(file: &str, document: Document) -> Result<Config, ConfigErro
         socket_group: socket_group.and_then(|text| checker.optional(&text, name)),
         policy: policy.and_then(|text| checker.optional(&text, |text| path(text, MAX_PATH_BYTES))),
         nat: checker.nat(nat.unwrap_or_default()),
+        encapsulation: checker.encapsulation(encapsulation.unwrap_or_default()),
         metrics: metrics.map(|section| checker.value(section.listen, "127.0.0.1:9464", listen_address)),
         capacity: checker.capacity(capacity.unwrap_or_default(), flow_table.entries.clone()),
         flow_table: checker.flow_table(flow_table),
@@ -162,6 +167,14 @@ impl Checker<'_> {
             ipv6: ipv6.and_then(|text| self.optional(&text, nat_v6)),
             port_first,
             port_count,
+        }
+    }
+
+    fn encapsulation(&mut self, section: EncapsulationSection) -> Encapsulation {
+        let EncapsulationSection { ipv4, ipv6 } = section;
+        Encapsulation {
+            ipv4: ipv4.and_then(|text| self.optional(&text, outer_v4)),
+            ipv6: ipv6.and_then(|text| self.optional(&text, outer_v6)),
         }
     }
 
@@ -345,6 +358,33 @@ fn unicast(address: IpAddr) -> Result<(), String> {
         return Err("no packet can be sent from it to a back end; give an address of this host".to_owned());
     }
     Ok(())
+}
+
+fn outer_v4(text: &str) -> Result<Ipv4Net, String> {
+    let help = "give an IPv4 prefix without host bits, such as 10.254.0.0/16, or one address";
+    let net = prefix::<Ipv4Net, Ipv4Addr>(text).ok_or_else(|| help.to_owned())?;
+    if net.network() != net.addr() {
+        return Err(help.to_owned());
+    }
+    unicast(IpAddr::V4(net.addr()))?;
+    Ok(net)
+}
+
+fn outer_v6(text: &str) -> Result<Ipv6Net, String> {
+    let help = "give an IPv6 prefix without host bits, such as 2001:db8:fe::/64, or one address";
+    let net = prefix::<Ipv6Net, Ipv6Addr>(text).ok_or_else(|| help.to_owned())?;
+    if net.network() != net.addr() || net.addr().to_ipv4_mapped().is_some() {
+        return Err(help.to_owned());
+    }
+    unicast(IpAddr::V6(net.addr()))?;
+    Ok(net)
+}
+
+/// A prefix, or an address as the prefix that holds nothing else.
+fn prefix<Net: FromStr + From<Address>, Address: FromStr>(text: &str) -> Option<Net> {
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<Address>().ok().map(Net::from))
 }
 
 /// `FIRST-LAST` to the first port and the number of ports.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, fs, io};
 
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use serde_saphyr::{Error as YamlError, Spanned, UserMessageFormatter};
 use thiserror::Error;
@@ -44,6 +45,8 @@ pub struct Config {
     pub policy: Option<PathBuf>,
     /// What `Nat` puts in place of clients' addresses and ports.
     pub nat: Nat,
+    /// What `Ipip` and `Gue` put around packets.
+    pub encapsulation: Encapsulation,
     /// The audit log.
     pub audit: Audit,
     /// The Prometheus endpoint; `None` leaves it out.
@@ -82,6 +85,15 @@ pub struct Nat {
     pub port_first: u16,
     /// Number of ports from `port_first` on; at least 1.
     pub port_count: u16,
+}
+
+/// Sources of the packets that are put around others. Their host part varies by flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Encapsulation {
+    /// To IPv4 back ends.
+    pub ipv4: Option<Ipv4Net>,
+    /// To IPv6 back ends.
+    pub ipv6: Option<Ipv6Net>,
 }
 
 /// Where audit records go and how many there may be.
@@ -201,6 +213,7 @@ struct Document {
     socket_group: Option<Text>,
     policy: Option<Text>,
     nat: Option<NatSection>,
+    encapsulation: Option<EncapsulationSection>,
     audit: Option<AuditSection>,
     metrics: Option<MetricsSection>,
     capacity: Option<CapacitySection>,
@@ -214,6 +227,13 @@ struct NatSection {
     ipv4: Option<Text>,
     ipv6: Option<Text>,
     ports: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct EncapsulationSection {
+    ipv4: Option<Text>,
+    ipv6: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -26,6 +26,7 @@ fn the_least_configuration_gets_every_default() {
                 port_first: 10_000,
                 port_count: 22_768
             },
+            encapsulation: Encapsulation::default(),
             audit: Audit {
                 directory: "/var/lib/enforcer/audit".into(),
                 events_per_window: 64,

@@ -161,11 +161,11 @@ impl Core {
     }
 
     pub(super) fn watch_destinations(&mut self) {
-        let destinations = self
-            .active
-            .iter()
-            .flat_map(|active| &active.policy.pools)
-            .flat_map(|pool| &pool.backends);
+        let destinations = self.active.iter().flat_map(|active| {
+            let backends = active.policy.pools.iter().flat_map(|pool| &pool.backends);
+            // A proxy on this host has no next hop.
+            backends.filter(|backend| !active.policy.stays_here(backend.address))
+        });
         let destinations = destinations
             .map(|backend| (backend.name.clone(), backend.address))
             .collect();
@@ -561,5 +561,6 @@ pub(super) fn link_of(hop: &NextHop) -> compile::NextHop {
         ifindex: hop.ifindex,
         own_mac: hop.source_mac.0,
         next_hop_mac: hop.next_hop_mac.0,
+        mtu_bytes: hop.mtu_bytes,
     }
 }

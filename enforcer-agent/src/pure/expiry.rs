@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use enforcer_common::abi::address::{Address, FlowKey, from_v4};
-use enforcer_common::abi::config::{FORWARD_L2DSR, FORWARD_NAT, HostRecord};
+use enforcer_common::abi::config::{FORWARD_NAT, HostRecord, answers_directly};
 use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord};
 use enforcer_common::decide::{TCP, is_v4, reply_key};
 
@@ -66,7 +66,7 @@ impl Seen<'_> {
 
     /// Where back ends answer directly, the client's direction is all there is to see.
     fn state_back(&self) -> u32 {
-        if self.flow.forward == FORWARD_L2DSR {
+        if answers_directly(self.flow.forward) {
             self.flow.state
         } else {
             self.reply.map_or(0, |reply| reply.state)
@@ -91,7 +91,7 @@ impl Seen<'_> {
 /// The key of a flow's reply entry; `None` where the back end answers the client directly.
 #[must_use]
 pub fn reply_key_of(host: &HostRecord, key: &FlowKey, flow: &FlowRecord) -> Option<FlowKey> {
-    if flow.forward == FORWARD_L2DSR {
+    if answers_directly(flow.forward) {
         return None;
     }
     let nat = (flow.forward == FORWARD_NAT).then(|| (nat_address(host, key), flow.translated_port_be));

@@ -400,12 +400,6 @@ impl Fleet {
             .map(|(name, member)| (name.clone(), status(member)))
             .collect()
     }
-
-    /// Whether some back end's next hop is not known yet.
-    #[must_use]
-    pub fn has_unrouted(&self) -> bool {
-        self.members.values().any(|member| member.next_hop.is_none())
-    }
 }
 
 /// The saturation of back ends, each as much as its capacity.

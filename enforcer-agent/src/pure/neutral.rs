@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::{Ipv4Net, Ipv6Net};
+
 use super::capacity::Capacity;
 use super::compile::{BackendStatus, Exhausted, HostFacts, Inputs, NextHop, Slots};
 use jiff::Timestamp;
@@ -26,6 +28,7 @@ const NEXT_HOP: NextHop = NextHop {
     ifindex: 1,
     own_mac: [0; 6],
     next_hop_mac: [0; 6],
+    mtu_bytes: u32::MAX,
 };
 
 /// Everything that a compile takes besides the policy.
@@ -55,6 +58,8 @@ impl Neutral {
                 nat_v6: Some(NAT_V6),
                 nat_port_first: NAT_PORT_FIRST,
                 nat_port_count: u16::MAX - NAT_PORT_FIRST,
+                outer_v4: Some(Ipv4Net::from(NAT_V4)),
+                outer_v6: Some(Ipv6Net::from(NAT_V6)),
                 local_addresses: Vec::new(),
                 events_per_window: 0,
                 capacity: Capacity::LARGEST,
@@ -76,12 +81,14 @@ impl Neutral {
         }
     }
 
-    /// The same on another host; if that has no address for `Nat`, it keeps the neutral one.
+    /// The same on another host; if that has no address for `Nat` or around packets, it keeps the neutral one.
     #[must_use]
     pub fn on(mut self, host: &HostFacts) -> Self {
         self.host = HostFacts {
             nat_v4: host.nat_v4.or(self.host.nat_v4),
             nat_v6: host.nat_v6.or(self.host.nat_v6),
+            outer_v4: host.outer_v4.or(self.host.outer_v4),
+            outer_v6: host.outer_v6.or(self.host.outer_v6),
             ..host.clone()
         };
         self

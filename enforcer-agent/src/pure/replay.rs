@@ -79,9 +79,23 @@ pub struct Sent {
     pub hops: u8,
     /// Link-layer destination and source; `None` where the stack writes them.
     pub link: Option<([u8; 6], [u8; 6])>,
-    /// Port in place of the client's, where its flow is translated; for `Dnat` and `L2Dsr` the client's port, and zero
-    /// for replies.
+    /// The header around it, if it is encapsulated.
+    pub outer: Option<Outer>,
+    /// Port in place of the client's, where its flow is translated; otherwise the client's port, and zero for replies.
     pub translated_port_be: u16,
+}
+
+/// What goes around a packet; the rest of the header follows from it and the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port of the UDP header, if there is one.
+    pub udp_source_port: Option<u16>,
+    /// IPv6 flow label.
+    pub flow_label: u32,
 }
 
 // === impl Replay ===

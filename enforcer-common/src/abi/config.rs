@@ -73,6 +73,38 @@ pub const FORWARD_NAT: u32 = 1;
 pub const FORWARD_DNAT: u32 = 2;
 /// Rewrite nothing but the link-layer addresses: the back end owns the VIP and answers the client directly.
 pub const FORWARD_L2DSR: u32 = 3;
+/// Put the packet into another IP packet to the back end, which owns the VIP and answers the client directly (RFC 2003,
+/// RFC 2473).
+pub const FORWARD_IPIP: u32 = 4;
+/// Put the packet into a UDP datagram to the back end, which owns the VIP and answers the client directly (Generic UDP
+/// Encapsulation, variant 1: draft-ietf-intarea-gue-09).
+pub const FORWARD_GUE: u32 = 5;
+/// Change nothing and leave the packet to the host's stack: a proxy on this host has the VIP.
+pub const FORWARD_LOCAL: u32 = 6;
+
+/// Whether a `FORWARD_*` code is one.
+#[inline(always)]
+pub const fn is_forward(forward: u32) -> bool {
+    matches!(forward, FORWARD_NAT..=FORWARD_LOCAL)
+}
+
+/// Whether the balancer is a router on the way, which takes one from the TTL or hop limit.
+#[inline(always)]
+pub const fn takes_hop(forward: u32) -> bool {
+    !matches!(forward, FORWARD_L2DSR | FORWARD_LOCAL)
+}
+
+/// Whether the packet goes out inside another one.
+#[inline(always)]
+pub const fn encapsulates(forward: u32) -> bool {
+    matches!(forward, FORWARD_IPIP | FORWARD_GUE)
+}
+
+/// Whether back ends answer the client themselves, so that there is no reply entry: answers do not come by here.
+#[inline(always)]
+pub const fn answers_directly(forward: u32) -> bool {
+    matches!(forward, FORWARD_L2DSR | FORWARD_IPIP | FORWARD_GUE)
+}
 
 /// Service slots that one [`DecisionBlock`] holds: two cache lines.
 pub const BLOCK_CELLS: u32 = 32;
@@ -153,7 +185,7 @@ record! {
 
 record! {
     /// One back end. Its index is the back end's slot.
-    pub struct BackendRecord, 36 bytes {
+    pub struct BackendRecord, 40 bytes {
         /// Where it listens.
         pub address: Address,
         /// The port it listens on.
@@ -166,12 +198,14 @@ record! {
         pub next_hop_mac: [u8; 6],
         /// Link-layer address of that interface.
         pub own_mac: [u8; 6],
+        /// The largest packet that the link takes, from the outermost IP header on.
+        pub mtu_bytes: u32,
     }
 }
 
 /// The slot is in use.
 pub const BACKEND_PRESENT: u16 = 1;
-/// `ifindex`, `next_hop_mac` and `own_mac` are known.
+/// `ifindex`, `next_hop_mac`, `own_mac` and `mtu_bytes` are known.
 pub const BACKEND_REACHABLE: u16 = 2;
 
 /// Entries in one trie node: one for each value of a byte.
@@ -200,7 +234,7 @@ record! {
 
 record! {
     /// What is particular to this host, not to the policy.
-    pub struct HostRecord, 40 bytes {
+    pub struct HostRecord, 72 bytes {
         /// The address that `Nat` puts in place of the client's, IPv4; all zero: none.
         pub nat_v4: u32,
         /// First port of the range that `Nat` may use.
@@ -211,6 +245,16 @@ record! {
         pub nat_v6: Address,
         /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
         pub events_per_window: u64,
+        /// Source of encapsulated packets, IPv4: the fixed bits.
+        pub outer_v4: u32,
+        /// The bits that vary by flow.
+        pub outer_v4_spread: u32,
+        /// The same for IPv6.
+        pub outer_v6: Address,
+        /// The bits of its last word that vary by flow.
+        pub outer_v6_spread: u32,
+        /// Zero: brings the size to a multiple of eight.
+        pub reserved: u32,
         /// The clock of a program that was loaded for tests with `TEST_CLOCK`; unread otherwise.
         pub test_now_ns: u64,
     }

@@ -78,6 +78,7 @@ reasons! {
     NoNextHop = 23, Refused, "The link-layer address of the next hop is not known.";
     HopLimit = 24, Refused, "The packet's TTL or hop limit ran out.";
     Internal = 25, Refused, "The tables contradict each other; this must stay zero in production.";
+    TooBig = 27, Refused, "The packet does not fit the link to its back end.";
 }
 
 const _: () = {

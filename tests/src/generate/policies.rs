@@ -10,6 +10,9 @@ use crate::random::Random;
 pub(super) const TENANTS: [&str; 5] = ["acme", "bound", "globex", "hooli", "initech"];
 pub(super) const CLASSES: [&str; 2] = ["bronze", "gold"];
 pub(super) const POOLS: [&str; 3] = ["far", "main", "spare"];
+/// Addresses of the service that stays on the host, and of the proxies there.
+const PROXIES: [&str; 2] = ["192.0.2.60", "2001:db8::60"];
+const PROXY_POOL: &str = "proxies";
 const SOURCES: [&str; 10] = [
     "10.1.0.0/16",
     "10.1.2.0/24",
@@ -42,7 +45,7 @@ fn chance<T>(random: &mut Random, percent: u64, value: impl FnOnce(&mut Random) 
 /// The services: the same in every policy but for their pools, since a service that changes its forward mode or address
 /// under traffic is a matter for the tests of generations.
 fn services(random: &mut Random) -> Vec<Service> {
-    let table: [(&str, &[&str], u16, bool, Forward); 7] = [
+    let table: [(&str, &[&str], u16, bool, Forward); 10] = [
         ("chat", &["192.0.2.10", "2001:db8::10"], 8000, false, Forward::Nat),
         ("dns", &["192.0.2.10"], 53, true, Forward::Nat),
         (
@@ -62,15 +65,33 @@ fn services(random: &mut Random) -> Vec<Service> {
             Forward::L2Dsr,
         ),
         ("within", &["10.9.0.70"], 443, false, Forward::Nat),
+        (
+            "wrapped",
+            &["192.0.2.50", "2001:db8::50"],
+            9000,
+            false,
+            Forward::Ipip,
+        ),
+        (
+            "wrapped-udp",
+            &["192.0.2.51", "2001:db8::51"],
+            9000,
+            true,
+            Forward::Gue,
+        ),
+        ("stays", &PROXIES, 9000, false, Forward::Local),
     ];
     table
         .into_iter()
         .map(|(name, addresses, port, udp, forward)| {
             let first = random.below(3) as usize;
             let count = 1 + random.below(3) as usize;
-            let pools = (0..count)
-                .map(|index| POOLS[(first + index) % 3].to_owned())
-                .collect();
+            let pools = match forward {
+                Forward::Local => vec![PROXY_POOL.to_owned()],
+                _ => (0..count)
+                    .map(|index| POOLS[(first + index) % 3].to_owned())
+                    .collect(),
+            };
             Service {
                 name: name.to_owned(),
                 addresses: addresses.iter().map(|address| parsed(address)).collect(),
@@ -88,6 +109,18 @@ fn services(random: &mut Random) -> Vec<Service> {
 /// can come back with another.
 fn pools(random: &mut Random) -> Vec<Pool> {
     let mut number = 0;
+    let proxies = PROXIES.iter().map(|address| Backend {
+        name: format!("proxy-{address}").replace(':', "-"),
+        address: parsed(address),
+        port: 9000,
+        capacity: 100,
+        labels: labels("region", "eu"),
+    });
+    let proxies = Pool {
+        name: PROXY_POOL.to_owned(),
+        labels: Labels::new(),
+        backends: proxies.collect(),
+    };
     POOLS
         .iter()
         .map(|name| {
@@ -120,6 +153,7 @@ fn pools(random: &mut Random) -> Vec<Pool> {
                 backends,
             }
         })
+        .chain([proxies])
         .collect()
 }
 
@@ -178,7 +212,7 @@ fn service_selector(random: &mut Random) -> Selector {
         0 => Selector {
             names: Some(vec![
                 random
-                    .word(&["chat", "dns", "seen", "direct", "within"])
+                    .word(&["chat", "dns", "seen", "direct", "within", "wrapped", "stays"])
                     .to_owned(),
             ]),
             labels: None,

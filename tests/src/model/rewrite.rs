@@ -1,9 +1,11 @@
 //! A frame with other addresses: written byte by byte, without a thought for checksums.
 
-use enforcer_agent::pure::replay::Sent;
+use enforcer_agent::pure::replay::{Outer, Sent};
 use enforcer_common::abi::address::to_octets;
 use enforcer_common::decide::{TCP, is_v4};
 use enforcer_common::parse::Frame;
+
+use crate::packet::{Around, endpoint};
 
 /// The frame with its new addresses, and where its checksums are.
 pub(super) fn rewritten(frame: &[u8], parsed: &Frame, how: &Sent) -> (Vec<u8>, Vec<usize>) {
@@ -12,6 +14,9 @@ pub(super) fn rewritten(frame: &[u8], parsed: &Frame, how: &Sent) -> (Vec<u8>, V
     if let Some((destination, source)) = how.link {
         put(0, &destination);
         put(6, &source);
+    }
+    if let Some(outer) = how.outer {
+        return wrapped(out, parsed, how.hops, outer);
     }
     let Some(key) = how.key else {
         return (out, Vec::new());
@@ -36,5 +41,26 @@ pub(super) fn rewritten(frame: &[u8], parsed: &Frame, how: &Sent) -> (Vec<u8>, V
     if key.protocol == TCP || frame[checksum..checksum + 2] != [0, 0] {
         checksums.push(checksum);
     }
+    (out, checksums)
+}
+
+/// The frame inside another one: only the checksum behind the hop that was taken is left open.
+fn wrapped(mut frame: Vec<u8>, parsed: &Frame, hops: u8, outer: Outer) -> (Vec<u8>, Vec<usize>) {
+    let network = parsed.network_offset as usize;
+    let is_v4 = is_v4(&parsed.packet.key);
+    frame[network + if is_v4 { 8 } else { 7 }] -= hops;
+    let around = Around {
+        source: endpoint(&outer.source, 0).ip(),
+        destination: endpoint(&outer.destination, 0).ip(),
+        udp_source_port: outer.udp_source_port,
+        flow_label: outer.flow_label,
+    };
+    let out = around.wrap(&frame, network);
+    let moved_by = out.len() - frame.len();
+    let checksums = if is_v4 {
+        vec![network + moved_by + 10]
+    } else {
+        Vec::new()
+    };
     (out, checksums)
 }

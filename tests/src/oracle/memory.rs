@@ -63,7 +63,7 @@ impl Oracle {
                 let nat = self.nat.iter().find(|nat| nat.is_ipv4() == segment.to.is_ipv4());
                 SocketAddr::new(*nat.expect("an address for Nat in each family"), answer.port)
             }
-            Forward::Dnat | Forward::L2Dsr => segment.from,
+            _ => segment.from,
         };
         let signs = Signs::of(segment);
         let udp = is_udp(segment);
@@ -79,7 +79,7 @@ impl Oracle {
             backend: backend.clone(),
             target,
             seen_as,
-            has_replies: forward != Forward::L2Dsr,
+            has_replies: !forward.is_direct(),
             here: signs,
             here_ns: now_ns,
             back: Signs::default(),
@@ -112,15 +112,15 @@ impl Oracle {
     /// Forgets what is idle for too long, and notes what has ended; says how many connections were forgotten.
     pub fn sweep(&mut self, now_ns: u64, timeouts: &Timeouts) -> usize {
         let before = self.known.len();
-        let l2dsr: Vec<(IpAddr, u16)> = self
+        let direct: Vec<(IpAddr, u16)> = self
             .policy
             .services
             .iter()
-            .filter(|service| service.forward == Forward::L2Dsr)
+            .filter(|service| service.forward.is_direct())
             .flat_map(|service| service.addresses.iter().map(|address| (*address, service.port)))
             .collect();
         self.known.retain_mut(|known| {
-            let back = if l2dsr.contains(&(known.to.ip(), known.to.port())) {
+            let back = if direct.contains(&(known.to.ip(), known.to.port())) {
                 known.here
             } else {
                 known.back

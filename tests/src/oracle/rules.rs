@@ -65,7 +65,8 @@ impl Oracle {
             };
             let mut takers = Vec::new();
             for backend in &pool.backends {
-                if backend.address.is_ipv4() != v4 || !self.complies(tenant, service, pool, backend) {
+                let fits = service.forward.is_tunnel() || backend.address.is_ipv4() == v4;
+                if !fits || !self.complies(tenant, service, pool, backend) {
                     continue;
                 }
                 choice.compliant += 1;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::decide::{TCP, UDP};
-use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use etherparse::{IpNumber, NetSlice, SlicedPacket, TransportSlice};
 
 use super::{Mac, address};
 
@@ -98,6 +98,39 @@ pub fn inspect(frame: &[u8]) -> Result<Seen, FrameError> {
         },
         hop_limit,
     })
+}
+
+/// The frame that another one carries, with the link layer of that one; `None` if it carries none.
+///
+/// # Errors
+/// [`FrameError`] if the outer header cannot be read or its checksum does not add up.
+pub fn unwrap(frame: &[u8]) -> Result<Option<Vec<u8>>, FrameError> {
+    let packet = SlicedPacket::from_ethernet(frame).map_err(|error| FrameError::Unreadable {
+        problem: error.to_string(),
+    })?;
+    let carried = match &packet.net {
+        Some(NetSlice::Ipv4(ip)) => {
+            add_up("IPv4", ones_sum(ip.header().slice()))?;
+            ip.payload()
+        }
+        Some(NetSlice::Ipv6(ip)) => ip.payload(),
+        _ => return Ok(None),
+    };
+    let inner = match &packet.transport {
+        Some(TransportSlice::Udp(udp)) if udp.destination_port() == 6080 => udp.payload(),
+        _ if matches!(carried.ip_number, IpNumber::IPV4 | IpNumber::IPV6) => carried.payload,
+        _ => return Ok(None),
+    };
+    let ether_type: [u8; 2] = if inner.first().is_some_and(|first| first >> 4 == 4) {
+        [0x08, 0x00]
+    } else {
+        [0x86, 0xdd]
+    };
+    let network = 14 + 4 * packet.vlan_ids().len();
+    let mut out = frame[..network - 2].to_vec();
+    out.extend(ether_type);
+    out.extend(inner);
+    Ok(Some(out))
 }
 
 fn octets(ip: IpAddr) -> Vec<u8> {

@@ -147,6 +147,18 @@ impl Row {
         self
     }
 
+    /// Stays on the host.
+    pub(crate) fn passed(mut self) -> Self {
+        self.verdict = Verdict::Pass;
+        self
+    }
+
+    /// Goes in as these bytes.
+    pub(crate) fn goes_in(mut self, frame: Vec<u8>) -> Self {
+        self.frame = frame;
+        self
+    }
+
     /// The same packet so many times, each with the same outcome.
     pub(crate) fn times(mut self, times: u32) -> Self {
         self.times = times;

@@ -23,7 +23,7 @@ use enforcer_common::schema::{backend_connections, tenant_connections};
 use enforcer_tests::generate::{self, Op, Start, Surroundings, unhex};
 use enforcer_tests::model::{Model, Outcome};
 use enforcer_tests::oracle::{Answer, Fate, Oracle, Prediction, Status};
-use enforcer_tests::packet::{Segment, inspect};
+use enforcer_tests::packet::{Segment, inspect, unwrap};
 use enforcer_tests::random::{Random, SEED_VARIABLE, count, seed};
 use enforcer_tests::rig::{Ran, Rig, START_NS, TIMEOUTS};
 use enforcer_tests::world::{LOCAL_V4, NAT_V4, NAT_V6, World, next_hop};
@@ -447,7 +447,9 @@ fn same_frame(sent: &[u8], ran: &Ran, outcome: &Outcome) -> Result<(), Differenc
         }
     }
     if !outcome.checksums.is_empty() && inspect(sent).is_ok() {
-        inspect(&ran.frame).map_err(|error| format!("{error}\n  kernel {}", generate::hex(&ran.frame)))?;
+        let shown = |error| format!("{error}\n  kernel {}", generate::hex(&ran.frame));
+        let inner = unwrap(&ran.frame).map_err(shown)?;
+        inspect(inner.as_ref().unwrap_or(&ran.frame)).map_err(shown)?;
     }
     Ok(())
 }

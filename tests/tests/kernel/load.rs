@@ -7,6 +7,7 @@ use aya::maps::{MapInfo, MapType};
 use enforcer_agent::adapters::dataplane::{Dataplane, Settings, map_directory};
 use enforcer_agent::pure::capacity::Capacity;
 use enforcer_common::abi::reason::Reason;
+use enforcer_common::continuation::Continuation;
 use enforcer_common::schema::{MAPS, RECORDS, SCHEMA_VERSION};
 use enforcer_tests::lab::Lab;
 
@@ -21,6 +22,13 @@ const EGRESS_VERIFIED_BUDGET: u32 = 26_000;
 const XDP_TRANSLATED_BUDGET: u32 = 13_500;
 /// The same for the TC egress program (2,500 measured).
 const EGRESS_TRANSLATED_BUDGET: u32 = 3_700;
+
+/// The same of a program that goes on with a packet: instructions verified, and translated.
+const fn continuation_budget(continuation: Continuation) -> (u32, u32) {
+    match continuation {
+        Continuation::Encapsulate => (6000, 1100),
+    }
+}
 
 /// Bytes of one translated instruction.
 const INSTRUCTION_BYTES: u32 = 8;
@@ -46,7 +54,7 @@ fn programs_load_within_their_budget() {
         let (_lab, mut dataplane) = open(test_clock);
         let xdp = dataplane.xdp().unwrap().info().unwrap();
         let egress = dataplane.egress().unwrap().info().unwrap();
-        for (name, info, verified_budget, translated_budget) in [
+        let mut programs = vec![
             ("enforcer_xdp", xdp, XDP_VERIFIED_BUDGET, XDP_TRANSLATED_BUDGET),
             (
                 "enforcer_egress",
@@ -54,7 +62,13 @@ fn programs_load_within_their_budget() {
                 EGRESS_VERIFIED_BUDGET,
                 EGRESS_TRANSLATED_BUDGET,
             ),
-        ] {
+        ];
+        for continuation in Continuation::ALL {
+            let info = dataplane.continuation(*continuation).unwrap().info().unwrap();
+            let (verified_budget, translated_budget) = continuation_budget(*continuation);
+            programs.push((continuation.program(), info, verified_budget, translated_budget));
+        }
+        for (name, info, verified_budget, translated_budget) in programs {
             let verified = info
                 .verified_instruction_count()
                 .expect("a kernel of 5.16 or later");

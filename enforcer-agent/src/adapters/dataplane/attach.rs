@@ -10,6 +10,9 @@ use aya::sys::SyscallError;
 
 use super::{Dataplane, DataplaneError, EGRESS_PROGRAM, XDP_PROGRAM, map_directory};
 
+/// Pins of the map of continuations begin with this; the id of the XDP program follows.
+const CONTINUATIONS_PREFIX: &str = "continuations-";
+
 /// Which XDP mode to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
@@ -101,6 +104,15 @@ impl Dataplane {
                 self.egress()?.pin(&path)
             };
             pinned.map_err(|source| DataplaneError::Pin { path, source })?;
+        }
+        let continuations = continuations_pin(&self.pin_directory, self.continuations);
+        for pin in list(&programs)? {
+            let is_one = pin
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(CONTINUATIONS_PREFIX));
+            if is_one && pin != continuations {
+                remove_file(&pin)?;
+            }
         }
         let own = map_directory(&self.pin_directory);
         for entry in list(&self.pin_directory)? {
@@ -329,7 +341,14 @@ fn other_xdp() -> String {
     }
 }
 
-fn create(path: &Path) -> Result<(), DataplaneError> {
+/// Where the map of continuations of the XDP program with this id is pinned.
+pub(super) fn continuations_pin(pin_directory: &Path, id: u32) -> PathBuf {
+    pin_directory
+        .join("programs")
+        .join(format!("{CONTINUATIONS_PREFIX}{id}"))
+}
+
+pub(super) fn create(path: &Path) -> Result<(), DataplaneError> {
     std::fs::create_dir_all(path).map_err(|source| DataplaneError::PinDirectory {
         path: path.to_owned(),
         source,

@@ -17,11 +17,12 @@ mod sweep;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{MapError, MapInfo};
+use aya::maps::{MapError, MapInfo, ProgramArray};
 use aya::pin::PinError;
 use aya::programs::links::LinkError;
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use enforcer_common::continuation::Continuation;
 use enforcer_common::schema::{MAPS, SCHEMA_HASH};
 
 use crate::pure::capacity::Capacity;
@@ -164,10 +165,15 @@ pub enum DataplaneError {
     },
 }
 
+/// Name of the map of programs that go on with a packet.
+const CONTINUATIONS_MAP: &str = "CONTINUATIONS";
+
 /// Programs and maps of one instance.
 pub struct Dataplane {
     ebpf: Ebpf,
     pin_directory: PathBuf,
+    /// Which pin is that of the map of programs that go on with a packet: the XDP program's id.
+    continuations: u32,
     /// Typed handles.
     pub maps: Maps,
     /// Whether the maps were there before: their content is that of an earlier agent.
@@ -235,6 +241,7 @@ impl Dataplane {
         }
         let mut ebpf = loader.load(OBJECT).map_err(explain_privileges)?;
         load(&mut ebpf)?;
+        let continuations = link_continuations(&mut ebpf, &settings.pin_directory)?;
         #[cfg(feature = "kernel-log")]
         kernel_log::forward(&mut ebpf);
         let capacity = capacity_of(&directory)?;
@@ -245,6 +252,7 @@ impl Dataplane {
         Ok(Self {
             ebpf,
             pin_directory: settings.pin_directory.clone(),
+            continuations,
             maps,
             adopted,
             capacity,
@@ -257,6 +265,14 @@ impl Dataplane {
     /// If the object does not hold it.
     pub fn xdp(&mut self) -> Result<&mut Xdp, DataplaneError> {
         program(&mut self.ebpf, XDP_PROGRAM)
+    }
+
+    /// A program that goes on with a packet.
+    ///
+    /// # Errors
+    /// If the object does not hold it.
+    pub fn continuation(&mut self, continuation: Continuation) -> Result<&mut Xdp, DataplaneError> {
+        program(&mut self.ebpf, continuation.program())
     }
 
     /// The TC egress program.
@@ -306,9 +322,49 @@ fn load(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     program::<Xdp>(ebpf, XDP_PROGRAM)?
         .load()
         .map_err(refused(XDP_PROGRAM))?;
+    for continuation in Continuation::ALL {
+        let name = continuation.program();
+        program::<Xdp>(ebpf, name)?.load().map_err(refused(name))?;
+    }
     program::<SchedClassifier>(ebpf, EGRESS_PROGRAM)?
         .load()
         .map_err(refused(EGRESS_PROGRAM))
+}
+
+/// Fills in the map of the programs that go on with a packet, and pins it: the kernel empties such a map when nobody but
+/// programs holds it any more. It belongs to these programs alone and has a name of its own, so that those of an earlier
+/// agent keep theirs until they are replaced.
+fn link_continuations(ebpf: &mut Ebpf, pin_directory: &Path) -> Result<u32, DataplaneError> {
+    let wrong = |source| DataplaneError::Map {
+        name: CONTINUATIONS_MAP,
+        source,
+    };
+    let missing = || MapError::InvalidName {
+        name: CONTINUATIONS_MAP.to_owned(),
+    };
+    let map = ebpf.take_map(CONTINUATIONS_MAP).ok_or_else(|| wrong(missing()))?;
+    let mut continuations = ProgramArray::try_from(map).map_err(wrong)?;
+    for continuation in Continuation::ALL {
+        let name = continuation.program();
+        let target = program::<Xdp>(ebpf, name)?;
+        let target = target
+            .fd()
+            .map_err(|source| DataplaneError::Program { name, source })?;
+        continuations
+            .set(*continuation as u32, target, 0)
+            .map_err(wrong)?;
+    }
+    let id = program::<Xdp>(ebpf, XDP_PROGRAM)?.info().map(|info| info.id());
+    let id = id.map_err(|source| DataplaneError::Program {
+        name: XDP_PROGRAM,
+        source,
+    })?;
+    attach::create(&pin_directory.join("programs"))?;
+    let path = attach::continuations_pin(pin_directory, id);
+    continuations
+        .pin(&path)
+        .map_err(|source| DataplaneError::Pin { path, source })?;
+    Ok(id)
 }
 
 /// Without CAP_NET_ADMIN the kernel refuses the program type, without CAP_PERFMON the verifier refuses the pointers.

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use enforcer_common::abi::address::{self, Address};
 use enforcer_common::abi::config::HostRecord;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -79,6 +80,10 @@ pub struct HostFacts {
     pub nat_port_first: u16,
     /// Number of ports that `Nat` may use.
     pub nat_port_count: u16,
+    /// Sources of packets that are sent around others (`Ipip`, `Gue`): the host part varies by flow.
+    pub outer_v4: Option<Ipv4Net>,
+    /// The same for IPv6.
+    pub outer_v6: Option<Ipv6Net>,
     /// The host's own addresses: packets to them are none of our business.
     pub local_addresses: Vec<IpAddr>,
     /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
@@ -111,6 +116,8 @@ pub struct NextHop {
     pub own_mac: [u8; 6],
     /// Link-layer address of the back end, or of the router in front of it.
     pub next_hop_mac: [u8; 6],
+    /// The largest packet that the link takes.
+    pub mtu_bytes: u32,
 }
 
 /// A compiled policy.
@@ -138,15 +145,18 @@ pub enum CompileError {
         /// `IPv4` or `IPv6`.
         family: &'static str,
     },
-    /// The data path has no such forward mode. `resolve` refuses them before.
+    /// A service is forwarded in packets to back ends of a family of which this host has no source for them.
     #[error(
-        "service `{service}` is forwarded by {forward:?}, which the data path cannot do: choose another mode"
+        "service `{service}` is forwarded by {forward:?} to {family} back ends, but the agent's configuration has no \
+         {family} prefix under `encapsulation`: add one whose addresses back ends accept packets from"
     )]
-    NoSuchForward {
+    NoOuterSource {
         /// The service's name.
         service: String,
         /// How it is forwarded.
         forward: Forward,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
     },
     /// A table of the data path is too small.
     #[error(
@@ -200,7 +210,13 @@ impl HostFacts {
     /// The record for the map `HOST`.
     #[must_use]
     pub fn record(&self) -> HostRecord {
+        let (outer_v4, outer_v6) = (self.outer_v4, self.outer_v6);
         HostRecord {
+            outer_v4: outer_v4.map_or(0, |net| u32::from(net.network()).to_be()),
+            outer_v4_spread: outer_v4.map_or(0, |net| u32::from(net.hostmask()).to_be()),
+            outer_v6: outer_v6.map_or([0; 4], |net| address_of(IpAddr::V6(net.network()))),
+            // The last word varies at most: more flows than that are not told apart anyway.
+            outer_v6_spread: outer_v6.map_or(0, |net| (u128::from(net.hostmask()) as u32).to_be()),
             nat_v4: self.nat_v4.map_or(0, |address| u32::from(address).to_be()),
             nat_port_first: self.nat_port_first,
             nat_port_count: self.nat_port_count,
@@ -209,6 +225,13 @@ impl HostFacts {
                 .map_or([0; 4], |address| address_of(IpAddr::V6(address))),
             events_per_window: self.events_per_window,
             ..HostRecord::ZERO
+        }
+    }
+
+    const fn has_outer_source(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.outer_v4.is_some(),
+            Family::V6 => self.outer_v6.is_some(),
         }
     }
 
@@ -384,6 +407,7 @@ impl Cache {
         };
         let layout = lay_out(inputs, &numbered, same_policy);
         require_nat_addresses(&layout)?;
+        require_outer_sources(&layout)?;
         let capacity = inputs.host.capacity.trie_nodes;
         let full = |trie::Full| CompileError::Capacity {
             what: "trie nodes",
@@ -396,7 +420,7 @@ impl Cache {
         let tables = Tables {
             trie,
             tenants: records::tenant_records(&layout, &decisions.row_of_tenant).into(),
-            services: records::service_records(&layout)?.into(),
+            services: records::service_records(&layout).into(),
             rows: decisions.rows,
             blocks: decisions.blocks,
             decisions: decisions.decisions,
@@ -459,6 +483,27 @@ fn require_nat_addresses(layout: &Layout<'_>) -> Result<(), CompileError> {
         }),
         None => Ok(()),
     }
+}
+
+fn require_outer_sources(layout: &Layout<'_>) -> Result<(), CompileError> {
+    let encapsulated = layout.services.iter().map(|slotted| slotted.service);
+    for service in encapsulated.filter(|service| service.forward.encapsulates()) {
+        let pools = service
+            .pools
+            .iter()
+            .map(|pool| &layout.inputs.policy.pools[*pool]);
+        let mut families = pools
+            .flat_map(|pool| &pool.backends)
+            .map(|backend| Family::of(backend.address));
+        if let Some(family) = families.find(|family| !layout.inputs.host.has_outer_source(*family)) {
+            return Err(CompileError::NoOuterSource {
+                service: service.name.clone(),
+                forward: service.forward,
+                family: family.name(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The families of every service, each with the service's index in the policy.

@@ -523,7 +523,10 @@ fn eligible<'a>(
     let compliant: Vec<(usize, &SlottedBackend<'_>)> =
         compliant_backends(layout.inputs.policy, service.service, constraints)
             .map(|(pool, backend)| (pool, &layout.backends[pool][backend]))
-            .filter(|(_, backend)| Family::of(backend.backend.address) == service.family)
+            .filter(|(_, backend)| {
+                service.service.forward.encapsulates()
+                    || Family::of(backend.backend.address) == service.family
+            })
             .collect();
     let able = |pool: usize| {
         let of_pool = compliant.iter().filter(move |(of, _)| *of == pool);

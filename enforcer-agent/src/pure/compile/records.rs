@@ -4,13 +4,13 @@
 //! nothing stale may stand there in a bank of which nothing is known.
 
 use enforcer_common::abi::config::{
-    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT, LimitRecord,
-    MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW,
-    TENANT_SUSPENDED, TenantRecord,
+    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_GUE, FORWARD_IPIP,
+    FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, LimitRecord, MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT,
+    ServiceRecord, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord,
 };
 use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 
-use super::{CompileError, Exhausted, Layout, NextHop, SlottedBackend, address_of, class_bit};
+use super::{Exhausted, Layout, NextHop, SlottedBackend, address_of, class_bit};
 use crate::pure::policy::limits::{Unit, step_fp};
 use crate::pure::policy::resolved::{Forward, Limits};
 
@@ -68,29 +68,27 @@ fn limit_record(rate_per_second: Option<u64>, burst_ns: u64, unit: Unit) -> Limi
     }
 }
 
-/// The number that stands for a forward mode, if the data path has it.
-const fn forward_code(forward: Forward) -> Option<u32> {
+/// The number that stands for a forward mode.
+const fn forward_code(forward: Forward) -> u32 {
     match forward {
-        Forward::Nat => Some(FORWARD_NAT),
-        Forward::Dnat => Some(FORWARD_DNAT),
-        Forward::L2Dsr => Some(FORWARD_L2DSR),
-        Forward::Ipip | Forward::Gue | Forward::Local => None,
+        Forward::Nat => FORWARD_NAT,
+        Forward::Dnat => FORWARD_DNAT,
+        Forward::L2Dsr => FORWARD_L2DSR,
+        Forward::Ipip => FORWARD_IPIP,
+        Forward::Gue => FORWARD_GUE,
+        Forward::Local => FORWARD_LOCAL,
     }
 }
 
-pub(super) fn service_records(layout: &Layout<'_>) -> Result<Vec<ServiceRecord>, CompileError> {
+pub(super) fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
     let mut records = vec![ServiceRecord::ZERO; MAX_SERVICES as usize];
     for service in &layout.services {
-        let forward = forward_code(service.service.forward).ok_or_else(|| CompileError::NoSuchForward {
-            service: service.service.name.clone(),
-            forward: service.service.forward,
-        })?;
         records[service.slot as usize] = ServiceRecord {
-            forward,
+            forward: forward_code(service.service.forward),
             flags: SERVICE_PRESENT,
         };
     }
-    Ok(records)
+    records
 }
 
 pub(super) fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
@@ -112,6 +110,7 @@ pub(super) fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
             ifindex,
             own_mac,
             next_hop_mac,
+            mtu_bytes,
         }) = status.next_hop
         {
             record.flags |= BACKEND_REACHABLE;
@@ -119,6 +118,7 @@ pub(super) fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
                 ifindex,
                 own_mac,
                 next_hop_mac,
+                mtu_bytes,
                 ..record
             };
         }

@@ -72,6 +72,7 @@ impl World {
             ifindex: 3,
             own_mac: [2; 6],
             next_hop_mac: [4; 6],
+            mtu_bytes: 1500,
         });
         let backends = policy
             .pools
@@ -92,6 +93,8 @@ impl World {
             nat_v6: Some("2001:db8:9::250".parse().unwrap()),
             nat_port_first: 10_000,
             nat_port_count: 20_000,
+            outer_v4: "10.254.0.0/16".parse().ok(),
+            outer_v6: "2001:db8:fe::/64".parse().ok(),
             local_addresses: vec!["10.9.0.254".parse().unwrap(), "10.9.0.250".parse().unwrap()],
             events_per_window: 8,
             capacity: Capacity::default(),

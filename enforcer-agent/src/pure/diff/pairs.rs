@@ -11,7 +11,7 @@ use super::{
     BackendChange, Block, Decision, DecisionChange, Effect, FromTo, PairCounts, Room, join, reason_name,
 };
 use crate::pure::policy::ResolvedPolicy;
-use crate::pure::policy::judgement::{Bindings, ConstraintSet, Judgements, compliant_backends, same_family};
+use crate::pure::policy::judgement::{Bindings, ConstraintSet, Judgements, compliant_backends};
 use crate::pure::policy::resolved::Action;
 use crate::pure::policy::selection::Selection;
 
@@ -190,7 +190,7 @@ fn interned_set<'a>(
         if !service
             .addresses
             .iter()
-            .any(|address| same_family(*address, backend.address))
+            .any(|address| service.forward.reaches(*address, backend.address))
         {
             continue;
         }

@@ -34,6 +34,7 @@ fn ask_of(
         ifindex: 2,
         own_mac: [2; 6],
         next_hop_mac: [4; 6],
+        mtu_bytes: 1500,
     });
     let backends: BTreeMap<String, BackendStatus> = policy
         .pools

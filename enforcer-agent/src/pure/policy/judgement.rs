@@ -7,7 +7,6 @@
 //! already is passed over in a few words, and the block ends when nothing is left to decide.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::bounds::{MAX_CONSTRAINTS, MAX_RULES};
@@ -380,13 +379,6 @@ pub fn compliant_backends<'a>(
             .filter(move |(_, backend)| all_allow(pool, backend))
             .map(move |(index, _)| (*pool_index, index))
     })
-}
-
-/// Whether packets to a virtual address can be forwarded to a back end: no forward mode translates between IPv4 and
-/// IPv6.
-#[must_use]
-pub const fn same_family(virtual_address: IpAddr, backend: IpAddr) -> bool {
-    virtual_address.is_ipv4() == backend.is_ipv4()
 }
 
 #[cfg(test)]

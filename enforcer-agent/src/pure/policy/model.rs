@@ -123,7 +123,7 @@ records! {
         /// Bytes to services, from the IP header on.
         #[schemars(extend("x-unit" = "bytes/s, 4 to 10^12", "examples" = ["50Mi"]))]
         "bytesPerSecond" => pub bytes_per_second: Option<Scalar<Count>>,
-        /// Bytes back to the tenant, from the IP header on. Not with `L2Dsr`, whose answers do not come by.
+        /// Bytes back to the tenant, from the IP header on. Not with `L2Dsr`, `Ipip` and `Gue`, whose answers do not come by.
         #[schemars(extend("x-unit" = "bytes/s, 4 to 10^12", "examples" = ["20Mi"]))]
         "responseBytesPerSecond" => pub response_bytes_per_second: Option<Scalar<Count>>,
         /// Connections open at the same time.
@@ -162,11 +162,11 @@ records! {
         /// Unique among services.
         #[schemars(extend("examples" = ["chat"]))]
         "name" => pub name: Scalar<Name>,
-        /// The virtual addresses, at least one. No back end may have one of them. Packets to them must be routed to the
+        /// The virtual addresses, at least one. No back end may have one of them, but for the proxies of a `Local` service. Packets to them must be routed to the
         /// balancer.
         "addresses" => pub addresses: List<Scalar<Address>>,
         /// The port, or several in a row. Address, port and protocol belong to one service. Connections to all ports of
-        /// a range go to the back end's one port; with `L2Dsr` they keep theirs.
+        /// a range go to the back end's one port; with `L2Dsr`, `Ipip`, `Gue` and `Local` they keep theirs.
         "port" => pub port: Scalar<Ports>,
         /// TCP or UDP.
         "protocol" => pub protocol: Scalar<Protocol>,

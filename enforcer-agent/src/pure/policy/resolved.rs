@@ -191,6 +191,29 @@ pub enum Forward {
     Local,
 }
 
+// === impl Forward ===
+
+impl Forward {
+    /// Whether packets go out inside others, so that the families of inside and outside may differ.
+    #[must_use]
+    pub const fn encapsulates(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
+
+    /// Whether packets keep their destination: whoever gets them has the virtual address and listens on the service's
+    /// own port.
+    #[must_use]
+    pub const fn keeps_destination(self) -> bool {
+        matches!(self, Self::L2Dsr | Self::Ipip | Self::Gue | Self::Local)
+    }
+
+    /// Whether packets to a virtual address can be forwarded to a back end: nothing translates between IPv4 and IPv6.
+    #[must_use]
+    pub const fn reaches(self, virtual_address: IpAddr, backend: IpAddr) -> bool {
+        self.encapsulates() || virtual_address.is_ipv4() == backend.is_ipv4()
+    }
+}
+
 /// The ports of a service: one, or several in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortRange {
@@ -351,6 +374,13 @@ pub struct Digest(pub [u8; 32]);
 // === impl ResolvedPolicy ===
 
 impl ResolvedPolicy {
+    /// Whether packets to this address stay on the host, for a proxy: it is that of a `Local` service.
+    #[must_use]
+    pub fn stays_here(&self, address: IpAddr) -> bool {
+        let mut services = self.services.iter();
+        services.any(|service| service.forward == Forward::Local && service.addresses.contains(&address))
+    }
+
     /// The value of a back end's label: its own, or else its pool's.
     #[must_use]
     pub fn backend_label<'a>(pool: &'a Pool, backend: &'a Backend, key: &str) -> Option<&'a str> {

@@ -1,15 +1,19 @@
 //! Carries out a decision, in the order of the kernel programs: find or make the entries, which may still fail; then pay;
 //! then send.
 
-use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::config::{BackendRecord, FORWARD_DNAT, FORWARD_L2DSR, FORWARD_NAT};
+use enforcer_common::abi::address::{self, FlowKey};
+use enforcer_common::abi::config::{
+    BackendRecord, FORWARD_GUE, FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, answers_directly, encapsulates,
+    takes_hop,
+};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::Reason;
 use enforcer_common::decide::{Decision, FlowFate, flow_bits, reply_key};
+use enforcer_common::encapsulation::{flow_label, gue_source_port, outer_source};
 use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::Frame;
 
-use super::{Replay, Sent};
+use super::{Outer, Replay, Sent};
 
 /// Ports that the programs try before they give up a translation.
 const PORT_TRIES: u32 = 8;
@@ -54,12 +58,15 @@ impl Replay {
         self.pay(&decision.charges, now_ns);
         let nat = self.nat_source(&key, decision.forward, translated_port_be);
         let onward = reply_key(&key, backend.address, backend.port_be, nat).reversed();
-        let direct = decision.forward == FORWARD_L2DSR;
+        let forward = decision.forward;
+        let stays = forward == FORWARD_LOCAL;
+        let keeps_addresses = stays || forward == FORWARD_L2DSR || encapsulates(forward);
         Ok(Sent {
-            ifindex: Some(backend.ifindex),
-            key: (!direct).then_some(onward),
-            hops: u8::from(!direct),
-            link: Some((backend.next_hop_mac, backend.own_mac)),
+            ifindex: (!stays).then_some(backend.ifindex),
+            key: (!keeps_addresses).then_some(onward),
+            hops: u8::from(takes_hop(forward)),
+            link: (!stays).then_some((backend.next_hop_mac, backend.own_mac)),
+            outer: encapsulates(forward).then(|| self.outer(&key, forward, &backend)),
             translated_port_be,
         })
     }
@@ -72,6 +79,7 @@ impl Replay {
             key: Some(reply.forward.reversed()),
             hops: 1,
             link: Some((reply.client_mac, reply.own_mac)),
+            outer: None,
             translated_port_be: 0,
         })
     }
@@ -95,6 +103,7 @@ impl Replay {
             key: Some(key),
             hops: 0,
             link: None,
+            outer: None,
             translated_port_be: 0,
         })
     }
@@ -227,20 +236,19 @@ impl Replay {
             ..
         } = journey;
         let key = frame.packet.key;
+        if answers_directly(decision.forward) {
+            return Ok(key.source_port_be);
+        }
         let record = reply_record(journey);
         let full = self.replies.len() >= self.capacity;
-        match decision.forward {
-            FORWARD_L2DSR => return Ok(key.source_port_be),
-            FORWARD_DNAT => {
-                let at = reply_key(&key, backend.address, backend.port_be, None);
-                match self.replies.get(&at) {
-                    Some(other) if other.forward != key => return Err(Reason::TranslationExhausted),
-                    None if full => return Err(Reason::TableFull),
-                    Some(_) | None => self.set_reply(at, record),
-                }
-                return Ok(key.source_port_be);
+        if decision.forward != FORWARD_NAT {
+            let at = reply_key(&key, backend.address, backend.port_be, None);
+            match self.replies.get(&at) {
+                Some(other) if other.forward != key => return Err(Reason::TranslationExhausted),
+                None if full => return Err(Reason::TableFull),
+                Some(_) | None => self.set_reply(at, record),
             }
-            _ => {}
+            return Ok(key.source_port_be);
         }
         let mut hash = flow_hash(&key);
         for _ in 0..PORT_TRIES {
@@ -258,6 +266,17 @@ impl Replay {
             hash = hash.rotate_left(17).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
         Err(Reason::TranslationExhausted)
+    }
+
+    /// The header around a packet of this flow.
+    fn outer(&self, key: &FlowKey, forward: u32, backend: &BackendRecord) -> Outer {
+        let hash = flow_hash(key);
+        Outer {
+            source: outer_source(&self.host, hash, address::is_v4(&backend.address)),
+            destination: backend.address,
+            udp_source_port: (forward == FORWARD_GUE).then(|| gue_source_port(hash)),
+            flow_label: flow_label(hash),
+        }
     }
 }
 

@@ -200,7 +200,15 @@ pub(super) fn one_refusal_pays_nothing() -> Scenario {
             assert_eq!(maps.limiter(tight, Limiter::ResponseBytes).unwrap(), 0);
         },
     ));
-    Scenario::of(POLICY, steps)
+    Scenario {
+        prepare: |world| {
+            let next_hops = world.backends.values_mut();
+            for next_hop in next_hops.filter_map(|status| status.next_hop.as_mut()) {
+                next_hop.mtu_bytes = 9000;
+            }
+        },
+        ..Scenario::of(POLICY, steps)
+    }
 }
 
 #[test]

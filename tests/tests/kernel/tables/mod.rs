@@ -7,7 +7,9 @@ mod forward;
 mod generations;
 mod governors;
 mod limits;
+mod local;
 mod shapes;
+mod tunnels;
 
 use std::collections::BTreeSet;
 
@@ -41,18 +43,29 @@ spec:
   - {name: beside, addresses: [192.0.2.40], port: 8000, protocol: TCP, pools: [near], forward: Nat}
   - {name: dark, addresses: [192.0.2.50], port: 8000, protocol: TCP, pools: [unreached], forward: Nat}
   - {name: ill, addresses: [192.0.2.60], port: 8000, protocol: TCP, pools: [sick], forward: Nat}
+  - {name: in-four, addresses: [192.0.2.80, "2001:db8::80"], port: 9000, protocol: TCP, pools: [four], forward: Ipip}
+  - {name: in-six, addresses: [192.0.2.81, "2001:db8::81"], port: 9000, protocol: UDP, pools: [six], forward: Ipip}
+  - {name: by-four, addresses: [192.0.2.90, "2001:db8::90"], port: 9000, protocol: UDP, pools: [four], forward: Gue}
+  - {name: by-six, addresses: [192.0.2.91, "2001:db8::91"], port: 9000, protocol: TCP, pools: [six], forward: Gue}
+  - {name: stays, addresses: [192.0.2.95, "2001:db8::95"], port: 8000, protocol: TCP, pools: [proxies], forward: Local}
   - {name: closed, addresses: [192.0.2.70], port: 8000, protocol: TCP, pools: [main], forward: Nat}
   pools:
   - name: main
     backends:
     - {name: gpu-1, address: 10.9.0.1, port: 9000}
     - {name: gpu-6, address: "2001:db8:9::1", port: 9000}
+  - {name: four, backends: [{name: gpu-8, address: 10.9.0.8, port: 9000}]}
+  - {name: six, backends: [{name: gpu-7, address: "2001:db8:9::7", port: 9000}]}
+  - name: proxies
+    backends:
+    - {name: proxy-4, address: 192.0.2.95, port: 8000}
+    - {name: proxy-6, address: "2001:db8::95", port: 8000}
   - {name: near, backends: [{name: gpu-2, address: 10.9.0.2, port: 9000}]}
   - {name: unreached, backends: [{name: gpu-3, address: 10.9.0.3, port: 9000}]}
   - {name: sick, backends: [{name: gpu-4, address: 10.9.0.4, port: 9000}]}
   rules:
   - {name: all-but-closed, action: Allow, tenants: {matchNames: [acme, bound, hooli, initech, inside]},
-     services: {matchNames: [chat, dns, seen, seen-dns, direct, beside, dark, ill]}}
+     services: {matchNames: [chat, dns, seen, seen-dns, direct, beside, dark, ill, in-four, in-six, by-four, by-six, stays]}}
   - {name: by-day, action: Allow, tenants: {matchNames: [globex]}, services: {matchNames: [seen]},
      schedule: {from: "08:00", to: "20:00"}}
   - {name: not-initech, action: Deny, tenants: {matchNames: [initech]}, services: {matchNames: [chat]}}
@@ -128,6 +141,9 @@ fn everything() -> Vec<Scenario> {
         forward::nat,
         forward::dnat,
         forward::direct,
+        tunnels::table,
+        tunnels::too_big,
+        local::table,
         forward::reopening,
         shapes::truncations,
         shapes::lies,

@@ -216,10 +216,10 @@ proptest! {
         probes in proptest::collection::vec(any::<u32>(), 20),
     ) {
         // Prefixes close to one another, so that they nest.
-        let nets: BTreeMap<ipnet::Ipv4Net, u8> = prefixes
+        let nets: BTreeMap<Ipv4Net, u8> = prefixes
             .into_iter()
             .map(|((bits, length), tenant)| (bits & 0x0a03_81ff, length, tenant))
-            .map(|(bits, length, tenant)| (ipnet::Ipv4Net::new(bits.into(), length).unwrap().trunc(), tenant))
+            .map(|(bits, length, tenant)| (Ipv4Net::new(bits.into(), length).unwrap().trunc(), tenant))
             .collect();
         let mut text = "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {name: p}\nspec:\n  tenants:\n".to_owned();
         for tenant in nets.values().collect::<BTreeSet<_>>() {

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use super::super::bounds::MAX_SERVICES;
 use super::super::diagnostic::{Code, Reporter};
-use super::super::judgement::same_family;
 use super::super::resolved::{Backend, Forward, Pool, Protocol, ResolvedPolicy, Service};
 use super::super::source::Place;
 use super::super::suggest::quoted;
@@ -26,6 +25,7 @@ pub(super) fn check(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places
     service_slots(reporter, policy);
     vip_is_no_backend(reporter, policy, places);
     for (service, place) in policy.services.iter().zip(&places.services) {
+        proxies(reporter, policy, service, *place);
         families(reporter, policy, service, *place);
         ports(reporter, policy, service, *place);
         probes(reporter, policy, service, *place);
@@ -81,16 +81,29 @@ fn service_slots(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy) {
     }
 }
 
-/// An address that is both a service's and a back end's would be both where traffic is judged and where it is sent.
+/// An address that is both a service's and a back end's would be both where traffic is judged and where it is sent. Only
+/// with `Local` that is so: the back end is the proxy that has the service's address.
 fn vip_is_no_backend(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
-    let backends: BTreeMap<IpAddr, &str> = policy
-        .pools
-        .iter()
-        .flat_map(|pool| {
-            pool.backends
-                .iter()
-                .map(|backend| (backend.address, backend.name.as_str()))
-        })
+    let mut locals: BTreeMap<usize, Vec<&Service>> = BTreeMap::new();
+    let mut others = BTreeSet::new();
+    for service in &policy.services {
+        for pool in &service.pools {
+            if service.forward == Forward::Local {
+                locals.entry(*pool).or_default().push(service);
+            } else {
+                others.insert(*pool);
+            }
+        }
+    }
+    let is_proxy = |pool: usize, address: &IpAddr| {
+        let mut services = locals.get(&pool).into_iter().flatten();
+        !others.contains(&pool) && services.any(|service| service.addresses.contains(address))
+    };
+    let pools = policy.pools.iter().enumerate();
+    let backends: BTreeMap<IpAddr, &str> = pools
+        .flat_map(|(index, pool)| pool.backends.iter().map(move |backend| (index, backend)))
+        .filter(|(pool, backend)| !is_proxy(*pool, &backend.address))
+        .map(|(_, backend)| (backend.address, backend.name.as_str()))
         .collect();
     for (service, place) in policy.services.iter().zip(&places.services) {
         for address in &service.addresses {
@@ -111,10 +124,31 @@ fn vip_is_no_backend(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, place
     }
 }
 
-/// No forward mode translates between IPv4 and IPv6.
+/// The packets of a `Local` service stay where they are: whoever gets them has the address that they were sent to.
+fn proxies(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Service, place: Place) {
+    if service.forward != Forward::Local {
+        return;
+    }
+    for (_, backend) in backends_of(policy, service) {
+        if !service.addresses.contains(&backend.address) {
+            let message = format!(
+                "service {} stays on this host (`Local`), but back end {} has address `{}`, which is none of the service's",
+                quoted(&service.name),
+                quoted(&backend.name),
+                backend.address
+            );
+            let help = "With `Local` the back end is the proxy on this host that listens on the service's own address: \
+                        give it that address, or forward by another mode.";
+            reporter.error(Code::Forwarding, place, message, help);
+        }
+    }
+}
+
+/// Nothing translates between IPv4 and IPv6.
 fn families(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Service, place: Place) {
     for address in family_representatives(service) {
-        if !backends_of(policy, service).any(|(_, backend)| same_family(address, backend.address)) {
+        if !backends_of(policy, service).any(|(_, backend)| service.forward.reaches(address, backend.address))
+        {
             let family = family_name(address);
             let message = format!(
                 "service {} has address `{address}`, but no {family} back end",
@@ -130,7 +164,7 @@ fn families(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Serv
         if !service
             .addresses
             .iter()
-            .any(|address| same_family(*address, backend.address))
+            .any(|address| service.forward.reaches(*address, backend.address))
         {
             let family = family_name(backend.address);
             let message = format!(
@@ -148,19 +182,20 @@ fn families(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Serv
     }
 }
 
-/// `L2Dsr` leaves the packet as it is, port included: the back end has to listen on every port of the service, and it is
-/// probed on its own.
+/// Where packets keep their destination, port included, the back end has to listen on every port of the service, and it
+/// is probed on its own.
 fn ports(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, service: &Service, place: Place) {
-    if service.forward != Forward::L2Dsr {
+    if !service.forward.keeps_destination() {
         return;
     }
     for (_, backend) in
         backends_of(policy, service).filter(|(_, backend)| !service.ports.contains(backend.port))
     {
         let message = format!(
-            "service {} keeps port {} (`L2Dsr`), but back end {} listens on {}",
+            "service {} keeps port {} (`{:?}`), but back end {} listens on {}",
             quoted(&service.name),
             service.ports,
+            service.forward,
             quoted(&backend.name),
             backend.port
         );

@@ -3,7 +3,6 @@
 //! A policy that uses one is refused where it does. To take a line out of [`NOT_ENFORCED`] switches the feature on.
 
 use super::super::diagnostic::{Code, Reporter};
-use super::super::resolved::Forward;
 use super::super::source::Place;
 
 /// A part of the policy language that can be there or not.
@@ -11,9 +10,6 @@ use super::super::source::Place;
 pub(super) enum Feature {
     ClassWeight,
     Guaranteed,
-    Ipip,
-    Gue,
-    Local,
 }
 
 /// What is not enforced, with what to do without it.
@@ -28,12 +24,7 @@ const NOT_ENFORCED: &[(Feature, &str, &str)] = &[
         "guaranteed rates",
         "Only `limits` hold: limit the others so that they leave enough.",
     ),
-    (Feature::Ipip, "forwarding by `Ipip`", FORWARDS),
-    (Feature::Gue, "forwarding by `Gue`", FORWARDS),
-    (Feature::Local, "forwarding by `Local`", FORWARDS),
 ];
-
-const FORWARDS: &str = "There is `Nat`, `Dnat` or `L2Dsr`.";
 
 /// Refuses a feature that is not enforced.
 pub(super) fn require(reporter: &mut Reporter<'_>, feature: Feature, place: impl Into<Place>) {
@@ -42,14 +33,4 @@ pub(super) fn require(reporter: &mut Reporter<'_>, feature: Feature, place: impl
     };
     let message = format!("this version does not enforce {what}: refused rather than ignored");
     reporter.error(Code::Unsupported, place, message, *instead);
-}
-
-/// The feature that a forward mode is.
-pub(super) const fn of_forward(forward: Forward) -> Option<Feature> {
-    match forward {
-        Forward::Nat | Forward::Dnat | Forward::L2Dsr => None,
-        Forward::Ipip => Some(Feature::Ipip),
-        Forward::Gue => Some(Feature::Gue),
-        Forward::Local => Some(Feature::Local),
-    }
 }

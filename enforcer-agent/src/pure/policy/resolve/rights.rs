@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::super::diagnostic::{Code, Reporter};
-use super::super::judgement::{
-    Bindings, ConstraintSet, Reach, compliant_backends, is_compliant, same_family,
-};
+use super::super::judgement::{Bindings, ConstraintSet, Reach, compliant_backends, is_compliant};
 use super::super::resolved::{Action, Mode, ResolvedPolicy, Service};
 use super::super::selection::Selection;
 use super::super::source::Place;
@@ -232,10 +230,14 @@ struct Who<'a> {
 
 fn report_pair(reporter: &mut Reporter<'_>, who: &Who<'_>, address: IpAddr, place: Place) {
     let (policy, service) = (who.policy, who.service);
-    let in_family =
-        |pool: usize, backend: usize| same_family(address, policy.pools[pool].backends[backend].address);
+    let in_family = |pool: usize, backend: usize| {
+        service
+            .forward
+            .reaches(address, policy.pools[pool].backends[backend].address)
+    };
     // A family without any back end is an error of its own.
-    let exists = backends_of(policy, service).any(|(_, backend)| same_family(address, backend.address));
+    let exists =
+        backends_of(policy, service).any(|(_, backend)| service.forward.reaches(address, backend.address));
     if !exists {
         return;
     }
@@ -257,7 +259,7 @@ fn report_pair(reporter: &mut Reporter<'_>, who: &Who<'_>, address: IpAddr, plac
         let backends = policy.pools[*pool].backends.iter();
         backends
             .map(|backend| backend.address)
-            .any(|backend| same_family(address, backend))
+            .any(|backend| service.forward.reaches(address, backend))
     });
     if let Some(preferred) = preferred.filter(|preferred| *preferred != pool) {
         let message = format!(

@@ -8,7 +8,7 @@ use super::super::model::{self, List, Scalar, Text};
 use super::super::resolved::{Forward, Pool, PortRange, Protocol, Service};
 use super::super::source::Place;
 use super::super::suggest::quoted;
-use super::{Name, Placed, enforced, network, scalar, sort_by_name, unknown_name};
+use super::{Name, Placed, network, scalar, sort_by_name, unknown_name};
 
 /// What services claim: by address and protocol, the ports that they begin at, with the service's name.
 type Claims<'a> = BTreeMap<(IpAddr, Protocol), BTreeMap<u16, (PortRange, &'a Text)>>;
@@ -62,10 +62,6 @@ fn resolve_service<'a>(
     }
     let mut addresses: Vec<IpAddr> = addresses.into_iter().map(|(address, _)| address).collect();
     addresses.sort_unstable();
-    let chosen_forward = scalar::choice(reporter, forward);
-    if let Some(feature) = chosen_forward.and_then(enforced::of_forward) {
-        enforced::require(reporter, feature, forward);
-    }
     let value = Service {
         name: name.value.clone(),
         addresses,
@@ -73,7 +69,7 @@ fn resolve_service<'a>(
         protocol: protocol.unwrap_or(Protocol::Tcp),
         labels: scalar::labels(reporter, labels.as_ref()),
         pools: resolve_pools(reporter, name, pool_names, pools),
-        forward: chosen_forward.unwrap_or(Forward::Nat),
+        forward: scalar::choice(reporter, forward).unwrap_or(Forward::Nat),
     };
     Placed {
         value,

@@ -1,0 +1,38 @@
+//! The programs that go on with a packet after it was judged: tail calls, by number.
+//!
+//! A program has a stack of 512 bytes, and the verifier multiplies the paths through all of its parts. What only some
+//! packets need, and needs room, is a program of its own.
+#![forbid(unsafe_code)]
+
+/// A program that goes on with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Continuation {
+    /// Sends it to its back end inside another packet.
+    Encapsulate = 0,
+}
+
+/// How many there are.
+pub const CONTINUATIONS: u32 = Continuation::ALL.len() as u32;
+
+impl Continuation {
+    /// All of them, by number.
+    pub const ALL: &'static [Self] = &[Self::Encapsulate];
+
+    /// The name of the program.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Encapsulate => "enforcer_encapsulate",
+        }
+    }
+}
+
+/// What such a program is told besides the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Errand {
+    /// Index of the back end in `BACKENDS`.
+    pub backend: u32,
+    /// A `FORWARD_*` code.
+    pub forward: u32,
+}

@@ -1,0 +1,203 @@
+//! What the decision function reads and answers: packets, flows, [`Facts`], [`Decision`].
+#![forbid(unsafe_code)]
+
+use crate::Reason;
+use crate::abi::address::{Address, FlowKey};
+use crate::abi::config::{
+    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, SET_WORDS, ServiceRecord, TenantRecord,
+};
+
+use super::limiter::Charge;
+
+/// IP protocol number of TCP.
+pub const TCP: u32 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u32 = 17;
+
+/// TCP flag FIN.
+pub const TCP_FIN: u8 = 0x01;
+/// TCP flag SYN.
+pub const TCP_SYN: u8 = 0x02;
+/// TCP flag RST.
+pub const TCP_RST: u8 = 0x04;
+/// TCP flag ACK.
+pub const TCP_ACK: u8 = 0x10;
+
+/// How much of the packet could be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// No IP packet: ARP and the like.
+    NotIp,
+    /// The IP header is truncated or its lengths contradict the frame's.
+    BadHeader,
+    /// The IP header is sound, but what follows cannot be walked or is too short.
+    BadTransport,
+    /// Some other protocol than TCP and UDP.
+    Other,
+    /// A fragment other than a whole datagram.
+    Fragment,
+    /// TCP or UDP with both ports.
+    Transport,
+}
+
+/// What the judgement needs to know of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// The 5-tuple. Addresses are valid unless the shape is `NotIp` or `BadHeader`, ports only for `Transport`.
+    pub key: FlowKey,
+    /// How much could be read.
+    pub shape: Shape,
+    /// TCP flags, zero for UDP.
+    pub tcp_flags: u8,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    /// Bytes from the IP header on, as the frame carries them.
+    pub bytes: u32,
+}
+
+/// The part of a flow's state that the judgement reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Generation under which it was last judged.
+    pub generation: u64,
+    /// Tenant slot.
+    pub tenant: u32,
+    /// Deciding rule plus one, or zero.
+    pub rule: u32,
+    /// Back-end slot.
+    pub backend: u32,
+    /// Back-end address.
+    pub backend_address: Address,
+    /// Back-end port.
+    pub backend_port_be: u16,
+    /// `FLOW_*` bits of the client's direction.
+    pub state: u32,
+    /// The `FORWARD_*` code that it was set up for.
+    pub forward: u32,
+}
+
+/// The part of a reply entry that the judgement reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Tenant slot.
+    pub tenant: u32,
+    /// Service slot.
+    pub service: u32,
+    /// Back-end slot.
+    pub backend: u32,
+}
+
+/// Where the judgement looks things up. Configuration is asked for by bank; an index beyond a table answers `None`.
+pub trait Facts {
+    /// The live generation.
+    fn generation(&self) -> u64;
+    /// Entry `byte` of trie node `node`; zero where there is none.
+    fn trie_entry(&self, bank: u32, node: u32, byte: u8) -> u32;
+    /// A tenant.
+    fn tenant(&self, bank: u32, slot: u32) -> Option<&TenantRecord>;
+    /// A service.
+    fn service(&self, bank: u32, slot: u32) -> Option<&ServiceRecord>;
+    /// What a row of tenants says about a service.
+    fn cell(&self, bank: u32, row: u32, service: u32) -> Option<DecisionCell>;
+    /// The decision that a cell names.
+    fn decision(&self, bank: u32, number: u16) -> Option<&DecisionRecord>;
+    /// The agent's lease.
+    fn lease(&self) -> LeaseRecord;
+    /// Service classes that are shed on an eligible set, a bit for each; none where there is no such set.
+    fn shed_classes(&self, bank: u32, set: u32) -> u64;
+    /// Members of an eligible set.
+    fn set_members(&self, bank: u32, set: u32) -> Option<&[u64; SET_WORDS]>;
+    /// A slot of a set's Maglev table; [`NO_BACKEND`] where there is none.
+    fn maglev(&self, bank: u32, set: u32, slot: u32) -> u16;
+    /// A back end.
+    fn backend(&self, bank: u32, slot: u32) -> Option<&BackendRecord>;
+    /// The flow of a client's 5-tuple.
+    fn flow(&self, key: &FlowKey) -> Option<Flow>;
+    /// The flow whose replies have this 5-tuple.
+    fn reply(&self, key: &FlowKey) -> Option<Reply>;
+    /// A limiter's theoretical arrival time.
+    fn limiter(&self, index: u32) -> u64;
+    /// Connections that the tenant has open.
+    fn open_connections(&self, tenant: u32) -> u64;
+}
+
+/// What becomes of the flow entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowFate {
+    /// There is none and none is made.
+    None,
+    /// Unchanged but for its counters.
+    Kept,
+    /// Judged anew under this generation; same back end.
+    Renewed,
+    /// Judged anew; another back end, since its own is no longer eligible.
+    Moved,
+    /// The client opened a new connection on the 5-tuple of one that is closing.
+    Reopened,
+    /// Made.
+    Opened,
+}
+
+impl FlowFate {
+    /// Whether the packet begins a connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opens(self) -> bool {
+        matches!(self, Self::Opened | Self::Reopened)
+    }
+}
+
+/// What a packet gets, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Why. [`Reason::effect`] says whether the packet is forwarded, passed or dropped.
+    pub reason: Reason,
+    /// The generation that decided.
+    pub generation: u64,
+    /// Tenant slot; zero where none is known.
+    pub tenant: u32,
+    /// Service slot plus one; zero where there is none.
+    pub service: u32,
+    /// Deciding rule plus one; zero where none decided.
+    pub rule: u32,
+    /// Back-end slot plus one; zero where none was chosen.
+    pub backend: u32,
+    /// A `FORWARD_*` code, zero where nothing is forwarded to a back end.
+    pub forward: u32,
+    /// What becomes of the flow entry.
+    pub flow: FlowFate,
+    /// Shadow rule that would have decided otherwise, plus one, or zero; only where the decision table was asked.
+    pub shadow_rule: u32,
+    /// What that rule would have answered.
+    pub shadow_reason: u32,
+    /// To be paid once the packet is certain to go out.
+    pub charges: [Charge; 3],
+}
+
+impl Decision {
+    pub(super) const fn new(reason: Reason, generation: u64) -> Self {
+        Self {
+            reason,
+            generation,
+            tenant: 0,
+            service: 0,
+            rule: 0,
+            backend: 0,
+            forward: 0,
+            flow: FlowFate::None,
+            shadow_rule: 0,
+            shadow_reason: 0,
+            charges: [Charge::NONE; 3],
+        }
+    }
+
+    /// The same packet refused after all: nothing is charged and no flow is made.
+    #[inline(always)]
+    #[must_use]
+    pub const fn refused(mut self, reason: Reason) -> Self {
+        self.reason = reason;
+        self.flow = FlowFate::None;
+        self.charges = [Charge::NONE; 3];
+        self
+    }
+}
