@@ -31,7 +31,8 @@ fn spec() -> Value {
         ],
         "services": [
             {"name": "chat", "addresses": ["192.0.2.10", "192.0.2.11", "2001:db8::10"], "port": 8000, "protocol": "TCP",
-             "labels": {"model": "llama", "tier": "gold"}, "pools": ["h100-eu", "h100-us"], "forward": "Nat"},
+             "labels": {"model": "llama", "tier": "gold"}, "pools": ["h100-eu", "h100-us"], "forward": "Nat",
+             "onRefusal": "Reset"},
             {"name": "embed", "addresses": ["192.0.2.12"], "port": "8001-8003", "protocol": "TCP",
              "labels": {"model": "bge"}, "pools": ["h100-us"], "forward": "Dnat"},
         ],
@@ -242,6 +243,7 @@ fn other_values() -> Vec<(&'static str, Value)> {
         ("/services/0/labels/tier", json!("silver")),
         ("/services/0/pools", json!(["h100-us", "h100-eu"])),
         ("/services/0/forward", json!("Dnat")),
+        ("/services/0/onRefusal", json!("Prohibited")),
         ("/services/1/name", rename()),
         ("/services/1/addresses/0", json!("192.0.2.13")),
         ("/services/1/port", json!("8001-8004")),

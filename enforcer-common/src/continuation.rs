@@ -10,6 +10,8 @@
 pub enum Continuation {
     /// Sends it to its back end inside another packet.
     Encapsulate = 0,
+    /// Answers a packet that was refused.
+    Answer = 1,
 }
 
 /// How many there are.
@@ -17,12 +19,13 @@ pub const CONTINUATIONS: u32 = Continuation::ALL.len() as u32;
 
 impl Continuation {
     /// All of them, by number.
-    pub const ALL: &'static [Self] = &[Self::Encapsulate];
+    pub const ALL: &'static [Self] = &[Self::Encapsulate, Self::Answer];
 
     /// The name of the program.
     pub const fn program(self) -> &'static str {
         match self {
             Self::Encapsulate => "enforcer_encapsulate",
+            Self::Answer => "enforcer_answer",
         }
     }
 }
@@ -35,4 +38,27 @@ pub struct Errand {
     pub backend: u32,
     /// A `FORWARD_*` code.
     pub forward: u32,
+    /// Number of the [`Answer`](crate::decide::answer::Answer).
+    pub answer: u32,
+    /// The largest packet that would have fitted.
+    pub fitting_bytes: u32,
+    /// Who pays for the answer: tenant slot.
+    pub tenant: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The time of the judgement.
+    pub now_ns: u64,
+}
+
+impl Errand {
+    /// Nothing to do.
+    pub const NONE: Self = Self {
+        backend: 0,
+        forward: 0,
+        answer: 0,
+        fitting_bytes: 0,
+        tenant: 0,
+        reserved: 0,
+        now_ns: 0,
+    };
 }

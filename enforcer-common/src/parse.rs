@@ -44,6 +44,10 @@ impl Frame {
     }
 }
 
+/// IP protocol number of ICMP.
+pub const ICMP: u32 = 1;
+/// IP protocol number of ICMPv6.
+pub const ICMPV6: u32 = 58;
 /// Extension headers that are walked before the chain is given up as unreadable.
 pub const MAX_EXTENSION_HEADERS: u32 = 6;
 /// VLAN tags that are walked.

@@ -19,8 +19,9 @@ pub const MAX_BACKENDS: u32 = 4096;
 pub const MAX_DECISIONS: u32 = 1 << 16;
 /// Slots of a Maglev table: a prime, as the method wants (Eisenbud et al., NSDI 2016).
 pub const MAGLEV_SLOTS: u32 = 16_381;
-/// Limiters of one tenant: connections, packets, bytes, response bytes.
-pub const LIMITERS_PER_TENANT: u32 = 4;
+/// Words of one tenant in `LIMITERS`, more than it has limiters: a cache line, so that tenants on different CPUs do not
+/// share one.
+pub const LIMITERS_PER_TENANT: u32 = 8;
 /// Bytes of the ring buffer: a power of two and a multiple of the page size.
 pub const EVENT_BYTES: u32 = 4 << 20;
 

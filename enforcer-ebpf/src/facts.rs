@@ -15,8 +15,8 @@ use core::ptr;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, NO_BACKEND,
-    ROW_BLOCKS, SET_WORDS, ServiceRecord, TenantRecord,
+    BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitRecord,
+    NO_BACKEND, ROW_BLOCKS, SET_WORDS, ServiceRecord, TenantRecord,
 };
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::decide::limiter::{Charge, Payment};
@@ -246,6 +246,14 @@ impl Facts for MapFacts {
                 open_connections(load(opened), closed)
             }
             _ => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn answers(&self) -> LimitRecord {
+        match host() {
+            Some(host) => host.answers,
+            None => LimitRecord::ZERO,
         }
     }
 }

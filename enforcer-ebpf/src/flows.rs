@@ -74,6 +74,7 @@ pub(crate) fn forward(
         sent.errand = Some(Errand {
             backend: banked(bank, decision.backend - 1),
             forward: decision.forward,
+            ..Errand::NONE
         });
     } else if decision.forward != FORWARD_LOCAL {
         readdress(ctx, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;

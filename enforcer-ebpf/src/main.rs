@@ -7,7 +7,9 @@
 //! - `window`: bounds-checked access to packet bytes; the only casts of packet pointers.
 //! - `facts`: `Facts` over the maps.
 //! - `flows`: makes, moves and updates flow entries, translates addresses, pays charges.
-//! - `encapsulate`: outer headers, put before a packet and taken off.
+//! - `encapsulate`: outer headers, put before a packet.
+//! - `answer`: what goes back to the sender of a refused packet.
+//! - `header`, `resize`: headers made from nothing, and room for them.
 //! - `rewrite`: header edits and checksums.
 //! - `emit`: counters and ring-buffer events.
 #![no_std]
@@ -27,11 +29,14 @@
     reason = "the BPF target's atomics with a result are reached by intrinsics only"
 )]
 
+mod answer;
 mod emit;
 mod encapsulate;
 mod facts;
 mod flows;
+mod header;
 mod maps;
+mod resize;
 mod rewrite;
 mod window;
 
@@ -40,8 +45,9 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
-use enforcer_common::continuation::Continuation;
+use enforcer_common::continuation::{Continuation, Errand};
 use enforcer_common::decide;
+use enforcer_common::decide::answer::Answer;
 use enforcer_common::parse;
 
 use crate::facts::MapFacts;
@@ -91,7 +97,26 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
         maps::go_on(&ctx, Continuation::Encapsulate, errand);
         return xdp_action::XDP_ABORTED;
     }
+    if verdict == xdp_action::XDP_DROP {
+        let kind = decide::answer::kind(&facts, &decision, &frame.packet);
+        if !matches!(kind, Answer::None) {
+            let errand = Errand {
+                answer: kind as u32,
+                fitting_bytes: decide::answer::fitting_bytes(&facts, &decision),
+                tenant: decision.tenant,
+                now_ns,
+                ..Errand::NONE
+            };
+            maps::go_on(&ctx, Continuation::Answer, errand);
+        }
+    }
     verdict
+}
+
+/// Answers a packet that was refused, unless its tenant has had as many answers as there may be.
+#[xdp]
+pub fn enforcer_answer(ctx: XdpContext) -> u32 {
+    answer::send(&ctx).unwrap_or(xdp_action::XDP_DROP)
 }
 
 /// Sends a packet that was admitted to its back end inside another one.

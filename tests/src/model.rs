@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use enforcer_agent::pure::replay::{Replay, Sent, Sweep};
+use enforcer_agent::pure::replay::{Answered, Replay, Sent, Sweep};
 use enforcer_agent::pure::tables::Tables;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
@@ -14,9 +14,11 @@ use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::{EVENT_FLOW_MOVED, EVENT_FLOW_OPENED, EVENT_REFUSED, EventRecord};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::Effect;
+use enforcer_common::decide::answer::Answer;
 use enforcer_common::decide::{Decision, FlowFate, Packet};
 use enforcer_common::parse::parse;
 
+use crate::packet::{Complaint, complain, reset};
 use crate::rig::{TIMEOUTS, Verdict};
 use crate::world::INGRESS_IFINDEX;
 use rewrite::rewritten;
@@ -111,18 +113,31 @@ impl Model {
         *counter += 1;
         let (frame, checksums) = match &outcome.sent {
             Some(sent) => rewritten(frame, &parsed, sent),
-            None => (frame.to_vec(), Vec::new()),
+            None => (answered(frame, outcome.answer), Vec::new()),
         };
         let translated_port_be = outcome.sent.map_or(0, |sent| sent.translated_port_be);
         let event = event_of(&decision, &parsed.packet, translated_port_be, direction, now_ns);
         Outcome {
-            verdict: verdict(&decision, outcome.sent.as_ref()),
+            verdict: match outcome.answer.answer {
+                Answer::None => verdict(&decision, outcome.sent.as_ref()),
+                _ => Verdict::Transmit,
+            },
             decision,
             packet: parsed.packet,
             frame,
             checksums,
             event,
         }
+    }
+}
+
+/// The frame that is left: the answer in place of a packet that gets one.
+fn answered(frame: &[u8], answered: Answered) -> Vec<u8> {
+    match answered.answer {
+        Answer::None => frame.to_vec(),
+        Answer::Reset => reset(frame),
+        Answer::Prohibited => complain(frame, Complaint::Prohibited),
+        Answer::TooBig => complain(frame, Complaint::TooBig(answered.fitting_bytes)),
     }
 }
 

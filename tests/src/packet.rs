@@ -14,9 +14,11 @@ use etherparse::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use answers::{Complaint, complain, reset};
 pub use outer::Around;
 pub use seen::{FrameError, Seen, inspect, unwrap};
 
+mod answers;
 mod outer;
 mod seen;
 

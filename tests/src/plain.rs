@@ -125,6 +125,21 @@ pub struct Service {
     pub pools: Vec<String>,
     /// How packets are forwarded.
     pub forward: Forward,
+    /// What the senders of refused packets are answered.
+    #[serde(default)]
+    pub on_refusal: Refusal,
+}
+
+/// What the sender of a refused packet is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// A reset, if it is TCP.
+    Reset,
+    /// ICMP.
+    Prohibited,
 }
 
 /// A group of back ends.
@@ -304,6 +319,7 @@ fn service_value(service: &Service) -> Value {
         "labels": service.labels,
         "pools": service.pools,
         "forward": service.forward,
+        "onRefusal": service.on_refusal,
     })
 }
 

@@ -23,6 +23,8 @@ pub const BACKEND_SIDE_MAC: Mac = [0x02, 0, 0, 0, 0x1b, 0x02];
 /// What that interface takes: room for a packet of 3000 bytes behind TCP and IPv6, and for one over IPv4 in a tunnel of
 /// twenty bytes, but of no more.
 pub const MTU_BYTES: u32 = 3060;
+/// Refused packets that are answered, of each tenant.
+pub const ANSWERS_PER_SECOND: u32 = 10;
 /// Sources of what is put around packets to IPv4 back ends.
 pub const OUTER_V4: &str = "10.254.0.0/16";
 /// The same for IPv6 back ends.
@@ -104,6 +106,7 @@ impl World {
             nat_v6: Some(NAT_V6),
             nat_port_first: 20_000,
             nat_port_count: 20_000,
+            answers_per_second: ANSWERS_PER_SECOND,
             outer_v4: OUTER_V4.parse().ok(),
             outer_v6: OUTER_V6.parse().ok(),
             local_addresses: vec![LOCAL_V4.into(), NAT_V4.into()],

@@ -98,11 +98,11 @@ fn digests_of_the_samples_are_pinned() {
     for (name, expected) in [
         (
             "quickstart.yaml",
-            "3aed860c2ebb0bf7c3165cc3f13704607fec1a3d8a23f4cd9971ff181b72af4e",
+            "7820627925ba63b3cf64711b2b208976522e63a275aa08f31d473184d3499117",
         ),
         (
             "residency.yaml",
-            "4bb6f74d1f870977c5416553470f3e6acf073b109c55c50a0942ebf3d2cdad5e",
+            "df6bc86736f56f0884acfc44b60c126c2308a21a959e12aa883aabcbf9641881",
         ),
     ] {
         let policy = load_file(name, &directory(name))

@@ -77,6 +77,7 @@ fn surroundings(
             nat_v6: nat.ipv6,
             nat_port_first: nat.port_first,
             nat_port_count: nat.port_count,
+            answers_per_second: 0,
             outer_v4: encapsulation.ipv4,
             outer_v6: encapsulation.ipv6,
             local_addresses: nat

@@ -36,6 +36,7 @@ pub(super) fn check(file: &str, document: Document) -> Result<Config, ConfigErro
         policy,
         nat,
         encapsulation,
+        answers_per_second,
         audit,
         metrics,
         capacity,
@@ -71,6 +72,9 @@ pub(super) fn check(file: &str, document: Document) -> Result<Config, ConfigErro
         policy: policy.and_then(|text| checker.optional(&text, |text| path(text, MAX_PATH_BYTES))),
         nat: checker.nat(nat.unwrap_or_default()),
         encapsulation: checker.encapsulation(encapsulation.unwrap_or_default()),
+        answers_per_second: checker.value(answers_per_second, "100", |text| {
+            count(text, 0..=1_000_000).map(|count| count as u32)
+        }),
         metrics: metrics.map(|section| checker.value(section.listen, "127.0.0.1:9464", listen_address)),
         capacity: checker.capacity(capacity.unwrap_or_default(), flow_table.entries.clone()),
         flow_table: checker.flow_table(flow_table),

@@ -47,6 +47,9 @@ pub struct Config {
     pub nat: Nat,
     /// What `Ipip` and `Gue` put around packets.
     pub encapsulation: Encapsulation,
+    /// Refused packets of one tenant, and of all strangers together, that are answered per second where a policy asks for
+    /// answers.
+    pub answers_per_second: u32,
     /// The audit log.
     pub audit: Audit,
     /// The Prometheus endpoint; `None` leaves it out.
@@ -214,6 +217,7 @@ struct Document {
     policy: Option<Text>,
     nat: Option<NatSection>,
     encapsulation: Option<EncapsulationSection>,
+    answers_per_second: Option<Text>,
     audit: Option<AuditSection>,
     metrics: Option<MetricsSection>,
     capacity: Option<CapacitySection>,

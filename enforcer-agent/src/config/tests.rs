@@ -27,6 +27,7 @@ fn the_least_configuration_gets_every_default() {
                 port_count: 22_768
             },
             encapsulation: Encapsulation::default(),
+            answers_per_second: 100,
             audit: Audit {
                 directory: "/var/lib/enforcer/audit".into(),
                 events_per_window: 64,

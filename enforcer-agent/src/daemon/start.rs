@@ -97,6 +97,7 @@ impl Core {
             nat_v6: config.nat.ipv6,
             nat_port_first: config.nat.port_first,
             nat_port_count: config.nat.port_count,
+            answers_per_second: config.answers_per_second,
             outer_v4: config.encapsulation.ipv4,
             outer_v6: config.encapsulation.ipv6,
             local_addresses,

@@ -58,6 +58,7 @@ impl Neutral {
                 nat_v6: Some(NAT_V6),
                 nat_port_first: NAT_PORT_FIRST,
                 nat_port_count: u16::MAX - NAT_PORT_FIRST,
+                answers_per_second: 0,
                 outer_v4: Some(Ipv4Net::from(NAT_V4)),
                 outer_v6: Some(Ipv6Net::from(NAT_V6)),
                 local_addresses: Vec::new(),

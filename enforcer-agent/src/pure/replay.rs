@@ -22,13 +22,14 @@ use enforcer_common::abi::config::{FORWARD_NAT, HostRecord, LeaseRecord};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
+use enforcer_common::decide::answer::{self, Answer};
 use enforcer_common::decide::limiter::{Charge, Payment};
 use enforcer_common::decide::{Decision, Flow, Packet, Reply, judge, judge_egress};
 use enforcer_common::parse::Frame;
 use enforcer_common::schema::{backend_connections, tenant_connections};
 
 use super::expiry::{self, Seen, Timeouts};
-use super::snapshot::{Lease, Snapshot};
+use super::snapshot::{Answers, Lease, Snapshot};
 use super::tables::Tables;
 pub use sweep::Sweep;
 
@@ -66,6 +67,17 @@ pub struct Outcome {
     pub decision: Decision,
     /// How it goes out, if it is forwarded.
     pub sent: Option<Sent>,
+    /// What its sender is answered, if it is refused.
+    pub answer: Answered,
+}
+
+/// What a sender is answered, and the largest packet that would have fitted where that was what was wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// What goes back.
+    pub answer: Answer,
+    /// Bytes.
+    pub fitting_bytes: u32,
 }
 
 /// A packet that goes out.
@@ -96,6 +108,16 @@ pub struct Outer {
     pub udp_source_port: Option<u16>,
     /// IPv6 flow label.
     pub flow_label: u32,
+}
+
+// === impl Answered ===
+
+impl Answered {
+    /// Nothing goes back.
+    pub const NOTHING: Self = Self {
+        answer: Answer::None,
+        fitting_bytes: 0,
+    };
 }
 
 // === impl Replay ===
@@ -130,6 +152,7 @@ impl Replay {
     pub fn install(&mut self, tables: Tables, generation: u64, host: HostRecord) {
         self.snapshot.tables = tables;
         self.snapshot.generation = generation;
+        self.snapshot.answers = Answers(host.answers);
         self.host = host;
         self.touched.extend(self.flows.keys());
         self.may_have_orphans = true;
@@ -145,7 +168,7 @@ impl Replay {
             _ => judge_egress(&self.snapshot, &frame.packet, now_ns),
         };
         if decision.reason.effect() != Effect::Forwarded {
-            return Outcome { decision, sent: None };
+            return self.stopped(decision, &frame.packet, now_ns);
         }
         let carried_out = match (decision.reason, direction) {
             (Reason::Reply, DIRECTION_EGRESS) => self.reply_through_stack(frame, &decision, now_ns),
@@ -156,12 +179,31 @@ impl Replay {
             Ok(sent) => Outcome {
                 decision,
                 sent: Some(sent),
+                answer: Answered::NOTHING,
             },
-            Err(reason) => Outcome {
-                decision: decision.refused(reason),
-                sent: None,
-            },
+            Err(reason) => self.stopped(decision.refused(reason), &frame.packet, now_ns),
         }
+    }
+
+    /// A packet that is not forwarded: its sender may be answered.
+    fn stopped(&mut self, decision: Decision, packet: &Packet, now_ns: u64) -> Outcome {
+        let mut outcome = Outcome {
+            decision,
+            sent: None,
+            answer: Answered::NOTHING,
+        };
+        let answer = answer::kind(&self.snapshot, &decision, packet);
+        if answer == Answer::None || decision.reason.effect() != Effect::Refused {
+            return outcome;
+        }
+        if let Some(charge) = answer::charge(&self.snapshot, decision.tenant, now_ns) {
+            self.pay(&[charge], now_ns);
+            outcome.answer = Answered {
+                answer,
+                fitting_bytes: answer::fitting_bytes(&self.snapshot, &decision),
+            };
+        }
+        outcome
     }
 
     /// What a packet would get that comes in now. Nothing is changed.

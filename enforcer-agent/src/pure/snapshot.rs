@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, NO_BACKEND, SET_WORDS, ServiceRecord,
-    TenantRecord,
+    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, LimitRecord, NO_BACKEND, SET_WORDS,
+    ServiceRecord, TenantRecord,
 };
 use enforcer_common::decide::{Facts, Flow, Reply};
 
@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub open_connections: BTreeMap<u32, u64>,
     /// The agent's lease.
     pub lease: Lease,
+    /// How many refused packets are answered.
+    pub answers: Answers,
 }
 
 /// A lease; by default one that nobody gave, which never lapses.
@@ -40,6 +42,16 @@ pub struct Lease(pub LeaseRecord);
 impl Default for Lease {
     fn default() -> Self {
         Self(LeaseRecord::ZERO)
+    }
+}
+
+/// How many refused packets of a tenant are answered; none by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answers(pub LimitRecord);
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self(LimitRecord::ZERO)
     }
 }
 
@@ -112,5 +124,9 @@ impl Facts for Snapshot {
 
     fn open_connections(&self, tenant: u32) -> u64 {
         self.open_connections.get(&tenant).copied().unwrap_or(0)
+    }
+
+    fn answers(&self) -> LimitRecord {
+        self.answers.0
     }
 }

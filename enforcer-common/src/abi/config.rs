@@ -60,13 +60,17 @@ record! {
     pub struct ServiceRecord, 8 bytes {
         /// A `FORWARD_*` code.
         pub forward: u32,
-        /// [`SERVICE_PRESENT`] or zero.
+        /// `SERVICE_*` flags.
         pub flags: u32,
     }
 }
 
 /// The slot is in use.
 pub const SERVICE_PRESENT: u32 = 1;
+/// A refused TCP segment is answered with a reset, anything else as with [`SERVICE_PROHIBITS`].
+pub const SERVICE_RESETS: u32 = 2;
+/// A refused packet is answered with ICMP: administratively prohibited.
+pub const SERVICE_PROHIBITS: u32 = 4;
 /// Rewrite source and destination: the back end sees the balancer.
 pub const FORWARD_NAT: u32 = 1;
 /// Rewrite the destination only: the back end sees the client and routes its answers through the balancer.
@@ -234,7 +238,7 @@ record! {
 
 record! {
     /// What is particular to this host, not to the policy.
-    pub struct HostRecord, 72 bytes {
+    pub struct HostRecord, 88 bytes {
         /// The address that `Nat` puts in place of the client's, IPv4; all zero: none.
         pub nat_v4: u32,
         /// First port of the range that `Nat` may use.
@@ -245,6 +249,8 @@ record! {
         pub nat_v6: Address,
         /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
         pub events_per_window: u64,
+        /// Refused packets of one tenant, and of all strangers together, that are answered. All zero: none.
+        pub answers: LimitRecord,
         /// Source of encapsulated packets, IPv4: the fixed bits.
         pub outer_v4: u32,
         /// The bits that vary by flow.

@@ -4,7 +4,8 @@
 use crate::Reason;
 use crate::abi::address::{Address, FlowKey};
 use crate::abi::config::{
-    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, SET_WORDS, ServiceRecord, TenantRecord,
+    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, LimitRecord, SET_WORDS, ServiceRecord,
+    TenantRecord,
 };
 
 use super::limiter::Charge;
@@ -119,6 +120,8 @@ pub trait Facts {
     fn limiter(&self, index: u32) -> u64;
     /// Connections that the tenant has open.
     fn open_connections(&self, tenant: u32) -> u64;
+    /// How many refused packets of a tenant are answered. All zero: none.
+    fn answers(&self) -> LimitRecord;
 }
 
 /// What becomes of the flow entry.
@@ -158,6 +161,8 @@ pub struct Decision {
     pub tenant: u32,
     /// Service slot plus one; zero where there is none.
     pub service: u32,
+    /// Whether the packet goes to that service, rather than comes from a back end of it.
+    pub to_service: bool,
     /// Deciding rule plus one; zero where none decided.
     pub rule: u32,
     /// Back-end slot plus one; zero where none was chosen.
@@ -181,6 +186,7 @@ impl Decision {
             generation,
             tenant: 0,
             service: 0,
+            to_service: false,
             rule: 0,
             backend: 0,
             forward: 0,

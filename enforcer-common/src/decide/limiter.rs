@@ -28,11 +28,19 @@ pub enum Limiter {
     Bytes = 2,
     /// Bytes to the client.
     ResponseBytes = 3,
+    /// Refused packets that are answered: see [`super::answer`]. It is no limit of the policy.
+    Answers = 4,
 }
 
 impl Limiter {
     /// Every limiter, by number.
-    pub const ALL: [Self; 4] = [Self::Connections, Self::Packets, Self::Bytes, Self::ResponseBytes];
+    pub const ALL: [Self; 5] = [
+        Self::Connections,
+        Self::Packets,
+        Self::Bytes,
+        Self::ResponseBytes,
+        Self::Answers,
+    ];
 
     /// Index of its word.
     #[inline(always)]

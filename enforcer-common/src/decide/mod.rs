@@ -7,6 +7,7 @@
 //! Order of judgement: where to, flow, tenant, decision, lease and quota, back end, what holds off new flows, limiters.
 #![forbid(unsafe_code)]
 
+pub mod answer;
 mod facts;
 pub mod limiter;
 pub mod trie;
@@ -204,6 +205,7 @@ fn to_service<F: Facts>(
     now_ns: u64,
 ) -> Decision {
     decision.service = slot + 1;
+    decision.to_service = true;
     let Some(service) = facts.service(bank, slot) else {
         return decision.refused(Reason::Internal);
     };

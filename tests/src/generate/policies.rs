@@ -3,7 +3,8 @@
 use ipnet::IpNet;
 
 use crate::plain::{
-    Backend, Constraint, Forward, Hours, Labels, Limits, Policy, Pool, Rule, Selector, Service, Tenant,
+    Backend, Constraint, Forward, Hours, Labels, Limits, Policy, Pool, Refusal, Rule, Selector, Service,
+    Tenant,
 };
 use crate::random::Random;
 
@@ -100,6 +101,7 @@ fn services(random: &mut Random) -> Vec<Service> {
                 labels: labels("tier", if random.percent(50) { "gold" } else { "iron" }),
                 pools,
                 forward,
+                on_refusal: *random.pick(&[Refusal::Drop, Refusal::Reset, Refusal::Prohibited]),
             }
         })
         .collect()

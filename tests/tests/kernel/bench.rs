@@ -13,6 +13,7 @@ use enforcer_common::abi::event::{EVENT_FLOW_MOVED, EVENT_FLOW_OPENED, EVENT_REF
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
+use enforcer_common::decide::limiter::Limiter;
 use enforcer_tests::packet::{Segment, inspect};
 use enforcer_tests::rig::{Rig, Verdict};
 use enforcer_tests::world::World;
@@ -143,6 +144,13 @@ impl Row {
 
     /// Comes out as these bytes.
     pub(crate) fn comes_out(mut self, frame: Vec<u8>) -> Self {
+        self.out = Some(frame);
+        self
+    }
+
+    /// Refused, and its sender is answered by this frame.
+    pub(crate) fn answered(mut self, frame: Vec<u8>) -> Self {
+        self.verdict = Verdict::Transmit;
         self.out = Some(frame);
         self
     }
@@ -312,9 +320,18 @@ impl Bench {
             inspect(out),
         );
         if row.reason.effect() != Effect::Forwarded {
+            let (mut before, mut after) = (state, self.state());
+            if row.verdict == Verdict::Transmit {
+                // The answer is paid for, and only that.
+                let paid = tenant as usize * Limiter::ALL.len() + Limiter::Answers as usize;
+                assert!(
+                    after.limiters[paid] > before.limiters[paid],
+                    "{what}: what its answer cost"
+                );
+                (before.limiters[paid], after.limiters[paid]) = (0, 0);
+            }
             assert_eq!(
-                self.state(),
-                state,
+                after, before,
                 "{what}: it was not forwarded and yet changed something"
             );
         }

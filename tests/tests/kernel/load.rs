@@ -27,6 +27,7 @@ const EGRESS_TRANSLATED_BUDGET: u32 = 3_700;
 const fn continuation_budget(continuation: Continuation) -> (u32, u32) {
     match continuation {
         Continuation::Encapsulate => (6000, 1100),
+        Continuation::Answer => (30_000, 3000),
     }
 }
 

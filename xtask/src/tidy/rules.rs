@@ -24,7 +24,7 @@ const UNSAFE_PLACES: [&str; 10] = [
     "enforcer-agent/src/adapters/",
     "enforcer-common/src/pod.rs",
     "enforcer-ebpf/src/emit.rs",
-    "enforcer-ebpf/src/encapsulate.rs",
+    "enforcer-ebpf/src/resize.rs",
     "enforcer-ebpf/src/facts.rs",
     "enforcer-ebpf/src/flows.rs",
     "enforcer-ebpf/src/main.rs",

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, NO_BACKEND,
-    RowRecord, SET_WORDS, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitRecord,
+    NO_BACKEND, RowRecord, SET_WORDS, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::decide::{Facts, Flow, Reply};
@@ -315,6 +315,11 @@ impl Facts for World {
     fn decision(&self, bank: u32, number: u16) -> Option<&DecisionRecord> {
         let decisions = &self.kernel.banks[bank as usize].decisions;
         decisions.get(usize::from(number))
+    }
+
+    /// Nothing that is refused here is answered.
+    fn answers(&self) -> LimitRecord {
+        LimitRecord::ZERO
     }
 
     /// Packets of the simulation come long after any lease; what the lease is, it looks at by itself.

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::capacity::Capacity;
+use super::policy::limits::Unit;
 use super::policy::resolved::{Backend, Forward, Pool, ResolvedPolicy, Service};
 use super::policy::selection::Selection;
 use super::tables::Tables;
@@ -84,6 +85,8 @@ pub struct HostFacts {
     pub outer_v4: Option<Ipv4Net>,
     /// The same for IPv6.
     pub outer_v6: Option<Ipv6Net>,
+    /// Refused packets of one tenant, and of all strangers together, that are answered per second.
+    pub answers_per_second: u32,
     /// The host's own addresses: packets to them are none of our business.
     pub local_addresses: Vec<IpAddr>,
     /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
@@ -119,6 +122,9 @@ pub struct NextHop {
     /// The largest packet that the link takes.
     pub mtu_bytes: u32,
 }
+
+/// How much time's worth of answers to refused packets may come at once.
+const ANSWERS_BURST_NS: u64 = 1_000_000_000;
 
 /// A compiled policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,7 +217,9 @@ impl HostFacts {
     #[must_use]
     pub fn record(&self) -> HostRecord {
         let (outer_v4, outer_v6) = (self.outer_v4, self.outer_v6);
+        let answers_per_second = Some(u64::from(self.answers_per_second)).filter(|rate| *rate > 0);
         HostRecord {
+            answers: records::limit_record(answers_per_second, ANSWERS_BURST_NS, Unit::Events),
             outer_v4: outer_v4.map_or(0, |net| u32::from(net.network()).to_be()),
             outer_v4_spread: outer_v4.map_or(0, |net| u32::from(net.hostmask()).to_be()),
             outer_v6: outer_v6.map_or([0; 4], |net| address_of(IpAddr::V6(net.network()))),

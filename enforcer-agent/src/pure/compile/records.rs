@@ -5,14 +5,15 @@
 
 use enforcer_common::abi::config::{
     BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_GUE, FORWARD_IPIP,
-    FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, LimitRecord, MAX_UNITS, SERVICE_PRESENT, STEP_SHIFT,
-    ServiceRecord, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord,
+    FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, LimitRecord, MAX_UNITS, SERVICE_PRESENT, SERVICE_PROHIBITS,
+    SERVICE_RESETS, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW,
+    TENANT_SUSPENDED, TenantRecord,
 };
 use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 
 use super::{Exhausted, Layout, NextHop, SlottedBackend, address_of, class_bit};
 use crate::pure::policy::limits::{Unit, step_fp};
-use crate::pure::policy::resolved::{Forward, Limits};
+use crate::pure::policy::resolved::{Forward, Limits, Refusal};
 
 pub(super) fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<TenantRecord> {
     let mut records = vec![TenantRecord::ZERO; layout.inputs.host.capacity.tenant_slots() as usize];
@@ -52,7 +53,7 @@ pub(super) fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<
 }
 
 /// The burst is at least what the largest packet, or one connection, costs: otherwise it could never pass.
-fn limit_record(rate_per_second: Option<u64>, burst_ns: u64, unit: Unit) -> LimitRecord {
+pub(super) fn limit_record(rate_per_second: Option<u64>, burst_ns: u64, unit: Unit) -> LimitRecord {
     let Some(rate_per_second) = rate_per_second else {
         return LimitRecord::ZERO;
     };
@@ -85,7 +86,12 @@ pub(super) fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
     for service in &layout.services {
         records[service.slot as usize] = ServiceRecord {
             forward: forward_code(service.service.forward),
-            flags: SERVICE_PRESENT,
+            flags: SERVICE_PRESENT
+                | match service.service.on_refusal {
+                    Refusal::Drop => 0,
+                    Refusal::Reset => SERVICE_RESETS,
+                    Refusal::Prohibited => SERVICE_PROHIBITS,
+                },
         };
     }
     records

@@ -93,6 +93,7 @@ impl World {
             nat_v6: Some("2001:db8:9::250".parse().unwrap()),
             nat_port_first: 10_000,
             nat_port_count: 20_000,
+            answers_per_second: 0,
             outer_v4: "10.254.0.0/16".parse().ok(),
             outer_v6: "2001:db8:fe::/64".parse().ok(),
             local_addresses: vec!["10.9.0.254".parse().unwrap(), "10.9.0.250".parse().unwrap()],

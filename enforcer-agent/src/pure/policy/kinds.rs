@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
-use super::resolved::{Action, Forward, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric};
+use super::resolved::{Action, Forward, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric, Refusal};
 use super::schedule::Day;
 use super::shape::{FromNode, Reader, Scalar, Spanned, Text};
 use super::source::Place;
@@ -67,6 +67,8 @@ choices! {
     Action: "action", "What a rule does.", [Allow, Deny];
     Mode: "mode", "Whether a rule decides, or is only recorded to have decided otherwise.", [Enforce, Shadow];
     Forward: "forward mode", "How a packet gets to the back end.", [Nat, Dnat, L2Dsr, Ipip, Gue, Local];
+    Refusal: "answer to refused packets", "What the sender of a refused packet is answered: nothing; a TCP reset, and UDP as with the last; ICMP, administratively prohibited.",
+        [Drop, Reset, Prohibited];
     LeaseExpiry: "lease expiry", "What happens when the agent has not renewed its lease.", [Hold, RefuseNew, RefuseAll];
     Operator: "operator", "What must hold of a label, as Kubernetes defines it: `NotIn` holds of a label that is not there.",
         [In, NotIn, Exists, DoesNotExist];

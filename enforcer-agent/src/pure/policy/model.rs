@@ -12,7 +12,7 @@ use super::kinds::{
     Ports, Prefix, Share, TimeOfDay, TimeZone, True, Url,
 };
 pub use super::kinds::{Choice, Kind, LabelTexts, LabelValue};
-use super::resolved::{Action, Forward, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric};
+use super::resolved::{Action, Forward, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric, Refusal};
 use super::schedule::Day;
 use super::shape::records;
 pub use super::shape::{List, Scalar, Spanned, Text};
@@ -177,6 +177,10 @@ records! {
         "pools" => pub pools: List<Scalar<Name>>,
         /// How packets get to the back end.
         "forward" => pub forward: Scalar<Forward>,
+        /// What the sender of a refused packet is answered, for a reason that lies with the tenant, the rules or the pools. The
+        /// agent's configuration bounds how often.
+        #[schemars(extend("default" = "Drop"))]
+        "onRefusal" => pub on_refusal: Option<Scalar<Refusal>>,
     }
 
     /// A group of back ends that can stand in for one another.

@@ -214,6 +214,18 @@ impl Forward {
     }
 }
 
+/// What the sender of a refused packet is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Nothing: it finds out by waiting.
+    #[default]
+    Drop,
+    /// A TCP reset; UDP as with `Prohibited`.
+    Reset,
+    /// ICMP: administratively prohibited.
+    Prohibited,
+}
+
 /// The ports of a service: one, or several in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortRange {
@@ -241,6 +253,8 @@ pub struct Service {
     pub pools: Vec<usize>,
     /// How packets get to its back ends.
     pub forward: Forward,
+    /// What the sender of a refused packet is answered.
+    pub on_refusal: Refusal,
 }
 
 /// A group of back ends.

@@ -1,6 +1,7 @@
 //! The packet tables. A table is a function that makes a [`Scenario`]: so the rows can be looked at without a kernel.
 
 mod admission;
+mod answers;
 mod capacity;
 mod egress;
 mod forward;
@@ -141,6 +142,9 @@ fn everything() -> Vec<Scenario> {
         forward::nat,
         forward::dnat,
         forward::direct,
+        answers::table,
+        answers::bounded,
+        answers::rates,
         tunnels::table,
         tunnels::too_big,
         local::table,

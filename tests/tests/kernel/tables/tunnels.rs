@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use enforcer_common::Reason;
 use enforcer_common::decide::TCP_ACK;
 use enforcer_common::hash::flow_hash;
-use enforcer_tests::packet::{Around, Segment, syn, tcp, udp};
+use enforcer_tests::packet::{Around, Complaint, Segment, complain, syn, tcp, udp};
 use enforcer_tests::world::{BACKEND_SIDE_MAC, MTU_BYTES, mac_of};
 
 use super::{POLICY, from_backend, prepare};
@@ -142,15 +142,17 @@ pub(super) fn too_big() -> Scenario {
     ] {
         let most = (MTU_BYTES - outer_bytes) as usize;
         let segment = tcp("10.1.0.1:40000", to);
+        let told = |segment: &Segment| complain(&segment.bytes(), Complaint::TooBig(most as u32));
+        let (one, many) = (segment.clone().ip_bytes(most + 1), segment.ip_bytes(most + 100));
         rows.push(
-            row("one byte too many", &segment.clone().ip_bytes(most + 1)).refused("acme", Reason::TooBig),
+            row("one byte too many", &one)
+                .refused("acme", Reason::TooBig)
+                .answered(told(&one)),
         );
         rows.push(
-            row(
-                "a packet that is never opened takes nothing",
-                &segment.ip_bytes(most + 100),
-            )
-            .refused("acme", Reason::TooBig),
+            row("far too many", &many)
+                .refused("acme", Reason::TooBig)
+                .answered(told(&many)),
         );
     }
     for (segment, backend, by_udp, outer_bytes) in [

@@ -43,6 +43,7 @@ fn resolve_service<'a>(
         labels,
         pools: pool_names,
         forward,
+        on_refusal,
     } = service;
     let _ = scalar::name(reporter, name);
     if addresses.value.is_empty() {
@@ -70,6 +71,10 @@ fn resolve_service<'a>(
         labels: scalar::labels(reporter, labels.as_ref()),
         pools: resolve_pools(reporter, name, pool_names, pools),
         forward: scalar::choice(reporter, forward).unwrap_or(Forward::Nat),
+        on_refusal: on_refusal
+            .as_ref()
+            .and_then(|text| scalar::choice(reporter, text))
+            .unwrap_or_default(),
     };
     Placed {
         value,
