@@ -32,6 +32,12 @@ impl Delta {
             .double_word(old_be[3], new_be[3])
     }
 
+    /// Both changes.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The checksum field after the change.
     #[inline(always)]
     pub const fn apply(self, checksum_be: u16) -> u16 {

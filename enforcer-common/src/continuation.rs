@@ -12,6 +12,8 @@ pub enum Continuation {
     Encapsulate = 0,
     /// Answers a packet that was refused.
     Answer = 1,
+    /// Judges ICMP: an error about a flow, or none of ours.
+    Icmp = 2,
 }
 
 /// How many there are.
@@ -19,13 +21,14 @@ pub const CONTINUATIONS: u32 = Continuation::ALL.len() as u32;
 
 impl Continuation {
     /// All of them, by number.
-    pub const ALL: &'static [Self] = &[Self::Encapsulate, Self::Answer];
+    pub const ALL: &'static [Self] = &[Self::Encapsulate, Self::Answer, Self::Icmp];
 
     /// The name of the program.
     pub const fn program(self) -> &'static str {
         match self {
             Self::Encapsulate => "enforcer_encapsulate",
             Self::Answer => "enforcer_answer",
+            Self::Icmp => "enforcer_icmp",
         }
     }
 }

@@ -248,6 +248,84 @@ fn extension<W: Window + ?Sized>(window: &W, offset: u32, kind: u32) -> Option<E
     })
 }
 
+/// The packet that an ICMP error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quoted {
+    /// Its 5-tuple, as the error quotes it.
+    pub key: FlowKey,
+    /// Byte offset in the frame of its IP header.
+    pub network_offset: u32,
+    /// Byte offset in the frame of its ports.
+    pub transport_offset: u32,
+}
+
+/// Bytes of an ICMP header; an error's quote follows.
+const ICMP_HEADER_BYTES: u32 = 8;
+/// What a quote has of the transport header at least (RFC 792).
+const QUOTED_TRANSPORT_BYTES: u32 = 8;
+
+/// The TCP or UDP packet that is quoted by an ICMP error: unreachable, too big, time exceeded or a bad parameter. `None`
+/// for any other packet, for a quote that ends before the ports, of a later fragment, and of an IPv6 packet with extension
+/// headers.
+#[inline(always)]
+pub fn quoted<W: Window + ?Sized>(window: &W, frame: &Frame) -> Option<Quoted> {
+    let packet = &frame.packet;
+    if !is_icmp(packet) {
+        return None;
+    }
+    let [first] = window.words::<1>(frame.transport_offset)?;
+    let kind = u32::from_be(first) >> 24;
+    let network_offset = frame.transport_offset + ICMP_HEADER_BYTES;
+    let mut key = NO_KEY;
+    let transport_offset = if address::is_v4(&packet.key.destination) {
+        if packet.key.protocol != ICMP || !matches!(kind, 3 | 11 | 12) {
+            return None;
+        }
+        let header = window.words::<5>(network_offset)?;
+        let first = u32::from_be(header[0]);
+        let header_bytes = ((first >> 24) & 0xf) * 4;
+        // The first fragment has the ports; the others say nothing of themselves.
+        if first >> 28 != 4 || header_bytes < 20 || u32::from_be(header[1]) & 0x1fff != 0 {
+            return None;
+        }
+        key.protocol = (u32::from_be(header[2]) >> 16) & 0xff;
+        key.source = address::from_v4(header[3]);
+        key.destination = address::from_v4(header[4]);
+        network_offset + header_bytes
+    } else {
+        if packet.key.protocol != ICMPV6 || !matches!(kind, 1..=4) {
+            return None;
+        }
+        let header = window.words::<10>(network_offset)?;
+        if u32::from_be(header[0]) >> 28 != 6 {
+            return None;
+        }
+        key.protocol = (u32::from_be(header[1]) >> 8) & 0xff;
+        key.source = [header[2], header[3], header[4], header[5]];
+        key.destination = [header[6], header[7], header[8], header[9]];
+        network_offset + 40
+    };
+    let quoted_bytes = transport_offset - frame.network_offset + QUOTED_TRANSPORT_BYTES;
+    if !matches!(key.protocol, TCP | UDP) || quoted_bytes > packet.bytes {
+        return None;
+    }
+    let [ports, _] = window.words::<2>(transport_offset)?;
+    let ports = u32::from_be(ports);
+    key.source_port_be = ((ports >> 16) as u16).to_be();
+    key.destination_port_be = (ports as u16).to_be();
+    Some(Quoted {
+        key,
+        network_offset,
+        transport_offset,
+    })
+}
+
+/// Whether a packet is ICMP, whose errors may be about a flow.
+#[inline(always)]
+pub const fn is_icmp(packet: &Packet) -> bool {
+    matches!(packet.shape, Shape::Other) && matches!(packet.key.protocol, ICMP | ICMPV6)
+}
+
 /// Reads ports and flags. `available` is what the IP header leaves for the transport header and its payload.
 #[inline(always)]
 fn transport<W: Window + ?Sized>(window: &W, mut frame: Frame, offset: u32, available: u32) -> Frame {

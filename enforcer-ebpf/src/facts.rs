@@ -202,6 +202,7 @@ impl Facts for MapFacts {
         Some(Flow {
             generation: record.generation,
             tenant: record.tenant,
+            service: record.service,
             rule: record.rule,
             backend: record.backend,
             backend_address: record.backend_address,

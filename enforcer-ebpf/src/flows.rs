@@ -41,6 +41,34 @@ pub(crate) struct Sent {
     pub(crate) translated_port_be: u16,
 }
 
+// === impl Sent ===
+
+impl Sent {
+    /// With this verdict.
+    #[inline(always)]
+    pub(crate) const fn to(verdict: u32) -> Self {
+        Self {
+            verdict,
+            errand: None,
+            translated_port_be: 0,
+        }
+    }
+
+    /// To the decision's back end, inside another packet.
+    #[inline(always)]
+    pub(crate) const fn inside(decision: &Decision) -> Self {
+        Self {
+            verdict: xdp_action::XDP_ABORTED,
+            errand: Some(Errand {
+                backend: banked((decision.generation & 1) as u32, decision.backend - 1),
+                forward: decision.forward,
+                ..Errand::NONE
+            }),
+            translated_port_be: 0,
+        }
+    }
+}
+
 /// Sends a client's packet to its back end.
 #[inline(always)]
 pub(crate) fn forward(
@@ -65,21 +93,15 @@ pub(crate) fn forward(
     pay(&decision.charges[1], now_ns);
     pay(&decision.charges[2], now_ns);
 
-    let mut sent = Sent {
-        verdict: xdp_action::XDP_PASS,
-        errand: None,
-        translated_port_be,
+    let mut sent = match decision.forward {
+        FORWARD_LOCAL => Sent::to(xdp_action::XDP_PASS),
+        forward if encapsulates(forward) => Sent::inside(decision),
+        _ => {
+            readdress(ctx, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
+            Sent::to(send(ctx, backend.ifindex))
+        }
     };
-    if encapsulates(decision.forward) {
-        sent.errand = Some(Errand {
-            backend: banked(bank, decision.backend - 1),
-            forward: decision.forward,
-            ..Errand::NONE
-        });
-    } else if decision.forward != FORWARD_LOCAL {
-        readdress(ctx, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
-        sent.verdict = send(ctx, backend.ifindex);
-    }
+    sent.translated_port_be = translated_port_be;
     Ok(sent)
 }
 
@@ -125,11 +147,7 @@ pub(crate) fn reply(
     let window = PacketWindow::xdp(ctx);
     rewrite::translate(&window, frame, &record.forward.reversed()).ok_or(Reason::Internal)?;
     rewrite::link_layer(&window, record.client_mac, record.own_mac).ok_or(Reason::Internal)?;
-    Ok(Sent {
-        verdict: send(ctx, record.client_ifindex),
-        errand: None,
-        translated_port_be: 0,
-    })
+    Ok(Sent::to(send(ctx, record.client_ifindex)))
 }
 
 /// Undoes the translation of a reply that goes out through the host's stack.
@@ -330,7 +348,12 @@ fn count_connection(index: u32, by: u64) {
 
 /// The address and port that `Nat` puts in place of the client's; `None` for the other modes.
 #[inline(always)]
-fn nat_source(host: &HostRecord, frame: &Frame, forward: u32, port_be: u16) -> Option<(Address, u16)> {
+pub(crate) fn nat_source(
+    host: &HostRecord,
+    frame: &Frame,
+    forward: u32,
+    port_be: u16,
+) -> Option<(Address, u16)> {
     if forward != FORWARD_NAT {
         return None;
     }

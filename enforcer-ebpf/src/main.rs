@@ -9,6 +9,7 @@
 //! - `flows`: makes, moves and updates flow entries, translates addresses, pays charges.
 //! - `encapsulate`: outer headers, put before a packet.
 //! - `answer`: what goes back to the sender of a refused packet.
+//! - `related`: ICMP errors about flows.
 //! - `header`, `resize`: headers made from nothing, and room for them.
 //! - `rewrite`: header edits and checksums.
 //! - `emit`: counters and ring-buffer events.
@@ -36,6 +37,7 @@ mod facts;
 mod flows;
 mod header;
 mod maps;
+mod related;
 mod resize;
 mod rewrite;
 mod window;
@@ -51,6 +53,7 @@ use enforcer_common::decide::answer::Answer;
 use enforcer_common::parse;
 
 use crate::facts::MapFacts;
+use crate::flows::Sent;
 use crate::window::PacketWindow;
 
 /// Judges every packet that comes in on an interface.
@@ -60,6 +63,9 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
     let Some(frame) = maps::forget(parse::parse(&window)) else {
         return xdp_action::XDP_ABORTED;
     };
+    if parse::is_icmp(&frame.packet) {
+        maps::go_on(&ctx, Continuation::Icmp, Errand::NONE);
+    }
     let now_ns = facts::now_ns();
     let facts = MapFacts::new();
     let mut decision = decide::judge(&facts, &frame.packet, now_ns);
@@ -111,6 +117,45 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
         }
     }
     verdict
+}
+
+/// Judges ICMP: an error about a flow goes to the end that it concerns.
+#[xdp]
+pub fn enforcer_icmp(ctx: XdpContext) -> u32 {
+    let Some((frame, _)) = maps::told() else {
+        return xdp_action::XDP_ABORTED;
+    };
+    let (now_ns, facts) = (facts::now_ns(), MapFacts::new());
+    let quoted = match parse::quoted(&PacketWindow::xdp(&ctx), frame) {
+        Some(quoted) => maps::forget_quoted(quoted),
+        None => None,
+    };
+    let related = match quoted {
+        Some(quoted) => decide::related::judge(&facts, &frame.packet, &quoted.key, now_ns),
+        None => None,
+    };
+    let mut decision = match related {
+        Some(decision) => decision,
+        None => decide::judge_portless(&facts, &frame.packet),
+    };
+    let mut sent = match decision.reason.effect() {
+        Effect::Passed => Sent::to(xdp_action::XDP_PASS),
+        Effect::Refused | Effect::Forwarded => Sent::to(xdp_action::XDP_DROP),
+    };
+    if let (Effect::Forwarded, Some(quoted)) = (decision.reason.effect(), quoted) {
+        match related::send(&ctx, &facts, frame, quoted, &decision) {
+            Ok(on) => {
+                facts::pay(&decision.charges[0], now_ns);
+                sent = on;
+            }
+            Err(reason) => decision = decision.refused(reason),
+        }
+    }
+    emit::count(DIRECTION_INGRESS, &decision, &frame.packet, 0, now_ns);
+    if let Some(errand) = sent.errand {
+        maps::go_on(&ctx, Continuation::Encapsulate, errand);
+    }
+    sent.verdict
 }
 
 /// Answers a packet that was refused, unless its tenant has had as many answers as there may be.

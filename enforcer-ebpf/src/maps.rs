@@ -9,7 +9,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use enforcer_common::continuation::{CONTINUATIONS as CONTINUATION_COUNT, Continuation, Errand};
-use enforcer_common::parse::Frame;
+use enforcer_common::parse::{Frame, Quoted};
 
 macro_rules! declare {
     ($($name:ident: $kind:ident<$($ty:ty),+>, $sizing:ident $capacity:expr;)+) => {
@@ -33,6 +33,10 @@ enforcer_common::with_maps!(declare);
 /// few nanoseconds a packet. It is the programs' own and no part of the schema.
 #[map]
 static FRAME: PerCpuArray<Frame> = PerCpuArray::with_max_entries(1, 0);
+
+/// Room for the packet that an ICMP error quotes, likewise.
+#[map]
+static QUOTED: PerCpuArray<Quoted> = PerCpuArray::with_max_entries(1, 0);
 
 /// What the program that goes on with a packet is told.
 #[map]
@@ -70,6 +74,17 @@ pub(crate) fn forget(frame: Frame) -> Option<&'static Frame> {
     // program runs on it until this one ends, and a whole valid frame is written before it is read.
     unsafe {
         slot.write_volatile(frame);
+        Some(&*slot)
+    }
+}
+
+/// The same of a packet that is quoted.
+#[inline(always)]
+pub(crate) fn forget_quoted(quoted: Quoted) -> Option<&'static Quoted> {
+    let slot = QUOTED.get_ptr_mut(0)?;
+    // SAFETY: as in `forget`.
+    unsafe {
+        slot.write_volatile(quoted);
         Some(&*slot)
     }
 }

@@ -13,7 +13,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::address::{Address, FlowKey};
 use enforcer_common::checksum::Delta;
 use enforcer_common::decide::{TCP, is_v4};
 use enforcer_common::parse::Frame;
@@ -23,7 +23,26 @@ use crate::window::PacketWindow;
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: u32 = 16;
 /// Offset of the checksum in a UDP header.
-const UDP_CHECKSUM: u32 = 6;
+pub(crate) const UDP_CHECKSUM: u32 = 6;
+
+/// Source and destination of a packet.
+pub(crate) struct Ends<'a> {
+    pub(crate) source: &'a Address,
+    pub(crate) destination: &'a Address,
+}
+
+// === impl Ends ===
+
+impl<'a> Ends<'a> {
+    /// Those of a 5-tuple.
+    #[inline(always)]
+    pub(crate) const fn of(key: &'a FlowKey) -> Self {
+        Self {
+            source: &key.source,
+            destination: &key.destination,
+        }
+    }
+}
 
 /// Writes a value at an offset of the packet.
 #[inline(always)]
@@ -54,10 +73,11 @@ pub(crate) fn link_layer(window: &PacketWindow, destination: [u8; 6], source: [u
 #[inline(always)]
 pub(crate) fn translate(window: &PacketWindow, frame: &Frame, new: &FlowKey) -> Option<()> {
     let old = &frame.packet.key;
+    let (before, after) = (Ends::of(old), Ends::of(new));
     let delta = if is_v4(old) {
-        network_v4(window, frame.network_offset, old, new)?
+        network_v4(window, frame.network_offset, &before, &after)?
     } else {
-        network_v6(window, frame.network_offset, old, new)?
+        network_v6(window, frame.network_offset, &before, &after)?
     };
     let delta = delta
         .word(old.source_port_be, new.source_port_be)
@@ -78,8 +98,14 @@ pub(crate) fn translate(window: &PacketWindow, frame: &Frame, new: &FlowKey) -> 
     }
 }
 
+/// Gives an IPv4 header other addresses and one hop less; answers what that is to a checksum that covers the addresses.
 #[inline(always)]
-fn network_v4(window: &PacketWindow, offset: u32, old: &FlowKey, new: &FlowKey) -> Option<Delta> {
+pub(crate) fn network_v4(
+    window: &PacketWindow,
+    offset: u32,
+    old: &Ends<'_>,
+    new: &Ends<'_>,
+) -> Option<Delta> {
     let addresses = Delta::ZERO
         .double_word(old.source[3], new.source[3])
         .double_word(old.destination[3], new.destination[3]);
@@ -119,15 +145,21 @@ pub(crate) fn take_hop(window: &PacketWindow, frame: &Frame) -> Option<()> {
     }
 }
 
+/// The same for IPv6.
 #[inline(always)]
-fn network_v6(window: &PacketWindow, offset: u32, old: &FlowKey, new: &FlowKey) -> Option<Delta> {
+pub(crate) fn network_v6(
+    window: &PacketWindow,
+    offset: u32,
+    old: &Ends<'_>,
+    new: &Ends<'_>,
+) -> Option<Delta> {
     lower_hop_limit(window, offset)?;
-    put(window, offset + 8, new.source)?;
-    put(window, offset + 24, new.destination)?;
+    put(window, offset + 8, *new.source)?;
+    put(window, offset + 24, *new.destination)?;
     Some(
         Delta::ZERO
-            .quad(&old.source, &new.source)
-            .quad(&old.destination, &new.destination),
+            .quad(old.source, new.source)
+            .quad(old.destination, new.destination),
     )
 }
 

@@ -11,7 +11,7 @@ use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use serde::{Deserialize, Serialize};
 
-use crate::packet::{Segment, Transport, endpoint};
+use crate::packet::{Error, Segment, Transport, endpoint};
 use crate::plain::Policy;
 use crate::random::Random;
 use crate::world::{BACKEND_SIDE_MAC, LOCAL_V4, NAT_V4, NAT_V6, mac_of};
@@ -194,7 +194,8 @@ pub fn op(random: &mut Random, around: &Surroundings<'_>) -> Op {
             31_000_000_000,
         ])),
         80..90 => Op::Advance(random.below(2_000_000_000)),
-        90..120 => Op::Frame(hex(&damaged(random, around))),
+        90..110 => Op::Frame(hex(&damaged(random, around))),
+        110..120 => Op::Frame(hex(&complaint(random, around))),
         _ => {
             let (direction, segment) = packet(random, around);
             Op::Packet { direction, segment }
@@ -372,6 +373,37 @@ fn adorned(random: &mut Random, segment: Segment) -> Segment {
         segment = segment.fragment(offset, offset == 0 || random.percent(50));
     }
     segment
+}
+
+/// An ICMP error about a packet that somebody may have sent: a service to a client, or a client to a back end; now and then
+/// with some damage.
+fn complaint(random: &mut Random, around: &Surroundings<'_>) -> Vec<u8> {
+    let about = match random.below(3) {
+        0 if !around.replies.is_empty() => reply(random, around.replies).1.answer(),
+        1 => to_service(random, around.policy),
+        _ => to_service(random, around.policy).answer(),
+    };
+    let mut error = Error::about(&about.payload(40), random.below(30) as usize);
+    if random.percent(50) {
+        let router = if error.to.is_ipv4() {
+            "203.0.113.1"
+        } else {
+            "2001:db8:ffff::1"
+        };
+        error = error.from(router);
+    }
+    if random.percent(5) {
+        error = error.hop_limit(1);
+    }
+    let mut frame = error.bytes();
+    if random.percent(20) {
+        let bit = 14 * 8 + random.below((frame.len() as u64 - 14) * 8) as usize;
+        frame[bit / 8] ^= 1 << (bit % 8);
+    }
+    if random.percent(5) {
+        frame.truncate(14 + random.below(frame.len() as u64 - 13) as usize);
+    }
+    frame
 }
 
 /// A good frame with some damage.

@@ -16,7 +16,7 @@ use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::decide::answer::Answer;
 use enforcer_common::decide::{Decision, FlowFate, Packet};
-use enforcer_common::parse::parse;
+use enforcer_common::parse::{parse, quoted};
 
 use crate::packet::{Complaint, complain, reset};
 use crate::rig::{TIMEOUTS, Verdict};
@@ -104,7 +104,13 @@ impl Model {
     /// Judges a frame and carries out what was decided.
     pub fn run(&mut self, direction: u32, frame: &[u8], now_ns: u64) -> Outcome {
         let parsed = parse(frame);
-        let outcome = self.replay.judge(direction, &parsed, INGRESS_IFINDEX, now_ns);
+        let outcome = self.replay.judge(
+            direction,
+            &parsed,
+            quoted(frame, &parsed).as_ref(),
+            INGRESS_IFINDEX,
+            now_ns,
+        );
         let decision = outcome.decision;
         let counter = self
             .packets

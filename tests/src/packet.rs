@@ -14,7 +14,7 @@ use etherparse::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use answers::{Complaint, complain, reset};
+pub use answers::{Complaint, Error, complain, reset};
 pub use outer::Around;
 pub use seen::{FrameError, Seen, inspect, unwrap};
 

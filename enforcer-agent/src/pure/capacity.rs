@@ -196,7 +196,7 @@ mod tests {
         let read =
             |entries: &BTreeMap<&str, u32>| Capacity::of_maps(|name| entries.get(name).copied().ok_or(name));
         assert_eq!(read(&entries), Ok(Some(capacity)));
-        entries.insert("LIMITERS", 4);
+        entries.insert("LIMITERS", LIMITERS_PER_TENANT);
         assert_eq!(read(&entries), Ok(None), "limiters for one tenant");
         entries.remove("SETS");
         assert_eq!(read(&entries), Err("SETS"));
@@ -214,6 +214,6 @@ mod tests {
             decision_blocks: 65_536,
             ..Capacity::default()
         };
-        assert_eq!(mebibytes(large, 2), 266);
+        assert_eq!(mebibytes(large, 2), 267);
     }
 }

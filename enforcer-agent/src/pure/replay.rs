@@ -7,12 +7,14 @@
 //! | Part | Module |
 //! | --- | --- |
 //! | a decision is carried out: flow and reply entries, translation, charges | [`carry`] |
+//! | ICMP errors about flows are sent on | [`errors`] |
 //! | expiry, as the sweeper does it once a second | [`sweep`] |
 //!
 //! The kernel programs are compared with it, packet by packet, by the differential test: a change of
 //! `enforcer-ebpf/src/flows.rs` that is not made here fails there.
 
 mod carry;
+mod errors;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,8 +26,9 @@ use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::answer::{self, Answer};
 use enforcer_common::decide::limiter::{Charge, Payment};
+use enforcer_common::decide::related;
 use enforcer_common::decide::{Decision, Flow, Packet, Reply, judge, judge_egress};
-use enforcer_common::parse::Frame;
+use enforcer_common::parse::{Frame, Quoted};
 use enforcer_common::schema::{backend_connections, tenant_connections};
 
 use super::expiry::{self, Seen, Timeouts};
@@ -91,6 +94,8 @@ pub struct Sent {
     pub hops: u8,
     /// Link-layer destination and source; `None` where the stack writes them.
     pub link: Option<([u8; 6], [u8; 6])>,
+    /// The 5-tuple of the packet that it quotes, where that changes.
+    pub quoted: Option<FlowKey>,
     /// The header around it, if it is encapsulated.
     pub outer: Option<Outer>,
     /// Port in place of the client's, where its flow is translated; otherwise the client's port, and zero for replies.
@@ -160,9 +165,21 @@ impl Replay {
 
     /// Judges a packet and carries out what was decided.
     ///
-    /// `direction` is one of `tally::DIRECTION_*`, `ifindex` the interface that the packet came in by. `now_ns` never
-    /// goes back from one call to the next.
-    pub fn judge(&mut self, direction: u32, frame: &Frame, ifindex: u32, now_ns: u64) -> Outcome {
+    /// `direction` is one of `tally::DIRECTION_*`, `quoted` what an ICMP error quotes, `ifindex` the interface that the
+    /// packet came in by. `now_ns` never goes back from one call to the next.
+    pub fn judge(
+        &mut self,
+        direction: u32,
+        frame: &Frame,
+        quoted: Option<&Quoted>,
+        ifindex: u32,
+        now_ns: u64,
+    ) -> Outcome {
+        if let Some(quoted) = quoted.filter(|_| direction == DIRECTION_INGRESS)
+            && let Some(decision) = related::judge(&self.snapshot, &frame.packet, &quoted.key, now_ns)
+        {
+            return self.related(frame, quoted, decision, now_ns);
+        }
         let decision = match direction {
             DIRECTION_INGRESS => judge(&self.snapshot, &frame.packet, now_ns),
             _ => judge_egress(&self.snapshot, &frame.packet, now_ns),
@@ -359,6 +376,7 @@ fn view(flow: &FlowRecord) -> Flow {
     Flow {
         generation: flow.generation,
         tenant: flow.tenant,
+        service: flow.service,
         rule: flow.rule,
         backend: flow.backend,
         backend_address: flow.backend_address,

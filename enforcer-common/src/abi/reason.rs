@@ -79,6 +79,8 @@ reasons! {
     HopLimit = 24, Refused, "The packet's TTL or hop limit ran out.";
     Internal = 25, Refused, "The tables contradict each other; this must stay zero in production.";
     TooBig = 27, Refused, "The packet does not fit the link to its back end.";
+    Related = 28, Forwarded, "An ICMP error about an open connection, sent on to the end that it concerns.";
+    RelatedRate = 29, Refused, "More ICMP errors about this tenant's connections came than are sent on.";
 }
 
 const _: () = {

@@ -63,6 +63,8 @@ pub struct Flow {
     pub generation: u64,
     /// Tenant slot.
     pub tenant: u32,
+    /// Service slot.
+    pub service: u32,
     /// Deciding rule plus one, or zero.
     pub rule: u32,
     /// Back-end slot.

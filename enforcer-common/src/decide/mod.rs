@@ -10,6 +10,7 @@
 pub mod answer;
 mod facts;
 pub mod limiter;
+pub mod related;
 pub mod trie;
 
 use crate::Reason;
@@ -49,6 +50,17 @@ pub fn judge<F: Facts>(facts: &F, packet: &Packet, now_ns: u64) -> Decision {
         Destination::Protected => from_backend(facts, bank, packet, decision, Reason::Bypass, 1, now_ns),
         Destination::Outside => from_backend(facts, bank, packet, decision, Reason::NotService, 1, now_ns),
         Destination::Local => decision,
+    }
+}
+
+/// Judges a packet of a protocol without ports on its way in: no more of [`judge`] than such a packet meets.
+#[inline(always)]
+pub fn judge_portless<F: Facts>(facts: &F, packet: &Packet) -> Decision {
+    let generation = facts.generation();
+    let decision = Decision::new(Reason::NotService, generation);
+    match trie::destination(facts, (generation & 1) as u32, packet) {
+        Destination::Protected => decision.refused(Reason::Bypass),
+        _ => decision,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use enforcer_agent::pure::replay::{Outer, Sent};
 use enforcer_common::abi::address::to_octets;
-use enforcer_common::decide::{TCP, is_v4};
-use enforcer_common::parse::Frame;
+use enforcer_common::decide::{TCP, UDP, is_v4};
+use enforcer_common::parse::{Frame, quoted};
 
 use crate::packet::{Around, endpoint};
 
@@ -33,6 +33,26 @@ pub(super) fn rewritten(frame: &[u8], parsed: &Frame, how: &Sent) -> (Vec<u8>, V
         put(network + 8, &source);
         put(network + 24, &destination);
         put(network + 7, &[frame[network + 7] - how.hops]);
+    }
+    if let (Some(inside), Some(new)) = (quoted(frame, parsed), how.quoted) {
+        let at = inside.network_offset as usize;
+        let (source, destination) = (to_octets(&new.source), to_octets(&new.destination));
+        if is_v4(&inside.key) {
+            put(at + 12, &source[12..]);
+            put(at + 16, &destination[12..]);
+            checksums.push(at + 10);
+        } else {
+            put(at + 8, &source);
+            put(at + 24, &destination);
+        }
+        let ports = inside.transport_offset as usize;
+        put(ports, &new.source_port_be.to_ne_bytes());
+        put(ports + 2, &new.destination_port_be.to_ne_bytes());
+        checksums.push(transport + 2);
+        if inside.key.protocol == UDP {
+            checksums.push(ports + 6);
+        }
+        return (out, checksums);
     }
     put(transport, &key.source_port_be.to_ne_bytes());
     put(transport + 2, &key.destination_port_be.to_ne_bytes());

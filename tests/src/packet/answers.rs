@@ -1,7 +1,7 @@
 //! What goes back to the sender of a refused packet, built with etherparse. Where the headers of the packet are is taken from
 //! the parser, whose answers other tests look at.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use enforcer_common::decide::{TCP_ACK, TCP_FIN, TCP_SYN};
 use enforcer_common::parse::{Frame, parse};
@@ -11,7 +11,7 @@ use etherparse::{
     Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header, TcpHeader,
 };
 
-use super::endpoint;
+use super::{BALANCER_MAC, CLIENT_MAC, Mac, Segment, endpoint};
 
 /// What an ICMP error says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,132 @@ pub enum Complaint {
     Prohibited,
     /// The packet is too big; this many bytes would have fitted.
     TooBig(u32),
+}
+
+/// An ICMP error on its way.
+#[derive(Clone, Debug)]
+pub struct Error {
+    /// Link-layer source and destination.
+    pub link: (Mac, Mac),
+    /// Who says so.
+    pub from: IpAddr,
+    /// To whom.
+    pub to: IpAddr,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    /// What is wrong.
+    pub complaint: Complaint,
+    /// The packet that it is about, from its IP header on.
+    pub quote: Vec<u8>,
+}
+
+// === impl Error ===
+
+impl Error {
+    /// About a packet, of which it quotes as much as RFC 792 asks for, and so many bytes more.
+    #[must_use]
+    pub fn about(segment: &Segment, more_bytes: usize) -> Self {
+        let frame = segment.bytes();
+        let read = parse(frame.as_slice());
+        let end = read.transport_offset as usize + 8 + more_bytes;
+        Self {
+            link: (CLIENT_MAC, BALANCER_MAC),
+            from: segment.to.ip(),
+            to: segment.from.ip(),
+            hop_limit: 64,
+            complaint: Complaint::TooBig(1280),
+            quote: frame[read.network_offset as usize..end.min(frame.len())].to_vec(),
+        }
+    }
+
+    /// From somebody else.
+    ///
+    /// # Panics
+    /// If the text is no address.
+    #[must_use]
+    pub fn from(mut self, from: &str) -> Self {
+        self.from = from.parse().expect("an address");
+        self
+    }
+
+    /// On another link.
+    #[must_use]
+    pub fn link(mut self, source: Mac, destination: Mac) -> Self {
+        self.link = (source, destination);
+        self
+    }
+
+    /// With this TTL or hop limit.
+    #[must_use]
+    pub fn hop_limit(mut self, hop_limit: u8) -> Self {
+        self.hop_limit = hop_limit;
+        self
+    }
+
+    /// The frame.
+    ///
+    /// # Panics
+    /// If its ends are of two families.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let (source, destination) = self.link;
+        let mut out = [destination, source].concat();
+        match (self.from, self.to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let message = message_v4(self.complaint, &self.quote);
+                let bytes = u16::try_from(message.len()).expect("a short message");
+                let mut header =
+                    Ipv4Header::new(bytes, self.hop_limit, IpNumber::ICMP, from.octets(), to.octets())
+                        .expect("a short message");
+                header.header_checksum = header.calc_header_checksum();
+                out.extend([0x08, 0x00]);
+                out.extend(header.to_bytes());
+                out.extend(message);
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let message = message_v6(self.complaint, from, to, &self.quote);
+                let header = Ipv6Header {
+                    payload_length: u16::try_from(message.len()).expect("a short message"),
+                    next_header: IpNumber::IPV6_ICMP,
+                    hop_limit: self.hop_limit,
+                    source: from.octets(),
+                    destination: to.octets(),
+                    ..Ipv6Header::default()
+                };
+                out.extend([0x86, 0xdd]);
+                out.extend(header.to_bytes());
+                out.extend(message);
+            }
+            _ => panic!("two families"),
+        }
+        out
+    }
+
+    /// Bytes from the IP header on.
+    #[must_use]
+    pub fn network_bytes(&self) -> u64 {
+        self.bytes().len() as u64 - 14
+    }
+}
+
+fn message_v4(complaint: Complaint, quote: &[u8]) -> Vec<u8> {
+    let kind = Icmpv4Type::DestinationUnreachable(match complaint {
+        Complaint::Prohibited => DestUnreachableHeader::FilterProhibited,
+        Complaint::TooBig(bytes) => DestUnreachableHeader::FragmentationNeeded {
+            next_hop_mtu: bytes as u16,
+        },
+    });
+    let header = Icmpv4Header::with_checksum(kind, quote);
+    [header.to_bytes().as_slice(), quote].concat()
+}
+
+fn message_v6(complaint: Complaint, from: Ipv6Addr, to: Ipv6Addr, quote: &[u8]) -> Vec<u8> {
+    let kind = match complaint {
+        Complaint::Prohibited => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Prohibited),
+        Complaint::TooBig(bytes) => Icmpv6Type::PacketTooBig { mtu: bytes },
+    };
+    let header = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), quote);
+    [header.expect("a short message").to_bytes().as_slice(), quote].concat()
 }
 
 /// The frame that resets the connection that the segment in `frame` belongs to.
@@ -65,34 +191,10 @@ pub fn complain(frame: &[u8], complaint: Complaint) -> Vec<u8> {
     let quoted = (read.transport_offset as usize + 8 - network).min(128);
     let quote = &frame[network..network + quoted];
     match ends(&read) {
-        (IpAddr::V4(_), IpAddr::V4(_)) => {
-            let kind = Icmpv4Type::DestinationUnreachable(match complaint {
-                Complaint::Prohibited => DestUnreachableHeader::FilterProhibited,
-                Complaint::TooBig(bytes) => DestUnreachableHeader::FragmentationNeeded {
-                    next_hop_mtu: bytes as u16,
-                },
-            });
-            let header = Icmpv4Header::with_checksum(kind, quote);
-            back(
-                frame,
-                &read,
-                IpNumber::ICMP,
-                &[header.to_bytes().as_slice(), quote].concat(),
-            )
-        }
+        (IpAddr::V4(_), IpAddr::V4(_)) => back(frame, &read, IpNumber::ICMP, &message_v4(complaint, quote)),
         (IpAddr::V6(to), IpAddr::V6(from)) => {
-            let kind = match complaint {
-                Complaint::Prohibited => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Prohibited),
-                Complaint::TooBig(bytes) => Icmpv6Type::PacketTooBig { mtu: bytes },
-            };
-            let header = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), quote)
-                .expect("a short message");
-            back(
-                frame,
-                &read,
-                IpNumber::IPV6_ICMP,
-                &[header.to_bytes().as_slice(), quote].concat(),
-            )
+            let message = message_v6(complaint, from, to, quote);
+            back(frame, &read, IpNumber::IPV6_ICMP, &message)
         }
         _ => panic!("two families"),
     }

@@ -155,6 +155,15 @@ impl Row {
         self
     }
 
+    /// An ICMP error about a connection of a tenant, which goes out as this frame.
+    pub(crate) fn related(mut self, tenant: &'static str, verdict: Verdict, out: Vec<u8>) -> Self {
+        self.verdict = verdict;
+        self.reason = Reason::Related;
+        self.tenant = tenant;
+        self.out = Some(out);
+        self
+    }
+
     /// Stays on the host.
     pub(crate) fn passed(mut self) -> Self {
         self.verdict = Verdict::Pass;

@@ -15,7 +15,6 @@ use enforcer_agent::pure::policy::schedule::closed_rules;
 use enforcer_common::Reason;
 use enforcer_common::abi::config::LeaseRecord;
 use enforcer_common::abi::event::EventRecord;
-use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::DIRECTION_INGRESS;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::decide::{FlowFate, Shape};
@@ -141,7 +140,7 @@ impl<'r> Run<'r> {
                 let frame = unhex(digits).ok_or("a frame that is no hexadecimal text")?;
                 let outcome = self.packet(DIRECTION_INGRESS, &frame)?;
                 // The oracle knows packets, not bytes. It predicts nothing of a damaged one, but is told what it did.
-                let touched = outcome.decision.reason.effect() == Effect::Forwarded
+                let touched = matches!(outcome.decision.reason, Reason::Allowed | Reason::Reply)
                     || matches!(
                         outcome.decision.reason,
                         Reason::TableFull | Reason::TranslationExhausted

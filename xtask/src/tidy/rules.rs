@@ -20,10 +20,11 @@ pub(super) const ALL: &[fn(&Files) -> Vec<Finding>] = &[
 ];
 
 /// Where unsafe code may live: a file, or a folder that ends in a slash. Each has a proof that it owes.
-const UNSAFE_PLACES: [&str; 10] = [
+const UNSAFE_PLACES: [&str; 11] = [
     "enforcer-agent/src/adapters/",
     "enforcer-common/src/pod.rs",
     "enforcer-ebpf/src/emit.rs",
+    "enforcer-ebpf/src/related.rs",
     "enforcer-ebpf/src/resize.rs",
     "enforcer-ebpf/src/facts.rs",
     "enforcer-ebpf/src/flows.rs",

@@ -95,6 +95,7 @@ impl Core {
                 Flow {
                     generation: record.generation,
                     tenant: record.tenant,
+                    service: record.service,
                     rule: record.rule,
                     backend: record.backend,
                     backend_address: record.backend_address,

@@ -205,6 +205,7 @@ fn an_open_flow_is_explained_as_such() {
         let flow = Flow {
             generation: 3,
             tenant: 3,
+            service: 0,
             rule: 1,
             backend: 0,
             backend_address: backend.address,

@@ -66,6 +66,7 @@ impl Replay {
             key: (!keeps_addresses).then_some(onward),
             hops: u8::from(takes_hop(forward)),
             link: (!stays).then_some((backend.next_hop_mac, backend.own_mac)),
+            quoted: None,
             outer: encapsulates(forward).then(|| self.outer(&key, forward, &backend)),
             translated_port_be,
         })
@@ -79,6 +80,7 @@ impl Replay {
             key: Some(reply.forward.reversed()),
             hops: 1,
             link: Some((reply.client_mac, reply.own_mac)),
+            quoted: None,
             outer: None,
             translated_port_be: 0,
         })
@@ -103,6 +105,7 @@ impl Replay {
             key: Some(key),
             hops: 0,
             link: None,
+            quoted: None,
             outer: None,
             translated_port_be: 0,
         })
@@ -269,7 +272,7 @@ impl Replay {
     }
 
     /// The header around a packet of this flow.
-    fn outer(&self, key: &FlowKey, forward: u32, backend: &BackendRecord) -> Outer {
+    pub(super) fn outer(&self, key: &FlowKey, forward: u32, backend: &BackendRecord) -> Outer {
         let hash = flow_hash(key);
         Outer {
             source: outer_source(&self.host, hash, address::is_v4(&backend.address)),

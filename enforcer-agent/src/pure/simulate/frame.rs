@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use enforcer_common::parse::{Frame, Window, parse};
+use enforcer_common::parse::{Frame, Quoted, Window, parse, quoted};
 
 /// Length of an Ethernet header without tags.
 const ETHERNET_BYTES: usize = 14;
@@ -102,10 +102,11 @@ impl<'a> Captured<'a> {
         })
     }
 
-    /// The parsed frame; `None` if what would decide was on the wire and not captured.
-    pub(super) fn parsed(&self) -> Option<Frame> {
+    /// The parsed frame, and what it quotes; `None` if what would decide was on the wire and not captured.
+    pub(super) fn parsed(&self) -> Option<(Frame, Option<Quoted>)> {
         let frame = parse(self);
-        (!self.missed.get()).then_some(frame)
+        let quoted = quoted(self, &frame);
+        (!self.missed.get()).then_some((frame, quoted))
     }
 
     fn byte(&self, offset: usize) -> Option<u8> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::decide::Decision;
-use enforcer_common::parse::Frame;
+use enforcer_common::parse::{Frame, Quoted};
 use jiff::Timestamp;
 
 use super::{SWEEP_INTERVAL_NS, Surroundings};
@@ -123,10 +123,16 @@ impl Side {
     }
 
     /// Judges a packet, and does to flows and limiters what the data path would.
-    pub(super) fn judge(&mut self, direction: u32, frame: &Frame, now_ns: u64) -> Decision {
+    pub(super) fn judge(
+        &mut self,
+        direction: u32,
+        frame: &Frame,
+        quoted: Option<&Quoted>,
+        now_ns: u64,
+    ) -> Decision {
         self.set_time(now_ns);
         self.replay
-            .judge(direction, frame, INGRESS_IFINDEX, now_ns)
+            .judge(direction, frame, quoted, INGRESS_IFINDEX, now_ns)
             .decision
     }
 

@@ -9,6 +9,7 @@ mod generations;
 mod governors;
 mod limits;
 mod local;
+mod related;
 mod shapes;
 mod tunnels;
 
@@ -145,6 +146,8 @@ fn everything() -> Vec<Scenario> {
         answers::table,
         answers::bounded,
         answers::rates,
+        related::table,
+        related::bounded,
         tunnels::table,
         tunnels::too_big,
         local::table,

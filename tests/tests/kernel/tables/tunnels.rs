@@ -3,16 +3,18 @@
 use std::net::IpAddr;
 
 use enforcer_common::Reason;
+use enforcer_common::abi::address::FlowKey;
 use enforcer_common::decide::TCP_ACK;
 use enforcer_common::hash::flow_hash;
-use enforcer_tests::packet::{Around, Complaint, Segment, complain, syn, tcp, udp};
+use enforcer_common::parse::parse;
+use enforcer_tests::packet::{Around, Complaint, Error, Segment, complain, syn, tcp, udp};
 use enforcer_tests::world::{BACKEND_SIDE_MAC, MTU_BYTES, mac_of};
 
 use super::{POLICY, from_backend, prepare};
 use crate::bench::{Row, Scenario, row};
 
 /// The one back end of the pool `four`.
-const FOUR: &str = "10.9.0.8";
+pub(super) const FOUR: &str = "10.9.0.8";
 /// The one back end of the pool `six`.
 const SIX: &str = "2001:db8:9::7";
 
@@ -25,9 +27,28 @@ fn scenario(rows: Vec<Row>) -> Scenario {
 
 /// The frame that goes to a back end: one hop further, inside a header whose source, flow label and UDP port are those
 /// of the flow.
-fn wrapped(segment: &Segment, backend: &str, by_udp: bool) -> Vec<u8> {
+pub(super) fn wrapped_frame(segment: &Segment, backend: &str, by_udp: bool) -> Vec<u8> {
     let destination: IpAddr = backend.parse().expect("an address");
-    let hash = flow_hash(&segment.key());
+    let inner = segment
+        .clone()
+        .hop_limit(segment.hop_limit - 1)
+        .link(BACKEND_SIDE_MAC, mac_of(destination));
+    let around = around(&segment.key(), destination, by_udp);
+    around.wrap(&inner.bytes(), 14 + 4 * segment.vlans.len())
+}
+
+/// An ICMP error that goes the same way.
+pub(super) fn wrapped_error(error: &Error, backend: &str) -> Vec<u8> {
+    let destination: IpAddr = backend.parse().expect("an address");
+    let inner = error
+        .clone()
+        .hop_limit(error.hop_limit - 1)
+        .link(BACKEND_SIDE_MAC, mac_of(destination));
+    around(&parse(&error.bytes()[..]).packet.key, destination, false).wrap(&inner.bytes(), 14)
+}
+
+fn around(key: &FlowKey, destination: IpAddr, by_udp: bool) -> Around {
+    let hash = flow_hash(key);
     let [.., c, d] = (hash as u32).to_be_bytes();
     let source = match destination {
         // The prefixes that the world has: sixteen bits vary, and the last thirty-two of those that vary.
@@ -39,22 +60,17 @@ fn wrapped(segment: &Segment, backend: &str, by_udp: bool) -> Vec<u8> {
             IpAddr::from(octets)
         }
     };
-    let around = Around {
+    Around {
         source,
         destination,
         udp_source_port: by_udp.then_some(0xc000 | (hash as u16 & 0x3fff)),
         flow_label: hash as u32 & 0xf_ffff,
-    };
-    let inner = segment
-        .clone()
-        .hop_limit(segment.hop_limit - 1)
-        .link(BACKEND_SIDE_MAC, mac_of(destination));
-    around.wrap(&inner.bytes(), 14 + 4 * segment.vlans.len())
+    }
 }
 
 /// Opened, used with an odd length, with tags and options, at its last hop; and an answer, which is none of ours.
 fn conversation(opening: &Segment, backend: &str, by_udp: bool) -> Vec<Row> {
-    let out = |segment: &Segment| wrapped(segment, backend, by_udp);
+    let out = |segment: &Segment| wrapped_frame(segment, backend, by_udp);
     let data = match opening.transport {
         enforcer_tests::packet::Transport::Tcp(_) => opening.clone().flags(TCP_ACK).payload(101),
         _ => opening.clone().payload(101),
@@ -115,7 +131,7 @@ pub(super) fn table() -> Scenario {
     let sum = u16::from_be_bytes([marked[24], marked[25]]) - 0xb9;
     marked[24..26].copy_from_slice(&sum.to_be_bytes());
     let plain = udp("10.1.0.1:40001", "192.0.2.90:9000");
-    let mut out = wrapped(&plain, FOUR, true);
+    let mut out = wrapped_frame(&plain, FOUR, true);
     for (class, checksum) in [(15, 24), (14 + 28 + 1, 14 + 28 + 10)] {
         out[class] = 0xb9;
         let sum = u16::from_be_bytes([out[checksum], out[checksum + 1]]) - 0xb9;
@@ -165,7 +181,7 @@ pub(super) fn too_big() -> Scenario {
         rows.push(
             row("to the last byte", &full)
                 .opens("acme", &full)
-                .comes_out(wrapped(&full, backend, by_udp)),
+                .comes_out(wrapped_frame(&full, backend, by_udp)),
         );
     }
     let stays = tcp("10.1.0.1:40000", "192.0.2.95:8000").ip_bytes(MTU_BYTES as usize + 50);
