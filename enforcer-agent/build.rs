@@ -22,7 +22,7 @@ const TOOLCHAIN_VARIABLE: &str = "ENFORCER_BPF_TOOLCHAIN";
 const BUILD_WITH_VARIABLE: &str = "ENFORCER_BUILD_SCRIPT_TOOLCHAIN";
 const LINKED_TOOLCHAIN: &str = "bpf";
 const NIGHTLY_TOOLCHAIN: &str = "nightly";
-const OBJECT_NAME: &str = "enforcer";
+const OBJECT_NAMES: [&str; 2] = ["enforcer", "decapsulator"];
 const ADVICE: &str = "run `cargo xtask setup`, which finds or installs what is missing";
 
 /// What the outer cargo and rustup set for the host build and would leak into the kernel build.
@@ -94,9 +94,11 @@ fn build_kernel_object() -> Result<()> {
 
     run_in_clean_environment(&toolchain, &shared_dir)?;
 
-    let object = shared_dir.join(OBJECT_NAME);
-    fs::copy(&object, out_dir.join(OBJECT_NAME))
-        .with_context(|| format!("cannot copy {} to {}", object.display(), out_dir.display()))?;
+    for name in OBJECT_NAMES {
+        let object = shared_dir.join(name);
+        fs::copy(&object, out_dir.join(name))
+            .with_context(|| format!("cannot copy {} to {}", object.display(), out_dir.display()))?;
+    }
     Ok(())
 }
 

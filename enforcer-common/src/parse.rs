@@ -57,8 +57,10 @@ pub const MAX_VLAN_TAGS: u32 = 2;
 pub const ETHERTYPE_V4: u16 = 0x0800;
 /// EtherType of IPv6.
 pub const ETHERTYPE_V6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+/// EtherType of a VLAN tag.
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// EtherType of a service provider's VLAN tag.
+pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 
 const HOP_BY_HOP: u32 = 0;
 const ROUTING: u32 = 43;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, civil};
 
@@ -56,6 +57,8 @@ pub(super) enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// On a back end's host: take the outer header off packets that a balancer sends by `Ipip` or `Gue`
+    Decapsulate(Decapsulate),
     /// How the agent and the data plane are
     Status,
     /// Take the programs off, remove all pins, and end the agent: traffic is no longer governed
@@ -90,6 +93,24 @@ pub(super) enum Command {
     /// Read the audit log
     #[command(subcommand)]
     Audit(Audit),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Decapsulate {
+    /// The interface that they come in by
+    pub(super) interface: String,
+    /// The balancer's `encapsulation.ipv4`: only packets from there are unpacked
+    #[arg(long, value_name = "PREFIX", required_unless_present_any = ["ipv6", "remove"])]
+    pub(super) ipv4: Option<Ipv4Net>,
+    /// The balancer's `encapsulation.ipv6`
+    #[arg(long, value_name = "PREFIX")]
+    pub(super) ipv6: Option<Ipv6Net>,
+    /// Cease to do so
+    #[arg(long, conflicts_with_all = ["ipv4", "ipv6"])]
+    pub(super) remove: bool,
+    /// Where the link is pinned [default: /sys/fs/bpf/enforcer-decapsulator]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(super) pin_directory: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

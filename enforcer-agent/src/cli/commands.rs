@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::arguments::{Audit, Backend, Command, CommandLine, Flows, Format, Maps, Service, Tenant};
 use super::render::{self, Render};
-use super::{CliError, doctor, output, policy, run};
+use super::{CliError, decapsulate, doctor, output, policy, run};
 use crate::api::client::{Client, ClientError};
 use crate::api::reply::DetachReply;
 use crate::api::{FlowFilter, MAX_ROWS, Reply, Request};
@@ -33,6 +33,7 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
         Command::Run { config } => run::run(&config, format),
         Command::Doctor { config } => block_on(doctor::examine(config.as_deref(), format))?,
         Command::Completions { shell } => completions(shell),
+        Command::Decapsulate(command) => decapsulate::execute(command, format),
         Command::Detach { config } => block_on(detach(given, config.as_deref(), format))?,
         Command::Status => remote(Request::Status),
         Command::Policy(command) => policy::execute(command, &socket, format),

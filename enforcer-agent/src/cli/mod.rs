@@ -5,6 +5,7 @@
 
 mod arguments;
 mod commands;
+mod decapsulate;
 mod doctor;
 mod error;
 mod output;

@@ -9,3 +9,4 @@ pub mod event;
 pub mod flow;
 pub mod reason;
 pub mod tally;
+pub mod tunnel;

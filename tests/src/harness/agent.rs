@@ -91,6 +91,7 @@ impl AgentSettings {
              stateDirectory: {directory}/state\n\
              socket: {directory}/control.sock\n\
              nat: {{ipv4: \"{ipv4}\", ipv6: \"{ipv6}\", ports: 10000-32767}}\n\
+             encapsulation: {{ipv4: 10.254.0.0/16, ipv6: \"2001:db8:fe::/64\"}}\n\
              audit: {{directory: {directory}/audit, eventsPerWindow: {events_per_window}}}\n\
              {metrics}\
              capacity: {{tenants: {tenants}, trieNodes: {trie_nodes}, eligibleSets: {eligible_sets}, decisionBlocks: \

@@ -38,7 +38,7 @@ impl Bench<Routed> {
         self.network
             .back_ends
             .iter()
-            .map(|leaf| Echo::start(leaf, &probers(leaf)))
+            .map(|leaf| Echo::start(&leaf.host, &probers(leaf)))
             .collect()
     }
 
@@ -55,7 +55,7 @@ impl Bench<Rack> {
         self.network
             .back_ends
             .iter()
-            .map(|leaf| Echo::start(leaf, &probers))
+            .map(|leaf| Echo::start(&leaf.host, &probers))
             .collect()
     }
 }
@@ -70,6 +70,13 @@ fn probers(leaf: &Leaf) -> [IpAddr; 2] {
 
 /// Two clients and two back ends around a balancer; XDP on the interfaces that are named.
 pub(super) fn routed(interfaces: &[&str], policy: &str) -> Bench<Routed> {
+    let bench = routed_without_hops(interfaces, policy);
+    wait_for_next_hops(&bench.agent);
+    bench
+}
+
+/// The same where back ends need no next hop.
+pub(super) fn routed_without_hops(interfaces: &[&str], policy: &str) -> Bench<Routed> {
     let mut lab = Lab::new().unwrap();
     let network = topology::routed(&mut lab, &["acme", "stranger"], &["gpu-1", "gpu-2"]).unwrap();
     let agent = start(&lab, &network.balancer, interfaces, policy);
@@ -87,6 +94,7 @@ pub(super) fn rack(policy: &str) -> Bench<Rack> {
     let network = topology::rack(&mut lab, &["acme"], &["gpu-1", "gpu-2"], &[VIP, VIP_V6]).unwrap();
     let switch = passing_switch(&lab, &network);
     let agent = start(&lab, &network.balancer.host, &["rack"], policy);
+    wait_for_next_hops(&agent);
     Bench {
         agent,
         network,
@@ -124,7 +132,6 @@ fn start(lab: &Lab, host: &Host, interfaces: &[&str], policy: &str) -> Agent {
     let mut agent = Agent::prepare(lab, host, &settings).unwrap();
     agent.start().unwrap();
     apply(lab, &agent, policy);
-    wait_for_next_hops(&agent);
     agent
 }
 

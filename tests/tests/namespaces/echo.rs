@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use enforcer_tests::lab::Host;
 use enforcer_tests::lab::topology::Leaf;
 use rustix::net::Shutdown;
 
@@ -31,10 +32,9 @@ pub(super) struct Echo {
 
 impl Echo {
     /// Connections from `probers` are answered, but not remembered.
-    pub(super) fn start(leaf: &Leaf, probers: &[IpAddr]) -> Self {
+    pub(super) fn start(host: &Host, probers: &[IpAddr]) -> Self {
         let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), PORT);
-        let (listener, datagrams) = leaf
-            .host
+        let (listener, datagrams) = host
             .enter(|| (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap()))
             .unwrap();
         let (sender, seen) = channel();

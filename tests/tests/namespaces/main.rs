@@ -8,6 +8,7 @@ mod governors;
 mod lifecycle;
 mod paths;
 mod schedule;
+mod ways;
 
 use enforcer_tests::privilege;
 

@@ -38,7 +38,7 @@ fn served(client: &Leaf, echoes: &[Echo], is_ipv6: bool) -> Vec<(usize, SocketAd
 }
 
 /// Both back ends serve both families, and believe to talk to `expected` (given the client's own end).
-fn check_served(client: &Leaf, echoes: &[Echo], expected: impl Fn(SocketAddr, Ends) -> bool) {
+pub(super) fn check_served(client: &Leaf, echoes: &[Echo], expected: impl Fn(SocketAddr, Ends) -> bool) {
     for is_ipv6 in [false, true] {
         let served = served(client, echoes, is_ipv6);
         for (_, own, ends) in &served {

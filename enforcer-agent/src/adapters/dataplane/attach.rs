@@ -10,8 +10,8 @@ use aya::sys::SyscallError;
 
 use super::{Dataplane, DataplaneError, EGRESS_PROGRAM, XDP_PROGRAM, map_directory};
 
-/// Pins of the map of continuations begin with this; the id of the XDP program follows.
-const CONTINUATIONS_PREFIX: &str = "continuations-";
+/// The directory of the map of continuations, whose pin is called by the id of the XDP program.
+pub(super) const CONTINUATIONS: &str = "continuations";
 
 /// Which XDP mode to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,23 +56,11 @@ impl Dataplane {
     /// # Errors
     /// [`DataplaneError`]; what was attached before stays.
     pub fn attach(&mut self, interface: &str, mode: AttachMode) -> Result<Attachment, DataplaneError> {
-        let ifindex = rustix::net::netdevice::name_to_index(
-            rustix::net::socket(
-                rustix::net::AddressFamily::INET,
-                rustix::net::SocketType::DGRAM,
-                None,
-            )
-            .map_err(|_| DataplaneError::NoInterface {
-                interface: interface.to_owned(),
-            })?,
-            interface,
-        )
-        .map_err(|_| DataplaneError::NoInterface {
-            interface: interface.to_owned(),
-        })?;
+        let ifindex = index_of(interface)?;
         let links = self.pin_directory.join("links");
         create(&links)?;
         let mode = attach_xdp(
+            XDP_PROGRAM,
             self.xdp()?,
             interface,
             ifindex,
@@ -106,11 +94,8 @@ impl Dataplane {
             pinned.map_err(|source| DataplaneError::Pin { path, source })?;
         }
         let continuations = continuations_pin(&self.pin_directory, self.continuations);
-        for pin in list(&programs)? {
-            let is_one = pin
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with(CONTINUATIONS_PREFIX));
-            if is_one && pin != continuations {
+        for pin in list(&self.pin_directory.join(CONTINUATIONS))? {
+            if pin != continuations {
                 remove_file(&pin)?;
             }
         }
@@ -171,7 +156,19 @@ pub fn detach(pin_directory: &Path) -> Result<(), DataplaneError> {
     }
 }
 
-fn attach_xdp(
+/// The index of an interface.
+pub(super) fn index_of(interface: &str) -> Result<u32, DataplaneError> {
+    let missing = |_| DataplaneError::NoInterface {
+        interface: interface.to_owned(),
+    };
+    let (family, kind) = (rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM);
+    let socket = rustix::net::socket(family, kind, None).map_err(missing)?;
+    rustix::net::netdevice::name_to_index(socket, interface).map_err(missing)
+}
+
+/// Attaches an XDP program and pins its link.
+pub(super) fn attach_xdp(
+    name: &'static str,
     program: &mut Xdp,
     interface: &str,
     ifindex: u32,
@@ -188,13 +185,13 @@ fn attach_xdp(
             Ok(id) => {
                 let link = program
                     .take_link(id)
-                    .map_err(|source| failed(XDP_PROGRAM, interface, source))?;
+                    .map_err(|source| failed(name, interface, source))?;
                 drop(link);
                 return Ok(Mode::Adopted);
             }
             // The interface that the link belonged to is gone; this one only has its name.
             Err(error) if has_no_target(&error) => remove_file(pin)?,
-            Err(source) => return Err(failed(XDP_PROGRAM, interface, source)),
+            Err(source) => return Err(failed(name, interface, source)),
         }
     }
     let (id, mode) = match mode {
@@ -224,12 +221,12 @@ fn attach_xdp(
                 other: other_xdp(),
             }
         } else {
-            failed(XDP_PROGRAM, interface, source)
+            failed(name, interface, source)
         }
     })?;
     let link = program
         .take_link(id)
-        .map_err(|source| failed(XDP_PROGRAM, interface, source))?;
+        .map_err(|source| failed(name, interface, source))?;
     pin_link(link, pin)?;
     Ok(mode)
 }
@@ -343,9 +340,7 @@ fn other_xdp() -> String {
 
 /// Where the map of continuations of the XDP program with this id is pinned.
 pub(super) fn continuations_pin(pin_directory: &Path, id: u32) -> PathBuf {
-    pin_directory
-        .join("programs")
-        .join(format!("{CONTINUATIONS_PREFIX}{id}"))
+    pin_directory.join(CONTINUATIONS).join(id.to_string())
 }
 
 pub(super) fn create(path: &Path) -> Result<(), DataplaneError> {
@@ -355,7 +350,7 @@ pub(super) fn create(path: &Path) -> Result<(), DataplaneError> {
     })
 }
 
-fn remove_file(path: &Path) -> Result<(), DataplaneError> {
+pub(super) fn remove_file(path: &Path) -> Result<(), DataplaneError> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(DataplaneError::PinDirectory {
             path: path.to_owned(),

@@ -7,6 +7,7 @@
 //! - `programs/NAME`: the programs, for inspection.
 
 mod attach;
+mod decapsulator;
 mod events;
 #[cfg(feature = "kernel-log")]
 mod kernel_log;
@@ -29,6 +30,7 @@ use crate::pure::capacity::Capacity;
 use crate::pure::doctor::{OLDEST_KERNEL, is_too_old};
 
 pub use attach::{AttachMode, Attachment, Mode, detach};
+pub use decapsulator::{decapsulate, stop_decapsulating};
 pub use events::EventsReady;
 pub use maps::{Maps, Tally};
 pub use sweep::{ClosedFlow, FlowSweeper, Swept, Timeouts};
@@ -359,7 +361,7 @@ fn link_continuations(ebpf: &mut Ebpf, pin_directory: &Path) -> Result<u32, Data
         name: XDP_PROGRAM,
         source,
     })?;
-    attach::create(&pin_directory.join("programs"))?;
+    attach::create(&pin_directory.join(attach::CONTINUATIONS))?;
     let path = attach::continuations_pin(pin_directory, id);
     continuations
         .pin(&path)

@@ -1,0 +1,198 @@
+//! Ways to a back end that keep the packet whole: through a tunnel, or to a proxy on this host. And what those hear who are
+//! refused.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::time::Instant;
+
+use enforcer_agent::pure::audit::Direction;
+
+use enforcer_tests::harness::eventually;
+use enforcer_tests::lab::topology::{Leaf, Routed};
+
+use super::bench::{self, ALL_INTERFACES, Bench, LIMIT, VIP, VIP_V6};
+use super::echo::{Echo, connect, round_trip};
+use super::paths::check_served;
+use super::privileged;
+
+/// Gives a host the service's addresses.
+fn own_vip(host: &enforcer_tests::lab::Host) {
+    host.ip(&format!("addr add {VIP}/32 dev lo")).unwrap();
+    host.ip(&format!("-6 addr add {VIP_V6}/128 dev lo")).unwrap();
+}
+
+/// Runs the command that takes outer headers off, on a back end's host.
+fn decapsulate(bench: &Bench<Routed>, leaf: &Leaf, arguments: &str) -> String {
+    let agent = bench.agent.program();
+    let pins = bench
+        .lab
+        .pin_directory()
+        .join(format!("decap-{}", leaf.host.name()));
+    let line = format!(
+        "{} decapsulate {} --pin-directory {} {arguments}",
+        agent.display(),
+        leaf.port.device,
+        pins.display()
+    );
+    leaf.host.run(&line).unwrap()
+}
+
+/// Frames that a host sends back by `XDP_TX` reach a veth peer at once only if that runs XDP itself: so clients do, with a
+/// program that passes everything. A network card needs none of this.
+fn let_clients_be_answered(bench: &Bench<Routed>) {
+    for leaf in &bench.network.clients {
+        decapsulate(bench, leaf, "--ipv4 203.0.113.0/24");
+    }
+}
+
+/// Back ends see the client's own packets, and large ones find their way although the tunnel has less room.
+fn through_a_tunnel(forward: &str) {
+    let bench = bench::routed(&ALL_INTERFACES, &bench::policy(forward, "TCP", "", "Allow"));
+    let_clients_be_answered(&bench);
+    for leaf in &bench.network.back_ends {
+        own_vip(&leaf.host);
+        let prefixes = "--ipv4 10.254.0.0/16 --ipv6 2001:db8:fe::/64";
+        assert!(decapsulate(&bench, leaf, prefixes).contains("takes outer headers off"));
+    }
+    let echoes = bench.echoes();
+    check_served(bench.client(), &echoes, |own, ends| {
+        ends.peer == own && ends.own == bench::vip(own.is_ipv6())
+    });
+    assert!(
+        bench::packets(&bench.agent, Direction::Ingress, "TooBig") > 0,
+        "the clients' links have the same MTU as the back ends', so that full packets do not fit"
+    );
+    assert_eq!(bench::packets(&bench.agent, Direction::Ingress, "Reply"), 0);
+    assert_eq!(bench::packets(&bench.agent, Direction::Ingress, "Internal"), 0);
+    // Whoever was not told of is not believed, and without the program nobody is.
+    for leaf in &bench.network.back_ends {
+        decapsulate(&bench, leaf, "--ipv4 203.0.113.0/24");
+    }
+    assert!(connect(bench.client(), bench::vip(false), bench::REFUSED_LIMIT).is_none());
+    for leaf in &bench.network.back_ends {
+        assert!(decapsulate(&bench, leaf, "--remove").contains("as they are"));
+    }
+    assert!(connect(bench.client(), bench::vip(true), bench::REFUSED_LIMIT).is_none());
+}
+
+#[test]
+fn ip_in_ip_shows_the_client_to_the_back_end() {
+    if privileged() {
+        through_a_tunnel("Ipip");
+    }
+}
+
+#[test]
+fn generic_udp_shows_the_client_to_the_back_end() {
+    if privileged() {
+        through_a_tunnel("Gue");
+    }
+}
+
+#[test]
+fn a_link_with_a_smaller_mtu_is_found_out() {
+    if !privileged() {
+        return;
+    }
+    let bench = bench::routed(&ALL_INTERFACES, &bench::policy("Dnat", "UDP", "", "Allow"));
+    let_clients_be_answered(&bench);
+    for leaf in &bench.network.back_ends {
+        let (ours, theirs) = (leaf.host.name(), &leaf.port.device);
+        bench
+            .network
+            .balancer
+            .ip(&format!("link set dev {ours} mtu 1400"))
+            .unwrap();
+        leaf.host.ip(&format!("link set dev {theirs} mtu 1400")).unwrap();
+    }
+    let client = &bench.client().host;
+    for (is_ipv6, any, family) in [(false, "0.0.0.0:0", ""), (true, "[::]:0", "-6 ")] {
+        let vip = bench::vip(is_ipv6);
+        let socket = client.enter(|| UdpSocket::bind(any).unwrap()).unwrap();
+        // The agent looks at its links every few seconds.
+        eventually("a path with the MTU of the link to the back ends", LIMIT, || {
+            // What the kernel has heard by now it says of the next datagram.
+            let _ = socket.send_to(&[0; 1430], vip);
+            let route = client.ip(&format!("{family}route get {}", vip.ip()))?;
+            Ok(if route.contains("mtu 1400") {
+                Ok(())
+            } else {
+                Err(route)
+            })
+        })
+        .unwrap();
+    }
+    assert!(bench::packets(&bench.agent, Direction::Ingress, "TooBig") > 0);
+}
+
+#[test]
+fn a_proxy_on_the_balancer_is_governed() {
+    if !privileged() {
+        return;
+    }
+    let policy = bench::policy("Local", "TCP", "concurrentConnections: 3", "Allow");
+    let proxies = format!(
+        "    - {{name: proxy-4, address: {VIP}, port: 8000}}\n    - {{name: proxy-6, address: \"{VIP_V6}\", port: 8000}}\n"
+    );
+    let start = policy.find("    - {name: gpu-1").expect("the first back end");
+    let end = policy.find("  rules:").expect("the rules");
+    let policy = [&policy[..start], &proxies, &policy[end..]].concat();
+    let bench = bench::routed_without_hops(&ALL_INTERFACES, &policy);
+    own_vip(&bench.network.balancer);
+    let own: [IpAddr; 2] = [VIP.parse().unwrap(), VIP_V6.parse().unwrap()];
+    let echo = Echo::start(&bench.network.balancer, &own);
+    for is_ipv6 in [false, true] {
+        let mut stream = connect(bench.client(), bench::vip(is_ipv6), LIMIT).expect("an admitted connection");
+        round_trip(&mut stream, 100_000);
+        let ends = echo.seen().expect("the proxy saw it");
+        assert_eq!(ends.peer, stream.local_addr().unwrap());
+        let stranger = &bench.network.clients[1];
+        assert!(connect(stranger, bench::vip(is_ipv6), bench::REFUSED_LIMIT).is_none());
+    }
+    assert!(
+        bench::packets(&bench.agent, Direction::Egress, "Reply") > 0,
+        "answers are metered"
+    );
+    assert!(bench::packets(&bench.agent, Direction::Ingress, "UnknownTenant") >= 2);
+}
+
+#[test]
+fn whoever_is_refused_is_told_at_once() {
+    if !privileged() {
+        return;
+    }
+    for (answer, kinds) in [
+        ("Reset", &[ErrorKind::ConnectionRefused][..]),
+        (
+            "Prohibited",
+            &[ErrorKind::HostUnreachable, ErrorKind::PermissionDenied][..],
+        ),
+    ] {
+        let policy = bench::policy("Nat", "TCP", "", "Deny");
+        let policy = policy.replace(
+            "forward: Nat\n",
+            &format!("forward: Nat\n    onRefusal: {answer}\n"),
+        );
+        let bench = bench::routed(&ALL_INTERFACES, &policy);
+        let_clients_be_answered(&bench);
+        for (is_ipv6, client) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
+            let started = Instant::now();
+            let client = &bench.network.clients[client];
+            let refused = client
+                .host
+                .enter(|| TcpStream::connect_timeout(&bench::vip(is_ipv6), LIMIT).map(drop))
+                .unwrap()
+                .unwrap_err();
+            assert!(
+                kinds.contains(&refused.kind()),
+                "{answer}, IPv6 {is_ipv6}: {refused}"
+            );
+            assert!(
+                started.elapsed() < LIMIT / 2,
+                "{answer}: after {:?}",
+                started.elapsed()
+            );
+        }
+        assert_eq!(bench::packets(&bench.agent, Direction::Ingress, "Internal"), 0);
+    }
+}
