@@ -18,10 +18,11 @@ use serde_json::{Value, json};
 fn spec() -> Value {
     json!({
         "defaults": {"action": "Deny", "onLeaseExpiry": "RefuseNew", "leaseSeconds": 60},
-        "classes": [{"name": "bronze", "shedAbove": "85%"}, {"name": "gold"}],
+        "classes": [{"name": "bronze", "shedAbove": "85%"}, {"name": "gold", "weight": 8}],
         "tenants": [
             {"name": "acme", "sources": ["10.1.0.0/16", "10.4.0.0/16", "2001:db8:1::/48"],
-             "labels": {"data": "eu", "plan": "paid"}, "class": "gold"},
+             "labels": {"data": "eu", "plan": "paid"}, "class": "gold",
+             "guaranteed": {"newConnectionsPerSecond": 10}},
             {"name": "globex", "sources": ["10.2.0.0/16"], "labels": {"plan": "paid", "team": "one"},
              "limits": {"newConnectionsPerSecond": 50, "packetsPerSecond": "200k", "bytesPerSecond": "50Mi",
                         "responseBytesPerSecond": "20Mi", "concurrentConnections": 400, "burst": "2s"},
@@ -204,6 +205,8 @@ fn other_values() -> Vec<(&'static str, Value)> {
         ("/classes/0/name", rename()),
         ("/classes/0/shedAbove", json!("86%")),
         ("/classes/1/name", rename()),
+        ("/classes/1/weight", json!(9)),
+        ("/tenants/0/guaranteed/newConnectionsPerSecond", json!(11)),
         ("/tenants/0/class", json!("bronze")),
         ("/tenants/2/class", json!("gold")),
         ("/tenants/1/quotas/0/metric", json!("requestBytes")),
@@ -413,8 +416,6 @@ fn every_field_means_something() {
 
 /// Fields that stand around the body of a policy.
 const FRAME: [&str; 4] = ["apiVersion", "kind", "metadata", "spec"];
-/// Fields that this version refuses, since it does not enforce them.
-const REFUSED: [&str; 2] = ["guaranteed", "weight"];
 
 fn field_names(value: &Value, found: &mut BTreeSet<String>) {
     match value {
@@ -454,7 +455,7 @@ fn the_policy_of_these_tests_says_everything_that_can_be_said() {
         known.contains("healthyBelow") && known.contains("schedule"),
         "{known:?}"
     );
-    let around = FRAME.into_iter().chain(REFUSED).map(str::to_owned).collect();
+    let around = FRAME.into_iter().map(str::to_owned).collect();
     let untried: Vec<_> = known
         .difference(&used)
         .filter(|name| !BTreeSet::contains(&around, *name))

@@ -73,6 +73,13 @@ pub enum Op {
         /// Whether only new connections are refused; `None`: it has not.
         only_new: Option<bool>,
     },
+    /// A tenant is held to a share of new connections, or no longer.
+    Share {
+        /// Its name.
+        name: String,
+        /// Per second.
+        rate: Option<u64>,
+    },
     /// A pool sheds a class, or ceases to.
     Shed {
         /// The pool.
@@ -163,10 +170,14 @@ pub fn op(random: &mut Random, around: &Surroundings<'_>) -> Op {
             name: random.word(&TENANTS).to_owned(),
             suspended: random.percent(40),
         },
-        5..10 => Op::Sweep,
+        5..9 => Op::Sweep,
         10 => Op::Quota {
             name: random.word(&TENANTS).to_owned(),
             only_new: random.percent(50).then(|| random.percent(50)),
+        },
+        9 => Op::Share {
+            name: random.word(&TENANTS).to_owned(),
+            rate: random.percent(70).then(|| *random.pick(&[1, 2, 4, 7, 500])),
         },
         11 | 12 => Op::Shed {
             pool: random.word(&POOLS).to_owned(),
@@ -475,7 +486,7 @@ pub fn tally(ops: &[Op]) -> BTreeMap<&'static str, usize> {
             Op::Policy(_) => "policies",
             Op::Backend { .. } | Op::Pool { .. } => "health",
             Op::Tenant { .. } => "suspensions",
-            Op::Quota { .. } | Op::Shed { .. } | Op::Lease { .. } => "governors",
+            Op::Quota { .. } | Op::Share { .. } | Op::Shed { .. } | Op::Lease { .. } => "governors",
             Op::Sweep => "sweeps",
             Op::Wall(_) => "times of day",
         };

@@ -155,6 +155,8 @@ pub struct Oracle {
     pub used_up_for_new: BTreeSet<String>,
     /// Pools, each with a class that it refuses new connections of.
     pub shedding: BTreeSet<(String, String)>,
+    /// New connections per second that tenants are held to, since a pool is contended.
+    pub shares: BTreeMap<String, u64>,
     /// From this moment on nothing that is new passes, if the agent does not say otherwise.
     pub new_ends_ns: Option<u64>,
     /// From this moment on nothing at all passes.
@@ -218,6 +220,7 @@ impl Oracle {
             used_up: BTreeSet::new(),
             used_up_for_new: BTreeSet::new(),
             shedding: BTreeSet::new(),
+            shares: BTreeMap::new(),
             new_ends_ns: None,
             all_ends_ns: None,
             nat,
@@ -435,7 +438,11 @@ impl Oracle {
     ) {
         if matches!(fate, Fate::Opens | Fate::Reopens) {
             let within = self.within(tenant, Limited::Connections, 1, now_ns);
-            if !self.limit(prediction, Reason::ConnectionRate, within) {
+            let over = match self.share(tenant) {
+                Some(_) => Reason::FairShare,
+                None => Reason::ConnectionRate,
+            };
+            if !self.limit(prediction, over, within) {
                 return;
             }
         }

@@ -66,6 +66,8 @@ pub struct World {
     pub exhausted: BTreeMap<String, Exhausted>,
     /// Classes whose new flows each pool refuses.
     pub shed: BTreeMap<String, BTreeSet<String>>,
+    /// New connections per second that tenants are held to.
+    pub fair_rates: BTreeMap<String, u64>,
     /// Slots of the last compile.
     pub slots: Slots,
     /// Names of the last compile.
@@ -122,6 +124,7 @@ impl World {
             closed_rules: Selection::default(),
             exhausted: BTreeMap::new(),
             shed: BTreeMap::new(),
+            fair_rates: BTreeMap::new(),
             slots: Slots::default(),
             directory: Directory::default(),
         };
@@ -170,6 +173,7 @@ impl World {
             closed_rules: &self.closed_rules,
             exhausted: &self.exhausted,
             shed: &self.shed,
+            fair_rates: &self.fair_rates,
         })?;
         self.slots = compiled.slots.clone();
         self.directory = compiled.directory.clone();

@@ -57,6 +57,7 @@ fn explained(world: &World, snapshot: &Snapshot, segment: &Segment) -> Explanati
         closed_rules: &world.closed_rules,
         exhausted: &world.exhausted,
         shed: &world.shed,
+        fair_rates: &world.fair_rates,
     };
     let known = Known {
         inputs: &inputs,

@@ -120,6 +120,7 @@ fn random_traffic(random: &mut Random, start: &Start, world: &World, model: &mut
             | Op::Pool { .. }
             | Op::Tenant { .. }
             | Op::Quota { .. }
+            | Op::Share { .. }
             | Op::Shed { .. }
             | Op::Lease { .. }
             | Op::Wall(_)

@@ -18,6 +18,7 @@ use super::history::{self, History, HistoryEntry};
 use super::hours::Hours;
 use super::persist::{AppliedPolicy, State, StateError};
 use super::quotas::Quotas;
+use super::shares::Shares;
 use super::{Event, records};
 use crate::adapters::dataplane::{Attachment, DataplaneError, Swept};
 use crate::adapters::neighbours::{NextHop, NextHopError};
@@ -104,6 +105,7 @@ pub(super) struct Core {
     /// What was last written to the map `LEASE`.
     pub(super) lease: Option<LeaseRecord>,
     pub(super) quotas: Quotas,
+    pub(super) shares: Shares,
     pub(super) directory: Directory,
     /// Digests of the policies of the last generations: flows and events outlive the one that they were judged under.
     pub(super) digests: BTreeMap<u64, String>,
@@ -195,6 +197,7 @@ impl Core {
                 closed_rules: hours.closed(),
                 exhausted: &self.exhausted(),
                 shed: &self.fleet.shed(),
+                fair_rates: &self.shares.fairness.rates(),
             },
         )?;
         self.live = self.dataplane.generation()?;
@@ -233,6 +236,7 @@ impl Core {
             closed_rules,
             exhausted: &self.exhausted(),
             shed: &self.fleet.shed(),
+            fair_rates: &self.shares.fairness.rates(),
         })
     }
 
@@ -479,6 +483,7 @@ impl Core {
         if self.judge_pools()
             | self.judge_shedding()
             | self.look_at_quotas()
+            | self.share_out()
             | moved
             | self.is_install_failing()
         {

@@ -149,6 +149,7 @@ impl super::core::Core {
         let maps = &*self.dataplane;
         let log = self.audit.status();
         let counted = all(maps, &self.directory)?;
+        let (fairness, shares) = (&self.shares.fairness, self.shares.fairness.rates());
         let mut tenants = Vec::new();
         for (slot, name) in &*self.directory.tenants {
             let connections = maps.open_connections(tenant_connections(*slot))?;
@@ -157,6 +158,8 @@ impl super::core::Core {
                 name: name.clone(),
                 connections,
                 suspended,
+                share: shares.get(name).copied(),
+                demand: fairness.demand(name).map(|demand| demand.round() as u64),
             });
         }
         let mut backends = Vec::new();

@@ -26,6 +26,7 @@ mod monitor;
 pub(crate) mod persist;
 mod quotas;
 mod records;
+mod shares;
 #[cfg(test)]
 mod simulation;
 mod start;

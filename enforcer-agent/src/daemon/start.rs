@@ -13,6 +13,7 @@ use super::hours::Hours;
 use super::monitor::Monitor;
 use super::persist::{AppliedPolicy, State, StateFile};
 use super::quotas::Quotas;
+use super::shares::Shares;
 use super::{Event, RunError};
 use crate::adapters::audit_file::AuditHandle;
 use crate::adapters::clock::SystemClock;
@@ -131,6 +132,7 @@ impl Core {
             hours: Hours::default(),
             lease: None,
             quotas: Quotas::default(),
+            shares: Shares::default(),
             directory: Directory::default(),
             digests: BTreeMap::new(),
             audit,

@@ -313,7 +313,8 @@ impl Fleet {
     }
 
     /// The same for every pool.
-    fn utilizations(&self) -> BTreeMap<String, u16> {
+    #[must_use]
+    pub fn utilizations(&self) -> BTreeMap<String, u16> {
         let mut loads: BTreeMap<&str, Load> = BTreeMap::new();
         for member in self.members.values() {
             loads.entry(&member.pool).or_default().add(member);

@@ -67,6 +67,10 @@ pub struct Tenant {
     pub connections: u64,
     /// Whether it is suspended.
     pub suspended: bool,
+    /// New connections per second that it is held to; none while no pool that it uses is contended.
+    pub share: Option<u64>,
+    /// New connections per second that it asks for, where that is measured.
+    pub demand: Option<u64>,
 }
 
 /// A back end.
@@ -280,18 +284,37 @@ fn tenants(registry: &mut Registry, rows: &[Tenant]) {
         Levels::<TenantLabels>::default(),
         Levels::<TenantLabels>::default(),
     );
+    let (share, demand) = (
+        Levels::<TenantLabels>::default(),
+        Levels::<TenantLabels>::default(),
+    );
     for row in rows {
         let labels = TenantLabels {
             tenant: row.name.clone(),
         };
         connections.get_or_create(&labels).set(row.connections);
         suspended.get_or_create(&labels).set(row.suspended.into());
+        for (level, value) in [(&share, row.share), (&demand, row.demand)] {
+            if let Some(value) = value {
+                level.get_or_create(&labels).set(value);
+            }
+        }
     }
     registry.register("tenant_connections", "Open connections of a tenant", connections);
     registry.register(
         "tenant_suspended",
         "Whether an operator has suspended a tenant",
         suspended,
+    );
+    registry.register(
+        "tenant_share",
+        "New connections per second that a tenant is held to while a pool that it uses is contended",
+        share,
+    );
+    registry.register(
+        "tenant_demand",
+        "New connections per second that a tenant asks for while a pool that it uses is contended",
+        demand,
     );
 }
 
@@ -413,6 +436,8 @@ mod tests {
                 name: "acme".to_owned(),
                 connections: 5,
                 suspended: true,
+                share: Some(30),
+                demand: None,
             }],
             backends: vec![Backend {
                 name: "gpu-1".to_owned(),

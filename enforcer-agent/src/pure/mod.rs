@@ -9,6 +9,7 @@ pub mod diff;
 pub mod doctor;
 pub mod expiry;
 pub mod explain;
+pub mod fairness;
 pub mod fleet;
 pub mod health;
 pub mod heat;

@@ -41,6 +41,7 @@ pub struct Neutral {
     suspended: BTreeSet<String>,
     exhausted: BTreeMap<String, Exhausted>,
     shed: BTreeMap<String, BTreeSet<String>>,
+    fair_rates: BTreeMap<String, u64>,
     closed_rules: Selection,
 }
 
@@ -78,6 +79,7 @@ impl Neutral {
             suspended: BTreeSet::new(),
             exhausted: BTreeMap::new(),
             shed: BTreeMap::new(),
+            fair_rates: BTreeMap::new(),
             closed_rules: at.map(|at| closed_rules(policy, at)).unwrap_or_default(),
         }
     }
@@ -125,6 +127,7 @@ impl Neutral {
             closed_rules: &self.closed_rules,
             exhausted: &self.exhausted,
             shed: &self.shed,
+            fair_rates: &self.fair_rates,
         }
     }
 }

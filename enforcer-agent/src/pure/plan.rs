@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionBlock, DecisionRecord, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    BackendRecord, DecisionBlock, DecisionRecord, LimitRecord, RowRecord, ServiceRecord, SetRecord,
+    TENANT_FAIR_SHARE, TenantRecord, TrieNode,
 };
 
 use super::tables::{EMPTY_MAGLEV, Table, Tables, Write};
@@ -77,12 +78,15 @@ pub fn plan(observed: Option<&Tables>, desired: &Tables) -> Vec<Write> {
 
 /// The writes for a change that may be made in the live bank, or `None` if `new` needs a generation of its own.
 ///
-/// Weights move single Maglev slots and a next hop is one record of a back end: neither changes what anyone is
-/// allowed, nor whom a flow that is open belongs to, so a packet may see some of the new slots and some of the old.
+/// Weights move single Maglev slots, a next hop is one record of a back end, and a tenant's share of a contended pool is the
+/// step and burst of one limiter: none changes what anyone is allowed, nor whom a flow that is open belongs to, so a
+/// packet may see some of the new values and some of the old. One that reads a new step beside an old burst is admitted or
+/// refused as one a moment earlier or later would be: each is a word of its own, and what is admitted is paid for by
+/// either step.
 #[must_use]
 pub fn in_place(old: &Tables, new: &Tables) -> Option<Vec<Write>> {
     let same_decisions = old.trie == new.trie
-        && old.tenants == new.tenants
+        && differ_in_shares_only(&old.tenants, &new.tenants)
         && old.services == new.services
         && old.rows == new.rows
         && old.blocks == new.blocks
@@ -98,6 +102,20 @@ pub fn in_place(old: &Tables, new: &Tables) -> Option<Vec<Write>> {
                 .all(|(old, new)| old.address == new.address && old.port_be == new.port_be)
     };
     (same_decisions && same_targets()).then(|| plan(Some(old), new))
+}
+
+/// Whether tenants differ in nothing but the share of new connections that they are held to.
+fn differ_in_shares_only(old: &Table<TenantRecord>, new: &Table<TenantRecord>) -> bool {
+    let without_share = |record: &TenantRecord| TenantRecord {
+        flags: record.flags & !TENANT_FAIR_SHARE,
+        connections: LimitRecord::ZERO,
+        ..*record
+    };
+    let is_held = |record: &TenantRecord| record.flags & TENANT_FAIR_SHARE != 0;
+    let is_share = |(old, new): (&TenantRecord, &TenantRecord)| {
+        old == new || ((is_held(old) || is_held(new)) && without_share(old) == without_share(new))
+    };
+    old.is_same(new) || (old.len() == new.len() && old.iter().zip(new.iter()).all(is_share))
 }
 
 struct Writes(Vec<Write>);

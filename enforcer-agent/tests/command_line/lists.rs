@@ -32,6 +32,7 @@ async fn tenant_list() {
         connections: 4,
         limits,
         quotas: Vec::new(),
+        share: None,
         packets,
     };
     let quota = |metric, used, exhausted| QuotaRow {

@@ -54,6 +54,8 @@ pub const TENANT_SUSPENDED: u32 = 2;
 pub const TENANT_QUOTA: u32 = 4;
 /// A quota of connections is used up: what would open a flow is refused.
 pub const TENANT_QUOTA_NEW: u32 = 8;
+/// The limit of new connections is the tenant's share of what a contended pool can take, below its own limit.
+pub const TENANT_FAIR_SHARE: u32 = 16;
 
 record! {
     /// One service. Its index is the service's slot.

@@ -78,6 +78,7 @@ reasons! {
     NoNextHop = 23, Refused, "The link-layer address of the next hop is not known.";
     HopLimit = 24, Refused, "The packet's TTL or hop limit ran out.";
     Internal = 25, Refused, "The tables contradict each other; this must stay zero in production.";
+    FairShare = 26, Refused, "The pool is contended, and the tenant is over its share of new connections.";
     TooBig = 27, Refused, "The packet does not fit the link to its back end.";
     Related = 28, Forwarded, "An ICMP error about an open connection, sent on to the end that it concerns.";
     RelatedRate = 29, Refused, "More ICMP errors about this tenant's connections came than are sent on.";

@@ -65,6 +65,7 @@ pub fn kind<F: Facts>(facts: &F, decision: &Decision, packet: &Packet) -> Answer
         | Reason::OutsideSchedule
         | Reason::LeaseExpired
         | Reason::ConnectionRate
+        | Reason::FairShare
         | Reason::Concurrency
         | Reason::Quota
         | Reason::Shed

@@ -16,8 +16,8 @@ pub mod trie;
 use crate::Reason;
 use crate::abi::address::{self, Address, FlowKey};
 use crate::abi::config::{
-    BACKEND_PRESENT, BACKEND_REACHABLE, FORWARD_LOCAL, LeaseRecord, NO_BACKEND, SET_WORDS, TENANT_PRESENT,
-    TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord, is_forward, takes_hop,
+    BACKEND_PRESENT, BACKEND_REACHABLE, FORWARD_LOCAL, LeaseRecord, NO_BACKEND, SET_WORDS, TENANT_FAIR_SHARE,
+    TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord, is_forward, takes_hop,
 };
 use crate::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST};
 use crate::encapsulation::outer_bytes;
@@ -362,6 +362,7 @@ fn limit<F: Facts>(
         let limit = Limiter::Connections;
         match limiter::check(facts, slot, limit, &tenant.connections, 1, now_ns) {
             Some(charge) => decision.charges[0] = charge,
+            None if tenant.flags & TENANT_FAIR_SHARE != 0 => return decision.refused(Reason::FairShare),
             None => return decision.refused(Reason::ConnectionRate),
         }
     }

@@ -94,6 +94,7 @@ fn compile_case(options: &Options) -> Result<Vec<Series>, BenchError> {
             closed_rules: &Selection::default(),
             exhausted: &BTreeMap::new(),
             shed: &BTreeMap::new(),
+            fair_rates: &BTreeMap::new(),
         });
         compiled.map_err(|error| error.to_string())
     })

@@ -38,9 +38,19 @@ pub(super) enum Within {
 }
 
 impl Oracle {
-    fn rate(tenant: &Tenant, limited: Limited) -> Option<u64> {
+    /// The share that a tenant is held to, if that is below its own limit.
+    pub(super) fn share(&self, tenant: &Tenant) -> Option<u64> {
+        let share = self.shares.get(&tenant.name).copied()?;
+        tenant
+            .limits
+            .connections
+            .is_none_or(|limit| share < limit)
+            .then_some(share)
+    }
+
+    fn rate(&self, tenant: &Tenant, limited: Limited) -> Option<u64> {
         match limited {
-            Limited::Connections => tenant.limits.connections,
+            Limited::Connections => self.share(tenant).or(tenant.limits.connections),
             Limited::Packets => tenant.limits.packets,
             Limited::Bytes => tenant.limits.bytes,
             Limited::Responses => tenant.limits.responses,
@@ -59,7 +69,7 @@ impl Oracle {
     }
 
     pub(super) fn within(&self, tenant: &Tenant, limited: Limited, units: u64, now_ns: u64) -> Within {
-        let Some(rate) = Self::rate(tenant, limited) else {
+        let Some(rate) = self.rate(tenant, limited) else {
             return Within::Yes;
         };
         let largest = match limited {
@@ -97,7 +107,7 @@ impl Oracle {
             .tenants
             .iter()
             .find(|known| known.name == tenant)
-            .and_then(|known| Self::rate(known, limited))
+            .and_then(|known| self.rate(known, limited))
         else {
             return;
         };

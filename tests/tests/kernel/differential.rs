@@ -170,7 +170,12 @@ impl<'r> Run<'r> {
                 self.install()?;
             }
             Op::Lease { new_ns, all_ns } => self.lease(*new_ns, *all_ns),
-            Op::Backend { .. } | Op::Pool { .. } | Op::Tenant { .. } | Op::Quota { .. } | Op::Shed { .. } => {
+            Op::Backend { .. }
+            | Op::Pool { .. }
+            | Op::Tenant { .. }
+            | Op::Quota { .. }
+            | Op::Share { .. }
+            | Op::Shed { .. } => {
                 self.change(op);
                 self.install()?;
             }
@@ -247,6 +252,14 @@ impl<'r> Run<'r> {
                 }
                 put(&mut self.oracle.used_up, name, *only_new == Some(false));
                 put(&mut self.oracle.used_up_for_new, name, *only_new == Some(true));
+            }
+            Op::Share { name, rate } => {
+                for shares in [&mut self.world.fair_rates, &mut self.oracle.shares] {
+                    match rate {
+                        Some(rate) => shares.insert(name.clone(), *rate),
+                        None => shares.remove(name),
+                    };
+                }
             }
             Op::Shed { pool, class, sheds } => {
                 put(self.world.shed.entry(pool.clone()).or_default(), class, *sheds);

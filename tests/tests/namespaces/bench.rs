@@ -135,6 +135,30 @@ fn start(lab: &Lab, host: &Host, interfaces: &[&str], policy: &str) -> Agent {
     agent
 }
 
+/// Runs the command that takes outer headers off, on a back end's host.
+pub(super) fn decapsulate(bench: &Bench<Routed>, leaf: &Leaf, arguments: &str) -> String {
+    let agent = bench.agent.program();
+    let pins = bench
+        .lab
+        .pin_directory()
+        .join(format!("decap-{}", leaf.host.name()));
+    let line = format!(
+        "{} decapsulate {} --pin-directory {} {arguments}",
+        agent.display(),
+        leaf.port.device,
+        pins.display()
+    );
+    leaf.host.run(&line).unwrap()
+}
+
+/// Frames that a host sends back by `XDP_TX` reach a veth peer at once only if that runs XDP itself: so clients do, with a
+/// program that passes everything. A network card needs none of this.
+pub(super) fn let_clients_be_answered(bench: &Bench<Routed>) {
+    for leaf in &bench.network.clients {
+        decapsulate(bench, leaf, "--ipv4 203.0.113.0/24");
+    }
+}
+
 /// Writes a policy to a file of the run.
 pub(super) fn write_policy(lab: &Lab, text: &str) -> PathBuf {
     let path = lab.directory().join("policy.yaml");

@@ -1,13 +1,16 @@
 //! Leases, quotas and shedding, with a real agent: it dies, streams run out of quota, servers run hot.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use enforcer_agent::api::reply::{QuotaRow, TenantListReply};
 use enforcer_agent::pure::audit::{AuditRecord, Direction, Kind};
 use enforcer_tests::harness::{self, ServerSettings, Stream, eventually, start_simulator};
 use enforcer_tests::lab::Process;
-use enforcer_tests::lab::topology::Routed;
+use enforcer_tests::lab::topology::{Leaf, Routed};
 
 use super::bench::{self, ALL_INTERFACES, Bench, LIMIT, REFUSED_LIMIT};
 use super::echo::{PORT, connect};
@@ -200,14 +203,8 @@ fn a_long_stream_stops_when_its_bytes_are_used_up() {
     stream.wait_for_more(LIMIT).unwrap();
 }
 
-#[test]
-fn a_hot_pool_sheds_new_connections_and_keeps_open_ones() {
-    if !privileged() {
-        return;
-    }
-    let mut text = policy()
-        .replace("spec:\n", "spec:\n  classes: [{name: bronze, shedAbove: 60%}]\n")
-        .replacen("{name: acme, ", "{name: acme, class: bronze, ", 1);
+/// The policy with the servers' own metrics.
+fn watched(mut text: String) -> String {
     for host in ["10.9.1.10", "10.9.2.10"] {
         let back_end = format!("address: \"{host}\", port: 8000");
         let watched = format!("{back_end}, telemetry: {{engine: \"http://{host}:8000/metrics\"}}");
@@ -218,17 +215,122 @@ fn a_hot_pool_sheds_new_connections_and_keeps_open_ones() {
         .lines()
         .filter(|line| !line.contains("-v6"))
         .fold(String::new(), |text, line| text + line + "\n");
-    let text = text.replace(&format!(", \"{}\"", bench::VIP_V6), "");
-    let bench = bench::routed(&ALL_INTERFACES, &text);
+    text.replace(&format!(", \"{}\"", bench::VIP_V6), "")
+}
+
+/// Tells every server something.
+fn all_servers(bench: &Bench<Routed>, path: &str, body: &str) {
+    for leaf in &bench.network.back_ends {
+        let server = SocketAddr::new([127, 0, 0, 1].into(), PORT);
+        harness::post(&leaf.host, server, path, body).unwrap();
+    }
+}
+
+/// Opens connections, as fast as they are answered, until told to cease; how many were admitted.
+fn press(leaf: &Leaf, cease: &AtomicBool) -> u64 {
+    let mut admitted = 0;
+    while !cease.load(Ordering::Relaxed) {
+        admitted += u64::from(connect(leaf, bench::vip(false), REFUSED_LIMIT).is_some());
+    }
+    admitted
+}
+
+/// What tenants are held to, by name.
+fn shares(bench: &Bench<Routed>) -> BTreeMap<String, u64> {
+    let list: TenantListReply = bench.agent.ask(&["tenant", "list"]).unwrap();
+    let held = list.tenants.into_iter();
+    held.filter_map(|tenant| Some((tenant.name, tenant.share?)))
+        .collect()
+}
+
+#[test]
+fn a_contended_pool_is_shared_by_weight_and_guarantee() {
+    if !privileged() {
+        return;
+    }
+    const GUARANTEE: u64 = 5;
+    let tenants = format!(
+        "  - {{name: globex, sources: [10.1.2.0/24], guaranteed: {{newConnectionsPerSecond: {GUARANTEE}}}}}\n  services:\n"
+    );
+    let text = policy()
+        .replace("spec:\n", "spec:\n  classes: [{name: gold, weight: 3}]\n")
+        .replacen("{name: acme, ", "{name: acme, class: gold, ", 1)
+        .replace("  services:\n", &tenants)
+        .replace("{matchNames: [acme]}", "{matchNames: [acme, globex]}")
+        .replace("forward: Nat\n", "forward: Nat\n    onRefusal: Reset\n");
+    let bench = bench::routed(&ALL_INTERFACES, &watched(text));
+    bench::let_clients_be_answered(&bench);
+    let _simulators = simulators(&bench);
+    let cease = AtomicBool::new(false);
+    let [gold, other] = [0, 1].map(|number| &bench.network.clients[number]);
+    thread::scope(|scope| {
+        let pressing = [gold, other].map(|leaf| {
+            let cease = &cease;
+            scope.spawn(move || press(leaf, cease))
+        });
+        all_servers(&bench, "/admin/saturate", SATURATED);
+        let mut held = BTreeMap::new();
+        let both = eventually("shares for both", Duration::from_secs(30), || {
+            held = shares(&bench);
+            Ok(if held.len() == 2 {
+                Ok(())
+            } else {
+                Err(format!("{held:?}"))
+            })
+        });
+        // The pool stays as full as it was, so that the budget falls until only the guarantee is left.
+        let least = eventually("the guarantee", Duration::from_secs(60), || {
+            let now = shares(&bench);
+            let is_kept = now.get("globex") == Some(&GUARANTEE);
+            Ok(if is_kept { Ok(()) } else { Err(format!("{now:?}")) })
+        });
+        cease.store(true, Ordering::Relaxed);
+        let admitted = pressing.map(|thread| thread.join().unwrap());
+        both.and(least)
+            .unwrap_or_else(|error| panic!("{error}; {admitted:?} were admitted"));
+        let ratio = held["acme"] as f64 / held["globex"] as f64;
+        assert!((2.0..=4.0).contains(&ratio), "three to one: {held:?}");
+    });
+    assert!(bench::packets(&bench.agent, Direction::Ingress, "FairShare") > 0);
+    assert_eq!(
+        bench::packets(&bench.agent, Direction::Ingress, "ConnectionRate"),
+        0
+    );
+    let told = records(&bench, Kind::FairShare);
+    assert!(!told.is_empty());
+    for change in told.iter().filter_map(|record| record.entry.change.as_ref()) {
+        assert!(change.causes[0].contains("pool gpus is used to"), "{change:?}");
+    }
+    all_servers(&bench, "/admin/clear", "");
+    eventually("that nobody is held", Duration::from_secs(60), || {
+        let held = shares(&bench);
+        Ok(if held.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{held:?}"))
+        })
+    })
+    .unwrap();
+    let told = records(&bench, Kind::FairShare);
+    let last = told
+        .last()
+        .and_then(|record| record.entry.change.clone())
+        .unwrap();
+    assert_eq!(last.to, None, "{last:?}");
+}
+
+#[test]
+fn a_hot_pool_sheds_new_connections_and_keeps_open_ones() {
+    if !privileged() {
+        return;
+    }
+    let text = policy()
+        .replace("spec:\n", "spec:\n  classes: [{name: bronze, shedAbove: 60%}]\n")
+        .replacen("{name: acme, ", "{name: acme, class: bronze, ", 1);
+    let bench = bench::routed(&ALL_INTERFACES, &watched(text));
     let _simulators = simulators(&bench);
     let stream = Stream::open(&bench.client().host, None, bench::vip(false)).unwrap();
-    let own = |path: &str, body: &str| {
-        for leaf in &bench.network.back_ends {
-            let server = SocketAddr::new([127, 0, 0, 1].into(), PORT);
-            harness::post(&leaf.host, server, path, body).unwrap();
-        }
-    };
-    own("/admin/saturate", SATURATED);
+    all_servers(&bench, "/admin/saturate", SATURATED);
     wait_for_admission(&bench, false);
     stream.wait_for_more(LIMIT).unwrap();
     assert!(bench::packets(&bench.agent, Direction::Ingress, "Shed") > 0);
@@ -242,7 +344,7 @@ fn a_hot_pool_sheds_new_connections_and_keeps_open_ones() {
         change.causes[0].contains("bronze") && change.causes[1].contains("60%"),
         "{change:?}"
     );
-    own("/admin/clear", "");
+    all_servers(&bench, "/admin/clear", "");
     eventually("the end of shedding", Duration::from_secs(60), || {
         let is_open = connect(bench.client(), bench::vip(false), REFUSED_LIMIT).is_some();
         Ok(is_open.then_some(()).ok_or_else(|| "shed".to_owned()))

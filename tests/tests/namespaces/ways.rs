@@ -8,9 +8,8 @@ use std::time::Instant;
 use enforcer_agent::pure::audit::Direction;
 
 use enforcer_tests::harness::eventually;
-use enforcer_tests::lab::topology::{Leaf, Routed};
 
-use super::bench::{self, ALL_INTERFACES, Bench, LIMIT, VIP, VIP_V6};
+use super::bench::{self, ALL_INTERFACES, LIMIT, VIP, VIP_V6};
 use super::echo::{Echo, connect, round_trip};
 use super::paths::check_served;
 use super::privileged;
@@ -21,38 +20,14 @@ fn own_vip(host: &enforcer_tests::lab::Host) {
     host.ip(&format!("-6 addr add {VIP_V6}/128 dev lo")).unwrap();
 }
 
-/// Runs the command that takes outer headers off, on a back end's host.
-fn decapsulate(bench: &Bench<Routed>, leaf: &Leaf, arguments: &str) -> String {
-    let agent = bench.agent.program();
-    let pins = bench
-        .lab
-        .pin_directory()
-        .join(format!("decap-{}", leaf.host.name()));
-    let line = format!(
-        "{} decapsulate {} --pin-directory {} {arguments}",
-        agent.display(),
-        leaf.port.device,
-        pins.display()
-    );
-    leaf.host.run(&line).unwrap()
-}
-
-/// Frames that a host sends back by `XDP_TX` reach a veth peer at once only if that runs XDP itself: so clients do, with a
-/// program that passes everything. A network card needs none of this.
-fn let_clients_be_answered(bench: &Bench<Routed>) {
-    for leaf in &bench.network.clients {
-        decapsulate(bench, leaf, "--ipv4 203.0.113.0/24");
-    }
-}
-
 /// Back ends see the client's own packets, and large ones find their way although the tunnel has less room.
 fn through_a_tunnel(forward: &str) {
     let bench = bench::routed(&ALL_INTERFACES, &bench::policy(forward, "TCP", "", "Allow"));
-    let_clients_be_answered(&bench);
+    bench::let_clients_be_answered(&bench);
     for leaf in &bench.network.back_ends {
         own_vip(&leaf.host);
         let prefixes = "--ipv4 10.254.0.0/16 --ipv6 2001:db8:fe::/64";
-        assert!(decapsulate(&bench, leaf, prefixes).contains("takes outer headers off"));
+        assert!(bench::decapsulate(&bench, leaf, prefixes).contains("takes outer headers off"));
     }
     let echoes = bench.echoes();
     check_served(bench.client(), &echoes, |own, ends| {
@@ -66,11 +41,11 @@ fn through_a_tunnel(forward: &str) {
     assert_eq!(bench::packets(&bench.agent, Direction::Ingress, "Internal"), 0);
     // Whoever was not told of is not believed, and without the program nobody is.
     for leaf in &bench.network.back_ends {
-        decapsulate(&bench, leaf, "--ipv4 203.0.113.0/24");
+        bench::decapsulate(&bench, leaf, "--ipv4 203.0.113.0/24");
     }
     assert!(connect(bench.client(), bench::vip(false), bench::REFUSED_LIMIT).is_none());
     for leaf in &bench.network.back_ends {
-        assert!(decapsulate(&bench, leaf, "--remove").contains("as they are"));
+        assert!(bench::decapsulate(&bench, leaf, "--remove").contains("as they are"));
     }
     assert!(connect(bench.client(), bench::vip(true), bench::REFUSED_LIMIT).is_none());
 }
@@ -95,7 +70,7 @@ fn a_link_with_a_smaller_mtu_is_found_out() {
         return;
     }
     let bench = bench::routed(&ALL_INTERFACES, &bench::policy("Dnat", "UDP", "", "Allow"));
-    let_clients_be_answered(&bench);
+    bench::let_clients_be_answered(&bench);
     for leaf in &bench.network.back_ends {
         let (ours, theirs) = (leaf.host.name(), &leaf.port.device);
         bench
@@ -174,7 +149,7 @@ fn whoever_is_refused_is_told_at_once() {
             &format!("forward: Nat\n    onRefusal: {answer}\n"),
         );
         let bench = bench::routed(&ALL_INTERFACES, &policy);
-        let_clients_be_answered(&bench);
+        bench::let_clients_be_answered(&bench);
         for (is_ipv6, client) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
             let started = Instant::now();
             let client = &bench.network.clients[client];

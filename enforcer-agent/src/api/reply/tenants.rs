@@ -31,6 +31,9 @@ pub struct TenantRow {
     /// What it has used of its quotas; empty until the first look, a second after it got them.
     #[serde(default)]
     pub quotas: Vec<QuotaRow>,
+    /// New connections per second that it is held to while a pool that it uses is contended.
+    #[serde(default)]
+    pub share: Option<u64>,
     /// What its packets got; reasons never seen are left out.
     pub packets: Vec<ReasonCount>,
 }

@@ -129,7 +129,10 @@ fn tenant_row(tenant: &TenantRow) -> Vec<String> {
         refused.map(|count| count.packets).sum::<u64>().to_string(),
         bytes(sent),
         bytes(received),
-        limits(&tenant.limits),
+        match (tenant.share, limits(&tenant.limits)) {
+            (None, limits) => limits,
+            (Some(share), limits) => format!("share {share} conn/s; {limits}"),
+        },
         tenant.sources.join(", "),
     ]
 }

@@ -41,6 +41,7 @@ impl Core {
             closed_rules: other.as_ref().unwrap_or(self.hours.closed()),
             exhausted: &self.exhausted(),
             shed: &self.fleet.shed(),
+            fair_rates: &self.shares.fairness.rates(),
         };
         if at.is_some() {
             // The slots are those of the policy in force, so that flows and limiters keep their names.

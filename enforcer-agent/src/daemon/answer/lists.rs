@@ -31,6 +31,7 @@ impl Core {
         let Some(active) = &self.active else {
             return Ok(TenantListReply { tenants: Vec::new() });
         };
+        let shares = self.shares.fairness.rates();
         let mut rows = Vec::new();
         for tenant in &active.policy.tenants {
             let Some(slot) = self.state.slots.tenants.get(&tenant.name) else {
@@ -47,6 +48,7 @@ impl Core {
                     .map_err(internal)?,
                 limits: tenant.limits.clone(),
                 quotas: self.quota_rows(tenant),
+                share: shares.get(&tenant.name).copied(),
                 packets: counters::by_reason(&counted),
             });
         }

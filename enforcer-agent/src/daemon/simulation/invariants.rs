@@ -51,8 +51,12 @@ type Compiled = (
     Governed,
 );
 
-/// Who has used up a quota, and which pools shed which classes.
-type Governed = (BTreeMap<String, Exhausted>, BTreeMap<String, BTreeSet<String>>);
+/// Who has used up a quota, which pools shed which classes, and who is held to a share.
+type Governed = (
+    BTreeMap<String, Exhausted>,
+    BTreeMap<String, BTreeSet<String>>,
+    BTreeMap<String, u64>,
+);
 
 /// What was last seen to be right.
 #[derive(Clone, Default)]
@@ -355,7 +359,7 @@ impl Simulation {
         let now = core.clock.wall();
         let closed = closed_rules(&core.active.as_ref()?.policy, now);
         let (statuses, failed_pools) = (core.fleet.statuses(), core.fleet.failed_pools());
-        let governed = (core.exhausted(), core.fleet.shed());
+        let governed = (core.exhausted(), core.fleet.shed(), core.shares.fairness.rates());
         let addresses = core.host.local_addresses.clone();
         let inputs: Compiled = (state, statuses, failed_pools, addresses, closed, governed);
         if let Some((same, tables)) = &self.known.compiled
@@ -363,7 +367,7 @@ impl Simulation {
         {
             return Some(tables.clone());
         }
-        let (state, statuses, failed_pools, _, closed, (exhausted, shed)) = &inputs;
+        let (state, statuses, failed_pools, _, closed, (exhausted, shed, fair_rates)) = &inputs;
         let applied = state.policy.as_ref()?;
         let policy = load_all(&applied.sources)
             .into_result()
@@ -378,6 +382,7 @@ impl Simulation {
             closed_rules: closed,
             exhausted,
             shed,
+            fair_rates,
         })
         .expect("what is stored compiles");
         assert!(

@@ -344,6 +344,7 @@ fn fork(core: &Core, ports: &Ports) -> Core {
         hours: core.hours.clone(),
         lease: core.lease,
         quotas: core.quotas.clone(),
+        shares: core.shares.clone(),
         directory: core.directory.clone(),
         digests: core.digests.clone(),
         audit: outside.audit,

@@ -102,7 +102,7 @@ pub(super) fn policy(number: u64) -> (String, bool) {
         // With a lease, quotas and classes.
         6 => {
             let defaults = "  defaults: {onLeaseExpiry: RefuseAll, leaseSeconds: 5}\n";
-            let classes = "  classes: [{name: bronze, shedAbove: 60%}, {name: gold}]\n";
+            let classes = "  classes: [{name: bronze, shedAbove: 60%}, {name: gold, weight: 4}]\n";
             let tenants = tenants(&three, 50)
                 .replacen("}}", &format!("}}, class: bronze, quotas: [{QUOTA}]}}"), 2)
                 .replacen("}}", "}, class: gold}", 1);

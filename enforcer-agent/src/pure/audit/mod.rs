@@ -120,6 +120,8 @@ pub enum Kind {
     Schedule,
     /// A pool begins or ceases to refuse new flows of a service class.
     Shedding,
+    /// A tenant is held to a share of what a contended pool can take, to another one, or no longer.
+    FairShare,
     /// A tenant has used up a quota, or its window began anew.
     Quota,
     /// The agent started, or adopted a running data plane.
@@ -242,6 +244,7 @@ impl Kind {
             Self::WeightChange => "WeightChange",
             Self::Schedule => "Schedule",
             Self::Shedding => "Shedding",
+            Self::FairShare => "FairShare",
             Self::Quota => "Quota",
             Self::Started => "Started",
             Self::Stopped => "Stopped",

@@ -58,6 +58,8 @@ pub struct Inputs<'a> {
     pub exhausted: &'a BTreeMap<String, Exhausted>,
     /// Names of the classes whose new flows each pool, by name, refuses.
     pub shed: &'a BTreeMap<String, BTreeSet<String>>,
+    /// New connections per second that tenants, by name, are held to since a pool is contended.
+    pub fair_rates: &'a BTreeMap<String, u64>,
 }
 
 /// What a tenant may no longer do, since it has used up a quota.
@@ -403,6 +405,7 @@ impl Cache {
             closed_rules: _,
             exhausted: _,
             shed: _,
+            fair_rates: _,
         } = inputs;
         let kept = self
             .numbered

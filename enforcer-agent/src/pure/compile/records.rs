@@ -6,8 +6,8 @@
 use enforcer_common::abi::config::{
     BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_GUE, FORWARD_IPIP,
     FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, LimitRecord, MAX_UNITS, SERVICE_PRESENT, SERVICE_PROHIBITS,
-    SERVICE_RESETS, STEP_SHIFT, ServiceRecord, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW,
-    TENANT_SUSPENDED, TenantRecord,
+    SERVICE_RESETS, STEP_SHIFT, ServiceRecord, TENANT_FAIR_SHARE, TENANT_PRESENT, TENANT_QUOTA,
+    TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord,
 };
 use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 
@@ -37,11 +37,16 @@ pub(super) fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<
             .class
             .filter(|class| layout.inputs.policy.classes[*class].shed_above_percent.is_some())
             .map_or(0, class_bit);
+        let share = layout.inputs.fair_rates.get(&tenant.name).copied();
+        let held = share.filter(|share| new_connections_per_second.is_none_or(|limit| *share < limit));
         let record = TenantRecord {
             row: row_of_tenant[index],
-            flags: TENANT_PRESENT | exhausted | if suspended { TENANT_SUSPENDED } else { 0 },
+            flags: TENANT_PRESENT
+                | exhausted
+                | if suspended { TENANT_SUSPENDED } else { 0 }
+                | if held.is_some() { TENANT_FAIR_SHARE } else { 0 },
             shed_class,
-            connections: limit_record(new_connections_per_second, burst_ns, Unit::Events),
+            connections: limit_record(held.or(new_connections_per_second), burst_ns, Unit::Events),
             packets: limit_record(packets_per_second, burst_ns, Unit::Events),
             bytes: limit_record(bytes_per_second, burst_ns, Unit::Bytes),
             response_bytes: limit_record(response_bytes_per_second, burst_ns, Unit::Bytes),

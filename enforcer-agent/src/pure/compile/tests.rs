@@ -60,6 +60,7 @@ struct World {
     closed_rules: Selection,
     exhausted: BTreeMap<String, Exhausted>,
     shed: BTreeMap<String, BTreeSet<String>>,
+    fair_rates: BTreeMap<String, u64>,
 }
 
 impl World {
@@ -111,6 +112,7 @@ impl World {
             closed_rules: Selection::default(),
             exhausted: BTreeMap::new(),
             shed: BTreeMap::new(),
+            fair_rates: BTreeMap::new(),
         }
     }
 
@@ -125,6 +127,7 @@ impl World {
             closed_rules: &self.closed_rules,
             exhausted: &self.exhausted,
             shed: &self.shed,
+            fair_rates: &self.fair_rates,
         }
     }
 

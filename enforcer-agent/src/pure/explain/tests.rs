@@ -68,6 +68,7 @@ fn ask_of(
         closed_rules: &closed_rules,
         exhausted: &BTreeMap::new(),
         shed: &BTreeMap::new(),
+        fair_rates: &BTreeMap::new(),
     };
     let compiled = compile(&inputs).expect("the sample compiles");
     let mut snapshot = Snapshot {

@@ -98,6 +98,7 @@ impl Run {
             closed_rules: &Selection::default(),
             exhausted: &BTreeMap::new(),
             shed: &self.fleet.shed(),
+            fair_rates: &BTreeMap::new(),
         })
         .expect("a policy that fits");
         let snapshot = Snapshot {

@@ -57,6 +57,8 @@ pub enum Code {
     NoEffect,
     /// A tenant may use a service, but no back end is compliant.
     NoCompliantBackend,
+    /// More is guaranteed than a pool can take.
+    Promised,
     /// There was more to say than is shown.
     Truncated,
 }

@@ -8,8 +8,7 @@
 //! | open and close | [`schedule`] | which rules exist at a time |
 //!
 //! Nothing but a text that is no YAML ends a check: what is wrong is reported where it stands, a placeholder takes its
-//! place, and the rest is checked all the same. A feature that the data path does not enforce is an error
-//! (`resolve/enforced.rs`), never read and ignored: what a policy says is what is enforced.
+//! place, and the rest is checked all the same. Nothing is read and ignored: what a policy says is what is enforced.
 //!
 //! This module never looks at health, telemetry, weights or a clock: those are inputs of the compiler, and the policy
 //! digest has to be the same on two hosts that see different back ends healthy.
@@ -30,6 +29,7 @@ pub mod selection;
 mod shape;
 mod source;
 mod suggest;
+pub mod users;
 mod yaml;
 
 use diagnostic::Reporter;

@@ -79,7 +79,8 @@ records! {
         /// Unique among classes.
         #[schemars(extend("examples" = ["gold"]))]
         "name" => pub name: Scalar<Name>,
-        /// The share of what is left over beyond what is guaranteed, relative to the other classes: 1 to 1000.
+        /// How much a tenant of the class counts beside those of others, 1 to 1000, where a pool is contended: used to more
+        /// than 90%. What the pool can take in new connections beyond what is guaranteed is then shared out by weight.
         #[schemars(extend("default" = 1, "examples" = [8]))]
         "weight" => pub weight: Option<Scalar<Number>>,
         /// New connections of the class are refused (`Shed`) while the pool that would take them is used to more than
@@ -104,7 +105,7 @@ records! {
         "class" => pub class: Option<Scalar<Name>>,
         /// What it may use at most, over all services together.
         "limits" => pub limits: Option<Limits>,
-        /// What it gets even if others want more than there is.
+        /// What it gets even if others want more than there is, as long as its class is not shed.
         "guaranteed" => pub guaranteed: Option<Guaranteed>,
         /// What it may use at most in a period of the calendar, over all services together.
         "quotas" => pub quotas: Option<List<Quota>>,

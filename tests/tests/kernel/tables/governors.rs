@@ -321,6 +321,58 @@ pub(super) fn shedding() -> Scenario {
     Scenario::of(POLICY, steps)
 }
 
+/// A share is put into force in the live bank: no flow is judged anew, and what was paid stays paid.
+pub(super) fn sharing() -> Scenario {
+    let open = Open::of_acme();
+    let (second, third, fourth) = (client(1, 40_001), client(1, 40_002), client(1, 40_003));
+    let gold = client(2, 40_000);
+    let mut steps = open.opens();
+    steps.push(Step::Inspect("the pool is contended", |bench| {
+        let generation = bench.generation();
+        bench.world.fair_rates.insert("acme".to_owned(), 1);
+        assert!(bench.apply().in_place);
+        assert_eq!(bench.generation(), generation);
+    }));
+    steps.push(
+        row("one a second", &second)
+            .opens("acme", &to(&second, MAIN))
+            .into(),
+    );
+    steps.push(
+        row("one too many", &third)
+            .refused("acme", Reason::FairShare)
+            .times(2)
+            .into(),
+    );
+    steps.extend(open.goes_on());
+    steps.push(
+        row("others are not held", &gold)
+            .opens("globex", &to(&gold, MAIN))
+            .into(),
+    );
+    steps.push(Step::Advance(Duration::from_secs(1)));
+    steps.push(
+        row("another second", &third)
+            .opens("acme", &to(&third, MAIN))
+            .into(),
+    );
+    steps.push(Step::Inspect("the pool has cooled down", |bench| {
+        bench.world.fair_rates.clear();
+        assert!(bench.apply().in_place);
+    }));
+    steps.push(
+        row("nobody is held", &fourth)
+            .opens("acme", &to(&fourth, MAIN))
+            .into(),
+    );
+    Scenario::of(POLICY, steps)
+}
+
+#[test]
+fn a_contended_pool_is_shared() {
+    sharing().run();
+}
+
 #[test]
 fn a_lapsed_lease_refuses_what_is_new() {
     lease_refuses_new().run();

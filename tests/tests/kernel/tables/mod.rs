@@ -175,6 +175,7 @@ fn everything() -> Vec<Scenario> {
         governors::lease_refuses_everything,
         governors::quotas,
         governors::shedding,
+        governors::sharing,
     ];
     tables.into_iter().map(|table| table()).collect()
 }

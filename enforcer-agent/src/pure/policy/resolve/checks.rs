@@ -5,9 +5,11 @@ use std::net::IpAddr;
 
 use super::super::bounds::MAX_SERVICES;
 use super::super::diagnostic::{Code, Reporter};
-use super::super::resolved::{Backend, Forward, Pool, Protocol, ResolvedPolicy, Service};
+use super::super::resolved::{Backend, Forward, Pool, Protocol, ResolvedPolicy, Service, Tenant};
+use super::super::selection::Selection;
 use super::super::source::Place;
 use super::super::suggest::quoted;
+use super::super::users::users;
 use super::rights;
 
 /// Where the names of the parts stand, in the order of the policy's lists.
@@ -33,6 +35,7 @@ pub(super) fn check(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places
     shared_dnat_backends(reporter, policy, places);
     unused_pools(reporter, policy, places);
     unused_classes(reporter, policy, places);
+    guarantees(reporter, policy, places);
     rights::check(reporter, policy, places);
 }
 
@@ -290,6 +293,53 @@ fn unused_classes(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: 
             let message = format!("no tenant is of class {}", quoted(&class.name));
             let help = "Write it into the `class` of a tenant.";
             reporter.warning(Code::NoEffect, places.classes[index], message, help);
+        }
+    }
+}
+
+/// What is promised and may not be kept: to a class that is shed first, or more than a pool can take.
+fn guarantees(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
+    let guarantee = |tenant: &Tenant| tenant.guaranteed.new_connections_per_second.unwrap_or(0);
+    for (tenant, place) in policy.tenants.iter().zip(&places.tenants) {
+        let class = tenant.class.map(|class| &policy.classes[class]);
+        let shed = class.and_then(|class| Some((class, class.shed_above_percent?)));
+        if let Some((class, above)) = shed.filter(|_| guarantee(tenant) > 0) {
+            let message = format!(
+                "tenant {} has a guarantee, but its class {} is shed when a pool is used to more than {above}%",
+                quoted(&tenant.name),
+                quoted(&class.name)
+            );
+            let help = "Shedding comes first: give the tenant another class, or the class no `shedAbove`.";
+            reporter.warning(Code::NoEffect, *place, message, help);
+        }
+    }
+    if policy.tenants.iter().all(|tenant| guarantee(tenant) == 0) {
+        return;
+    }
+    let names: Vec<String> = policy.pools.iter().map(|pool| pool.name.clone()).collect();
+    let users = users(policy, &Selection::default(), &BTreeSet::new(), &names);
+    for (pool, place) in policy.pools.iter().zip(&places.pools) {
+        let tenants = users.of_pool[&pool.name]
+            .iter()
+            .map(|tenant| &policy.tenants[*tenant]);
+        let promised: u64 = tenants.map(guarantee).sum();
+        let capacity: u64 = pool
+            .backends
+            .iter()
+            .map(|backend| u64::from(backend.capacity))
+            .sum();
+        if promised > capacity {
+            let milliseconds = capacity * 1000 / promised;
+            let message = format!(
+                "{promised} new connections per second are guaranteed to tenants of pool {}, which is full with {capacity} open \
+                 ones",
+                quoted(&pool.name)
+            );
+            let help = format!(
+                "It can keep that only while connections last {milliseconds} ms on average, or less. Guarantee less, or add \
+                 back ends."
+            );
+            reporter.warning(Code::Promised, *place, message, help);
         }
     }
 }

@@ -3,7 +3,6 @@
 use super::super::diagnostic::Reporter;
 use super::super::model;
 use super::super::resolved::Class;
-use super::enforced::{self, Feature};
 use super::{Placed, scalar, sort_by_name};
 
 const DEFAULT_WEIGHT: u32 = 1;
@@ -21,10 +20,9 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, classes: &[&model::Class]) ->
                 shed_above,
             } = class;
             let _ = scalar::name(reporter, name);
-            let weight = weight.as_ref().and_then(|text| {
-                enforced::require(reporter, Feature::ClassWeight, text);
-                scalar::positive(reporter, text, MAX_WEIGHT, "weight")
-            });
+            let weight = weight
+                .as_ref()
+                .and_then(|text| scalar::positive(reporter, text, MAX_WEIGHT, "weight"));
             let shed_above_percent = shed_above
                 .as_ref()
                 .and_then(|text| scalar::percentage(reporter, text));

@@ -6,7 +6,6 @@
 
 mod checks;
 mod classes;
-mod enforced;
 mod header;
 mod network;
 mod pools;

@@ -11,7 +11,6 @@ use super::super::resolved::{Class, Guaranteed, Limits, Quota, QuotaPeriod, Tena
 use super::super::schedule::Zone;
 use super::super::source::Place;
 use super::super::suggest::quoted;
-use super::enforced::{self, Feature};
 use super::{Name, Placed, network, scalar, schedule, sort_by_name, unknown_name};
 
 /// How much time's worth of a rate may come at once, unless the policy says so.
@@ -289,7 +288,6 @@ fn resolve_guaranteed(
     else {
         return Guaranteed::default();
     };
-    enforced::require(reporter, Feature::Guaranteed, text);
     let rate = resolve_rate(reporter, text, Unit::Events);
     if let (Some(rate), Some(limit)) = (rate, limits.new_connections_per_second)
         && rate > limit
