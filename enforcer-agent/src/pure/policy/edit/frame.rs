@@ -1,0 +1,102 @@
+//! What is put around items so that they are parsed as in their text.
+
+use super::super::yaml::{Content, NodeId, Tree};
+use super::outline::breaks;
+
+/// Where items stand: columns from 0, lines from 1.
+#[derive(Debug)]
+pub(super) struct Frame {
+    /// The column of `spec`.
+    pub(super) outer: u32,
+    /// The column of the list's key.
+    pub(super) inner: u32,
+    /// The column of the items' `- `.
+    pub(super) items: u32,
+    /// Whether no item stands in front.
+    pub(super) is_first: bool,
+    /// The line of the first item.
+    pub(super) line: u32,
+    pub(super) behind: Behind,
+}
+
+/// What follows the items.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Behind {
+    /// Another item, at this column.
+    Item(u32),
+    /// A key at this column.
+    Key(u32),
+    /// The end of the text.
+    Nothing,
+}
+
+/// Stands for everything that the frame stands for.
+const FILLER: &str = "x";
+
+// === impl Frame ===
+
+impl Frame {
+    /// Items with the frame around them: two keys, an item if there is one in front, and what follows.
+    pub(super) fn around(&self, part: &str) -> String {
+        let mut text = String::with_capacity(part.len() + 128);
+        let mut put = |indent: u32, line: &str| {
+            text.extend(std::iter::repeat_n(' ', indent as usize));
+            text.push_str(line);
+        };
+        put(self.outer, "x:\n");
+        put(self.inner, "x:\n");
+        if !self.is_first {
+            put(self.items, "- x\n");
+        }
+        put(0, part);
+        match self.behind {
+            Behind::Item(indent) => put(indent, "- x\n"),
+            Behind::Key(indent) => put(indent, "x: x\n"),
+            Behind::Nothing => {}
+        }
+        text
+    }
+
+    /// The line on which the frame begins, for the items to stand on their own.
+    pub(super) const fn first_line(&self) -> u32 {
+        let in_front = if self.is_first { 2 } else { 3 };
+        self.line.saturating_sub(in_front)
+    }
+
+    /// The items, if every part of the frame came out where it was put, and nothing else beside them.
+    pub(super) fn content<'t>(&self, tree: &'t Tree<'_>, part: &str) -> Option<&'t [NodeId]> {
+        let ([document], 1, 0) = (tree.documents.as_slice(), tree.beginnings, tree.aliases) else {
+            return None;
+        };
+        let behind = self.line + u32::try_from(breaks(part)).ok()?;
+        let is_filler = |node: NodeId, line: u32, indent: u32| {
+            let place = tree.get(node).1;
+            tree.text(node) == Some(FILLER) && (place.line(), place.column()) == (line, indent + 1)
+        };
+        let fields = tree.pairs(*document)?;
+        let parts = tree.pairs(fields.first()?.1)?;
+        let (Content::Sequence(nodes), _) = tree.get(parts.first()?.1) else {
+            return None;
+        };
+        let mut nodes = nodes.as_slice();
+        if !self.is_first {
+            let (first, rest) = nodes.split_first()?;
+            is_filler(*first, self.line - 1, self.items + 2).then_some(())?;
+            nodes = rest;
+        }
+        let key = match (fields, parts) {
+            ([_], [_]) => None,
+            ([_], [_, key]) | ([_, key], [_]) => Some(key.0),
+            _ => return None,
+        };
+        match (self.behind, key) {
+            (Behind::Item(indent), None) => {
+                let (last, rest) = nodes.split_last()?;
+                is_filler(*last, behind, indent + 2).then_some(rest)
+            }
+            (Behind::Key(indent), Some(key)) => is_filler(key, behind, indent).then_some(nodes),
+            (Behind::Nothing, None) => Some(nodes),
+            _ => None,
+        }
+    }
+}
