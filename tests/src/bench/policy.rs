@@ -10,17 +10,21 @@ use enforcer_agent::api::{Reply, Request};
 use enforcer_agent::pure::capacity::Capacity;
 use enforcer_agent::pure::compile::{HostFacts, Inputs, Slots, compile};
 use enforcer_agent::pure::policy::selection::Selection;
-use enforcer_agent::pure::policy::{PolicySource, load};
+use enforcer_agent::pure::policy::{Loader, PolicySource, load};
 
 use super::{BenchError, Case, Options, Series};
 use crate::harness::{Agent, AgentSettings};
 use crate::lab::Lab;
 use crate::large::{self, Size};
 
-pub(super) const CASES: [Case; 5] = [
+pub(super) const CASES: [Case; 6] = [
     Case {
         name: "policy/check",
         run: check,
+    },
+    Case {
+        name: "policy/check-edit",
+        run: check_edit,
     },
     Case {
         name: "policy/compile",
@@ -68,6 +72,24 @@ fn check(options: &Options) -> Result<Vec<Series>, BenchError> {
     let text = large::policy(&size(options), 1000);
     measure("policy/check", options, || {
         let outcome = load("large.yaml", &text);
+        outcome.into_result().map(|policy| policy.digest().to_string())
+    })
+}
+
+/// The same after another text that differs in one tenant's limit, as the agent does it.
+fn check_edit(options: &Options) -> Result<Vec<Series>, BenchError> {
+    let text = |limit| {
+        [PolicySource::new(
+            "large.yaml",
+            large::policy(&size(options), limit),
+        )]
+    };
+    let mut loader = Loader::default();
+    let _ = loader.load_all(&text(1000));
+    let texts = [text(2000), text(2001)];
+    let mut turns = texts.iter().cycle();
+    measure("policy/check-edit", options, || {
+        let outcome = loader.load_all(turns.next().unwrap_or(&texts[0]));
         outcome.into_result().map(|policy| policy.digest().to_string())
     })
 }

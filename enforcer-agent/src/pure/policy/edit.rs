@@ -18,20 +18,20 @@ use super::model::{Document, Spec};
 use super::parse::Parsed;
 use super::resolve::resolve;
 use super::shape::{FromNode, List, Movable as _, Reader};
-use super::source::PolicySource;
+use super::source::{Place, PolicySource};
 use super::yaml::{NodeId, Tree};
 use super::{Outcome, read};
 use outline::Edit;
 pub(super) use outline::Outline;
 
 /// Loads policies one after another. What it keeps of the last one saves work, and changes no outcome.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Loader {
     last: Option<Last>,
 }
 
 /// The last text with nothing wrong about its shape, and what was read of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Last {
     text: String,
     document: Document,
@@ -91,15 +91,16 @@ impl Last {
         let edit = self.outline.edit(&self.text, text)?;
         let framed = edit.frame.around(edit.part);
         let tree = Tree::parse_part(0, &framed, edit.frame.first_line()).ok()?;
-        let nodes = edit.frame.content(&tree, edit.part)?;
+        let (place, nodes) = edit.frame.content(&tree, edit.part)?;
         let lines = edit.lines_of(&tree, nodes)?;
-        let is_empty = edit.replaces_all(&self.outline) && nodes.is_empty();
-        if is_empty || self.outline.nodes + tree.len() > MAX_YAML_NODES {
+        // With what was the second item, a list stands elsewhere; or it is none any more.
+        let is_first_gone = edit.items.start == 0 && nodes.is_empty();
+        if is_first_gone || self.outline.nodes + tree.len() > MAX_YAML_NODES {
             return None;
         }
         let mut reporter = Reporter::new(std::slice::from_ref(source));
         let mut reader = Reader::new(&tree, &mut reporter);
-        edit_list(&mut self.document, &edit, &mut reader, nodes)?;
+        edit_list(&mut self.document, &edit, &mut reader, (place, nodes))?;
         self.outline.follow(&edit, &lines, tree.len());
         self.text.clone_from(text);
         Some(())
@@ -107,15 +108,20 @@ impl Last {
 }
 
 /// Puts new items in the place of others, unless something is wrong with their shape.
-fn edit_list(document: &mut Document, edit: &Edit<'_>, reader: &mut Reader<'_, '_>, nodes: &[NodeId]) -> Option<()> {
+fn edit_list(
+    document: &mut Document,
+    edit: &Edit<'_>,
+    reader: &mut Reader<'_, '_>,
+    new: (Place, &[NodeId]),
+) -> Option<()> {
     match edit.list_name.as_str() {
-        "classes" => replace(document, |spec| &mut spec.classes, edit, reader, nodes),
-        "tenants" => replace(document, |spec| &mut spec.tenants, edit, reader, nodes),
-        "services" => replace(document, |spec| &mut spec.services, edit, reader, nodes),
-        "pools" => replace(document, |spec| &mut spec.pools, edit, reader, nodes),
-        "rules" => replace(document, |spec| &mut spec.rules, edit, reader, nodes),
-        "protectedNetworks" => replace(document, |spec| &mut spec.protected_networks, edit, reader, nodes),
-        "constraints" => replace(document, |spec| &mut spec.constraints, edit, reader, nodes),
+        "classes" => replace(document, |spec| &mut spec.classes, edit, reader, new),
+        "tenants" => replace(document, |spec| &mut spec.tenants, edit, reader, new),
+        "services" => replace(document, |spec| &mut spec.services, edit, reader, new),
+        "pools" => replace(document, |spec| &mut spec.pools, edit, reader, new),
+        "rules" => replace(document, |spec| &mut spec.rules, edit, reader, new),
+        "protectedNetworks" => replace(document, |spec| &mut spec.protected_networks, edit, reader, new),
+        "constraints" => replace(document, |spec| &mut spec.constraints, edit, reader, new),
         _ => None,
     }
 }
@@ -125,7 +131,7 @@ fn replace<T: FromNode>(
     list: impl Fn(&mut Spec) -> &mut Option<List<T>>,
     edit: &Edit<'_>,
     reader: &mut Reader<'_, '_>,
-    nodes: &[NodeId],
+    (place, nodes): (Place, &[NodeId]),
 ) -> Option<()> {
     let items: Vec<T> = nodes.iter().map(|node| T::from_node(reader, *node)).collect();
     if !reader.is_content() {
@@ -136,6 +142,10 @@ fn replace<T: FromNode>(
     }
     let list = list(&mut document.spec).as_mut()?;
     list.value.splice(edit.items.clone(), items);
+    // A list stands where its first item does.
+    if edit.items.start == 0 {
+        list.move_to(place);
+    }
     Some(())
 }
 

@@ -16,6 +16,7 @@
 
 pub mod bounds;
 pub mod diagnostic;
+mod digest;
 mod edit;
 pub mod judgement;
 pub mod kinds;
@@ -35,9 +36,10 @@ mod yaml;
 
 use diagnostic::Reporter;
 pub use diagnostic::{Code, Diagnostic, Severity};
+pub use digest::{Digest, Digester};
 pub use edit::Loader;
 use parse::Parsed;
-pub use resolved::{Digest, ResolvedPolicy};
+pub use resolved::ResolvedPolicy;
 pub use source::{PolicySource, name_of};
 
 /// What became of a policy text.

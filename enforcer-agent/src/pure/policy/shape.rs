@@ -95,6 +95,13 @@ struct Field {
 
 // === impl Spanned ===
 
+impl<T> Spanned<T> {
+    /// Has it stand somewhere else.
+    pub(super) const fn move_to(&mut self, place: Place) {
+        self.place = place;
+    }
+}
+
 impl<T: Default> Default for Spanned<T> {
     fn default() -> Self {
         Self {

@@ -1,5 +1,6 @@
 //! What is put around items so that they are parsed as in their text.
 
+use super::super::source::Place;
 use super::super::yaml::{Content, NodeId, Tree};
 use super::outline::breaks;
 
@@ -22,8 +23,7 @@ pub(super) struct Frame {
 /// What follows the items.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Behind {
-    /// Another item, at this column.
-    Item(u32),
+    Item,
     /// A key at this column.
     Key(u32),
     /// The end of the text.
@@ -50,7 +50,7 @@ impl Frame {
         }
         put(0, part);
         match self.behind {
-            Behind::Item(indent) => put(indent, "- x\n"),
+            Behind::Item => put(self.items, "- x\n"),
             Behind::Key(indent) => put(indent, "x: x\n"),
             Behind::Nothing => {}
         }
@@ -63,8 +63,9 @@ impl Frame {
         self.line.saturating_sub(in_front)
     }
 
-    /// The items, if every part of the frame came out where it was put, and nothing else beside them.
-    pub(super) fn content<'t>(&self, tree: &'t Tree<'_>, part: &str) -> Option<&'t [NodeId]> {
+    /// The list that the items are in and the items, if every part of the frame came out where it was put, and nothing
+    /// else beside them.
+    pub(super) fn content<'t>(&self, tree: &'t Tree<'_>, part: &str) -> Option<(Place, &'t [NodeId])> {
         let ([document], 1, 0) = (tree.documents.as_slice(), tree.beginnings, tree.aliases) else {
             return None;
         };
@@ -75,7 +76,7 @@ impl Frame {
         };
         let fields = tree.pairs(*document)?;
         let parts = tree.pairs(fields.first()?.1)?;
-        let (Content::Sequence(nodes), _) = tree.get(parts.first()?.1) else {
+        let (Content::Sequence(nodes), list) = tree.get(parts.first()?.1) else {
             return None;
         };
         let mut nodes = nodes.as_slice();
@@ -89,14 +90,15 @@ impl Frame {
             ([_], [_, key]) | ([_, key], [_]) => Some(key.0),
             _ => return None,
         };
-        match (self.behind, key) {
-            (Behind::Item(indent), None) => {
+        let items = match (self.behind, key) {
+            (Behind::Item, None) => {
                 let (last, rest) = nodes.split_last()?;
-                is_filler(*last, behind, indent + 2).then_some(rest)
+                is_filler(*last, behind, self.items + 2).then_some(rest)
             }
             (Behind::Key(indent), Some(key)) => is_filler(key, behind, indent).then_some(nodes),
             (Behind::Nothing, None) => Some(nodes),
             _ => None,
-        }
+        };
+        Some((list, items?))
     }
 }

@@ -10,7 +10,7 @@ use super::frame::{Behind, Frame};
 const MAX_PART_BYTES: usize = 256 * 1024;
 
 /// Where the items of the lists in a document's `spec` stand.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in super::super) struct Outline {
     /// `spec`.
     key: Key,
@@ -20,12 +20,10 @@ pub(in super::super) struct Outline {
 }
 
 /// A list of the `spec`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Items {
     name: String,
     key: Key,
-    /// Of the `- ` in front of each item, from 0.
-    indent: u32,
     /// The line of each item.
     lines: Vec<u32>,
     /// The key that follows, of the `spec` or of the document.
@@ -82,13 +80,12 @@ impl Outline {
         let behind = fields.get(spec + 1).map(key_of);
         let parts = tree.pairs(fields[spec].1)?;
         let lists = parts.iter().enumerate().filter_map(|(number, part)| {
-            let (Content::Sequence(items), place) = tree.get(part.1) else {
+            let (Content::Sequence(items), _) = tree.get(part.1) else {
                 return None;
             };
             Some(Items {
                 name: tree.text(part.0)?.to_owned(),
                 key: key_of(part),
-                indent: Key::at(place).indent,
                 lines: items.iter().map(|item| tree.get(*item).1.line()).collect(),
                 next: parts.get(number + 1).map(key_of).or(behind),
             })
@@ -109,14 +106,15 @@ impl Outline {
         };
         let mut lists = self.lists.iter().enumerate();
         let (list, items) = lists.find(|(_, items)| items.hold(&old, &changed))?;
-        let first = items.first_touched(&old, changed.start, new)?;
+        let indent = items.indent(&old)?;
+        let first = items.first_touched(&old, indent, changed.start, new)?;
         // The first item of all is never left behind others: the place of the list is where it stands.
         let last = items.number_before(&old, changed.end).max(first).max(1);
         let start = old.offset(*items.lines.get(first)?)?;
         let (end, behind) = match (items.lines.get(last), items.next) {
             (Some(line), _) => {
-                let is_item = is_item(old.from(*line)?, items.indent);
-                (old.offset(*line)?, Behind::Item(is_item.then_some(items.indent)?))
+                is_item(old.from(*line)?, indent).then_some(())?;
+                (old.offset(*line)?, Behind::Item)
             }
             (None, Some(next)) => (old.offset(next.line)?, Behind::Key(next.checked(&old)?.indent)),
             (None, None) => (old.text.len(), Behind::Nothing),
@@ -128,7 +126,7 @@ impl Outline {
         let frame = Frame {
             outer: self.key.checked(&old)?.indent,
             inner: items.key.checked(&old)?.indent,
-            items: items.indent,
+            items: indent,
             is_first: first == 0,
             line: items.lines[first],
             behind,
@@ -176,7 +174,16 @@ impl Items {
             Some(next) => text.offset(next.line),
             None => Some(text.text.len()),
         };
-        first.zip(end).is_some_and(|(first, end)| first <= part.start && part.end <= end)
+        first
+            .zip(end)
+            .is_some_and(|(first, end)| first <= part.start && part.end <= end)
+    }
+
+    /// The column, from 0, of the `- ` in front of each item. (A list that is indented as its key is has no place of its
+    /// own.)
+    fn indent(&self, text: &Lines<'_>) -> Option<u32> {
+        let line = text.from(*self.lines.first()?)?;
+        u32::try_from(line.bytes().take_while(|byte| *byte == b' ').count()).ok()
     }
 
     /// How many items begin before a byte.
@@ -186,14 +193,13 @@ impl Items {
     }
 
     /// The item in which a change begins. What stands in front of an item, such as a remark, belongs to the one before.
-    fn first_touched(&self, old: &Lines<'_>, at: usize, new: &str) -> Option<usize> {
+    fn first_touched(&self, old: &Lines<'_>, indent: u32, at: usize, new: &str) -> Option<usize> {
         let number = self.number_before(old, at + 1).checked_sub(1)?;
-        let begins_there = is_item(new.get(old.offset(self.lines[number])?..)?, self.indent);
-        if begins_there {
+        if is_item(new.get(old.offset(self.lines[number])?..)?, indent) {
             return Some(number);
         }
         let before = number.checked_sub(1)?;
-        is_item(old.from(self.lines[before])?, self.indent).then_some(before)
+        is_item(old.from(self.lines[before])?, indent).then_some(before)
     }
 }
 
@@ -227,11 +233,6 @@ impl Edit<'_> {
             is_item(&self.part[start..], self.frame.items).then_some(line)
         };
         nodes.iter().map(line_of).collect()
-    }
-
-    /// Whether none of the list's items stays.
-    pub(super) fn replaces_all(&self, outline: &Outline) -> bool {
-        self.items == (0..outline.lists[self.list].lines.len())
     }
 }
 
@@ -301,7 +302,10 @@ fn common_prefix(old: &[u8], new: &[u8]) -> usize {
 fn common_suffix(old: &[u8], new: &[u8]) -> usize {
     let chunks = old.rchunks(CHUNK).zip(new.rchunks(CHUNK));
     let same = CHUNK * chunks.take_while(|(old, new)| old == new).count();
-    let (old, new) = (&old[..old.len().saturating_sub(same)], &new[..new.len().saturating_sub(same)]);
+    let (old, new) = (
+        &old[..old.len().saturating_sub(same)],
+        &new[..new.len().saturating_sub(same)],
+    );
     let rest = old.iter().rev().zip(new.iter().rev());
     same + rest.take_while(|(old, new)| old == new).count()
 }

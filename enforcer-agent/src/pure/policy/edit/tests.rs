@@ -44,15 +44,15 @@ spec:
     labels: {region: eu}
     backends:
     - {name: gpu-1, address: 10.9.0.1, port: 8000}
-    - name: gpu-2
-      address: 10.9.0.2
-      port: 8000
+    -   name: gpu-2
+        address: 10.9.0.2
+        port: 8000
   rules:
   - {name: all-chat, action: Allow, services: {matchNames: [chat]}}
-  - name: some-embed
-    action: Allow
-    tenants: {matchNames: [acme, globex]}
-    services: {matchNames: [embed]}
+  -   name: some-embed
+      action: Allow
+      tenants: {matchNames: [acme, globex]}
+      services: {matchNames: [embed]}
   - name: no-embed
     action: Deny
     tenants: {matchNames: [globex]}
@@ -270,16 +270,34 @@ fn of_an_edit_only_the_items_are_read_that_it_touches() {
         ("  - 10.9.0.0/16", "  - 10.9.0.0/16\n  - 10.8.0.0/16"),
         ("{region: eu}}}\n", "{region: us}}}"),
         // Whole items come and go.
-        ("  - name: globex", "  - {name: newco, sources: [10.7.0.0/16]}\n  - name: globex"),
-        ("  - {name: acme", "  - {name: aaa, sources: [10.7.0.0/16]}\n  - {name: acme"),
-        ("      team: one}\n", "      team: one}\n  - {name: zzz, sources: [10.7.0.0/16]}\n"),
-        ("  - {name: all-chat, action: Allow, services: {matchNames: [chat]}}\n", ""),
-        ("  - name: no-embed\n    action: Deny\n    tenants: {matchNames: [globex]}\n", ""),
+        (
+            "  - name: globex",
+            "  - {name: newco, sources: [10.7.0.0/16]}\n  - name: globex",
+        ),
+        (
+            "  - {name: acme",
+            "  - {name: aaa, sources: [10.7.0.0/16]}\n  - {name: acme",
+        ),
+        (
+            "      team: one}\n",
+            "      team: one}\n  - {name: zzz, sources: [10.7.0.0/16]}\n",
+        ),
+        (
+            "  -   name: some-embed\n      action: Allow\n      tenants: {matchNames: [acme, globex]}\n      services: {matchNames: [embed]}\n",
+            "",
+        ),
+        (
+            "  - name: no-embed\n    action: Deny\n    tenants: {matchNames: [globex]}\n",
+            "",
+        ),
         ("    - {name: gpu-1, address: 10.9.0.1, port: 8000}\n", ""),
         // What is wrong, but not in its shape.
         ("10.1.0.0/16", "10.1.0.1/16"),
         ("action: Deny", "action: Perhaps"),
-        ("tenants: {matchNames: [globex]}\n  protected", "tenants: {matchNames: [nobody]}\n  protected"),
+        (
+            "tenants: {matchNames: [globex]}\n  protected",
+            "tenants: {matchNames: [nobody]}\n  protected",
+        ),
     ] {
         assert!(is_followed(from, to), "{from} to {to}");
     }
@@ -293,11 +311,17 @@ fn what_may_mean_something_to_the_rest_is_read_from_nothing() {
         ("  services:\n", "  classes:\n"),
         ("  # Who may send.\n", ""),
         // More than one list.
-        ("      team: one}\n  services:\n    - name: chat", "      team: two}\n  services:\n    - name: chit"),
+        (
+            "      team: one}\n  services:\n    - name: chat",
+            "      team: two}\n  services:\n    - name: chit",
+        ),
         // What would reach out of the items, or is no item.
         ("name: globex ", "name: \"globex "),
         ("sources:\n    - 10.2.0.0/16", "sources: [\n    - 10.2.0.0/16"),
-        ("labels: {'data': \"any\",\n      team: one}\n", "labels: {'data': \"any\",\n      team: one\n"),
+        (
+            "labels: {'data': \"any\",\n      team: one}\n",
+            "labels: {'data': \"any\",\n      team: one\n",
+        ),
         ("  - name: globex", "  - name: x\n...\n  - name: globex"),
         ("  - name: globex", "  - name: x\n---\n  - name: globex"),
         ("  - name: globex", "  x: x\n  - name: globex"),
@@ -309,6 +333,10 @@ fn what_may_mean_something_to_the_rest_is_read_from_nothing() {
         ("action: Deny", "action: !x Deny"),
         ("action: Deny", "action: Deny\r    mode: Enforce"),
         ("  - 10.9.0.0/16\n", ""),
+        (
+            "  - {name: all-chat, action: Allow, services: {matchNames: [chat]}}\n",
+            "",
+        ),
         // Shapes.
         ("action: Deny", "aktion: Deny"),
         ("action: Deny", "action: [Deny]"),
