@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use enforcer_agent::api::client::Client;
@@ -10,7 +11,7 @@ use enforcer_agent::api::{Reply, Request};
 use enforcer_agent::pure::capacity::Capacity;
 use enforcer_agent::pure::compile::{HostFacts, Inputs, Slots, compile};
 use enforcer_agent::pure::policy::selection::Selection;
-use enforcer_agent::pure::policy::{Loader, PolicySource, load};
+use enforcer_agent::pure::policy::{Digester, Loader, PolicySource, load};
 
 use super::{BenchError, Case, Options, Series};
 use crate::harness::{Agent, AgentSettings};
@@ -84,13 +85,16 @@ fn check_edit(options: &Options) -> Result<Vec<Series>, BenchError> {
             large::policy(&size(options), limit),
         )]
     };
-    let mut loader = Loader::default();
-    let _ = loader.load_all(&text(1000));
+    let (mut loader, mut digester) = (Loader::default(), Digester::default());
+    if let Some(policy) = loader.load_all(&text(1000)).policy {
+        digester.digest(&Arc::new(policy));
+    }
     let texts = [text(2000), text(2001)];
     let mut turns = texts.iter().cycle();
     measure("policy/check-edit", options, || {
         let outcome = loader.load_all(turns.next().unwrap_or(&texts[0]));
-        outcome.into_result().map(|policy| policy.digest().to_string())
+        let policy = outcome.into_result();
+        policy.map(|policy| digester.digest(&Arc::new(policy)).to_string())
     })
 }
 

@@ -194,3 +194,73 @@ impl Serialize for Digest {
         serializer.collect_str(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::load;
+    use super::*;
+
+    const POLICY: &str = "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {name: p}\nspec:\n  tenants:\n  \
+        - {name: a, sources: [10.1.0.0/16]}\n  - {name: b, sources: [10.2.0.0/16], limits: {packetsPerSecond: 5}}\n  \
+        - {name: c, sources: [10.3.0.0/16]}\n  services:\n  - {name: s, addresses: [192.0.2.1], port: 1, protocol: TCP, \
+        pools: [p], forward: Nat}\n  pools: [{name: p, backends: [{name: g, address: 10.9.0.1, port: 1}]}]\n  rules:\n  \
+        - {name: r, action: Allow}\n  - {name: t, action: Allow, mode: Shadow, tenants: {matchNames: [c]}}\n";
+
+    #[test]
+    fn a_digest_after_others_is_the_one_from_nothing() {
+        let mut digester = Digester::default();
+        let mut before = POLICY.to_owned();
+        for (from, to) in [
+            ("packetsPerSecond: 5", "packetsPerSecond: 6"),
+            (
+                "- {name: a,",
+                "- {name: aa, sources: [10.4.0.0/16]}\n  - {name: a,",
+            ),
+            (
+                "  - {name: c, sources: [10.3.0.0/16]}\n",
+                "  - {name: c, sources: [10.5.0.0/16]}\n",
+            ),
+            (
+                "  - {name: b, sources: [10.2.0.0/16], limits: {packetsPerSecond: 6}}\n",
+                "",
+            ),
+            ("name: r, action: Allow", "name: r, action: Deny"),
+            ("name: r,", "\n    name: r,"),
+            ("name: t,", "name: u,"),
+            ("metadata: {name: p}", "metadata: {name: q}"),
+            ("  - {name: a, sources: [10.1.0.0/16]}\n", ""),
+        ] {
+            let after = before.replace(from, to);
+            assert_ne!(after, before, "{from}");
+            for text in [&before, &after, &before, &after] {
+                let policy = load("p.yaml", text).policy.expect("it is right");
+                let policy = Arc::new(policy);
+                assert_eq!(digester.digest(&policy), policy.digest(), "{text}");
+            }
+            let digest = |text| load("p.yaml", text).policy.map(|policy| policy.digest());
+            assert_eq!(
+                digest(&before) == digest(&after),
+                to.starts_with('\n'),
+                "{from} to {to}"
+            );
+            before = after;
+        }
+    }
+
+    #[test]
+    fn what_differs_from_the_last_policy_is_hashed_and_nothing_else() {
+        let old = load("p.yaml", POLICY).policy.expect("it is right");
+        let marked = Hashes {
+            tenants: vec![[1; 32], [2; 32], [3; 32]],
+            rules: vec![[4; 32], [5; 32]],
+            ..Hashes::of(&old, None)
+        };
+        // One line more, so that the rules stand elsewhere.
+        let text = POLICY.replace("packetsPerSecond: 5", "packetsPerSecond:\n      6");
+        let new = load("p.yaml", &text).policy.expect("it is right");
+        let hashes = Hashes::of(&new, Some((&old, &marked)));
+        let b = hash_of(&new.tenants[1], &mut Vec::new());
+        assert_eq!(hashes.tenants, [[1; 32], b, [3; 32]]);
+        assert_eq!(hashes.rules, marked.rules);
+    }
+}
