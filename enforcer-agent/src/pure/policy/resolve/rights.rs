@@ -211,13 +211,27 @@ struct Users(BTreeMap<(usize, ConstraintSet), Vec<usize>>);
 impl Users {
     fn of(policy: &ResolvedPolicy, reach: &Reach) -> Self {
         let bindings = Bindings::of(policy);
-        let mut users: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        let mut alike: BTreeMap<ConstraintSet, Vec<usize>> = BTreeMap::new();
         for tenant in 0..policy.tenants.len() {
-            for service in reach.allowed(tenant).iter() {
-                let key = (service, bindings.get(tenant, service));
-                users.entry(key).or_default().push(tenant);
+            let bound = alike.entry(bindings.of_tenant(tenant)).or_default();
+            bound.push(tenant);
+        }
+        let mut users: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        let mut of_service = vec![Vec::new(); policy.services.len()];
+        for tenants in alike.values() {
+            for tenant in tenants {
+                let allowed = reach.allowed(*tenant).iter();
+                allowed.for_each(|service| of_service[service].push(*tenant));
+            }
+            for (service, found) in of_service.iter_mut().enumerate() {
+                // What binds one of them binds them all.
+                if let Some(tenant) = found.first() {
+                    let key = (service, bindings.get(*tenant, service));
+                    users.entry(key).or_default().append(found);
+                }
             }
         }
+        users.values_mut().for_each(|tenants| tenants.sort_unstable());
         Self(users)
     }
 }
