@@ -98,11 +98,11 @@ fn digests_of_the_samples_are_pinned() {
     for (name, expected) in [
         (
             "quickstart.yaml",
-            "3aed860c2ebb0bf7c3165cc3f13704607fec1a3d8a23f4cd9971ff181b72af4e",
+            "83aaf0050d2da599b34a827909a71f0011d958a58d3159919c3869ba15bd7f72",
         ),
         (
             "residency.yaml",
-            "4bb6f74d1f870977c5416553470f3e6acf073b109c55c50a0942ebf3d2cdad5e",
+            "8466af1ed0ba4834a05b22cefa41608587e66f7636d33714bc986d127279d13c",
         ),
     ] {
         let policy = load_file(name, &directory(name))
