@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::super::{Code, load_all, parse};
+use super::super::{Code, ResolvedPolicy, load_all, parse};
 use super::*;
 
 /// Lists in every style that they can be written in.
@@ -213,7 +213,7 @@ fn check(loader: &mut Loader, text: &str) -> Result<bool, TestCaseError> {
     let alone = load_all(&texts);
     prop_assert_eq!(&outcome.diagnostics, &alone.diagnostics, "{}", text);
     prop_assert_eq!(&outcome.policy, &alone.policy, "{}", text);
-    let digest = |outcome: &Outcome| outcome.policy.as_ref().map(|policy| policy.digest());
+    let digest = |outcome: &Outcome| outcome.policy.as_ref().map(ResolvedPolicy::digest);
     prop_assert_eq!(digest(&outcome), digest(&alone));
     if let Some(last) = loader.last.as_ref().filter(|last| last.text == text) {
         let mut reporter = Reporter::new(&texts);
