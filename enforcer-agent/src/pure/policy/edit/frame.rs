@@ -102,3 +102,41 @@ impl Frame {
         Some((list, items?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_does_not_come_out_where_it_was_put_is_none() {
+        for (is_first, behind) in [
+            (true, Behind::Item),
+            (false, Behind::Item),
+            (false, Behind::Key(2)),
+            (false, Behind::Key(0)),
+        ] {
+            let frame = Frame {
+                outer: 0,
+                inner: 2,
+                items: 2,
+                is_first,
+                line: 8,
+                behind,
+            };
+            let part = "  - one\n  - two\n";
+            let framed = frame.around(part);
+            let found = |text: &str, first_line: u32| {
+                let tree = Tree::parse_part(0, text, first_line).expect("it is YAML");
+                frame.content(&tree, part).map(|(_, items)| items.len())
+            };
+            assert_eq!(found(&framed, frame.first_line()), Some(2), "{framed}");
+            assert_eq!(found(&framed, frame.first_line() + 1), None, "on other lines");
+            let reached = framed.replace("two\n", "two\n\n");
+            assert_eq!(found(&reached, frame.first_line()), None, "{reached}");
+            let swallowed = framed.replace("  - two\n", "  - |\n    two\n    ");
+            assert_eq!(found(&swallowed, frame.first_line()), None, "{swallowed}");
+            let beside = format!("{framed}y: y\n");
+            assert_eq!(found(&beside, frame.first_line()), None, "{beside}");
+        }
+    }
+}
