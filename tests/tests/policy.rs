@@ -98,11 +98,11 @@ fn digests_of_the_samples_are_pinned() {
     for (name, expected) in [
         (
             "quickstart.yaml",
-            "7820627925ba63b3cf64711b2b208976522e63a275aa08f31d473184d3499117",
+            "dd11480d34ba01ebfa266fc63728a96d0d8986f0742fb351c2406ba6164e61dc",
         ),
         (
             "residency.yaml",
-            "df6bc86736f56f0884acfc44b60c126c2308a21a959e12aa883aabcbf9641881",
+            "926878c4a34bb8d5dd3c03cc3ece6a1a3c8d1af96df0bad30cc7b588f8565b89",
         ),
     ] {
         let policy = load_file(name, &directory(name))

@@ -18,13 +18,17 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::pure::audit::{Actor, Direction};
 pub use crate::pure::policy::PolicySource;
+use crate::pure::policy::bounds::{MAX_SOURCES, MAX_TEXT_BYTES};
 pub use crate::pure::policy::resolved::Protocol;
 pub use reply::Reply;
 
 /// Raised with every change of a request or a reply that an older peer would misread.
 pub const PROTOCOL_VERSION: u32 = 2;
-/// Largest frame that a client reads, and that the server reads of a peer that may write: a policy fits.
-pub const MAX_FRAME_BYTES: usize = 16 << 20;
+/// Largest frame that a client reads, and that the server reads of a peer that may write: the largest policy fits, with
+/// the names of its texts, also where JSON has to write six bytes for each.
+pub const MAX_FRAME_BYTES: usize = 6 * (MAX_TEXT_BYTES + MAX_SOURCES * MAX_PATH_BYTES) + (64 << 10);
+/// Longest name of a text: the longest path that Linux takes.
+const MAX_PATH_BYTES: usize = 4096;
 /// Largest frame that the server reads of a peer that may only read.
 pub const MAX_READER_FRAME_BYTES: usize = 64 << 10;
 /// Most rows in one reply of `FlowsList`, `MapsDump` and `AuditTail`; a larger limit counts as this.

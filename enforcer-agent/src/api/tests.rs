@@ -70,7 +70,7 @@ async fn answer_all(mut incoming: mpsc::Receiver<Incoming>) {
             )
             .with("nearest", "acme")),
             Request::Metrics => Ok(Reply::Metrics(MetricsReply {
-                text: "x".repeat(17 << 20),
+                text: "x".repeat(MAX_FRAME_BYTES),
             })),
             Request::PolicyApply { sources, .. } => Err(ApiError::new(
                 ErrorCode::Refused,
@@ -143,25 +143,31 @@ async fn requests_reach_the_loop_with_their_actor_and_answers_come_back() {
     assert_eq!(
         refusal(&mut client, Request::Metrics).await.code,
         ErrorCode::Refused,
-        "17 MiB are no frame"
+        "with what is around it, it is no frame"
     );
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn a_policy_of_many_megabytes_passes() {
+async fn the_largest_policy_passes() {
     let daemon = Daemon::start();
     let mut client = Client::connect(&daemon.socket()).await.unwrap();
-    let apply = |bytes| Request::PolicyApply {
-        sources: vec![PolicySource::new("p", "#".repeat(bytes))],
+    // A control character is six bytes of JSON.
+    let apply = |bytes: usize| Request::PolicyApply {
+        sources: (0..MAX_SOURCES)
+            .map(|_| {
+                let text = "\u{1}".repeat(bytes / MAX_SOURCES);
+                PolicySource::new("\u{1}".repeat(MAX_PATH_BYTES), text)
+            })
+            .collect(),
         dry_run: false,
     };
     assert_eq!(
-        refusal(&mut client, apply(15 << 20)).await.message,
-        (15 << 20).to_string()
+        refusal(&mut client, apply(MAX_TEXT_BYTES)).await.message,
+        (MAX_TEXT_BYTES / MAX_SOURCES).to_string()
     );
     assert!(matches!(
-        client.call(apply(16 << 20)).await,
+        client.call(apply(MAX_TEXT_BYTES + (64 << 10))).await,
         Err(ClientError::TooLarge { .. })
     ));
     daemon.stop().await;

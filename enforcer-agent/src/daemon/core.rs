@@ -30,7 +30,7 @@ use crate::pure::audit::{Change, Kind};
 use crate::pure::compile::{self, CompileError, Compiled, Directory, HostFacts, Inputs, Slots};
 use crate::pure::fleet::Fleet;
 use crate::pure::policy::selection::Selection;
-use crate::pure::policy::{self, Diagnostic, ResolvedPolicy};
+use crate::pure::policy::{self, Diagnostic, Outcome, ResolvedPolicy};
 use crate::pure::tables::Tables;
 use crate::pure::telemetry::GpuSample;
 use crate::pure::weights::Reading;
@@ -92,7 +92,9 @@ pub(super) struct Core {
     /// The generation that was live when that could last be read.
     pub(super) live: u64,
     pub(super) installer: Installer,
-    /// What the last compile left for the next.
+    /// What the last policy, and the last compile, left for the next.
+    pub(super) loader: policy::Loader,
+    pub(super) digester: policy::Digester,
     pub(super) cache: compile::Cache,
     /// Whether the bank that is not live may differ from the live one.
     pub(super) behind: bool,
@@ -319,13 +321,30 @@ impl Core {
         self.refresh("a change was taken back");
     }
 
+    /// Reads a policy that is to be put into force.
+    pub(super) fn activate(&mut self, applied: AppliedPolicy) -> Result<Active, Vec<Diagnostic>> {
+        let Outcome { policy, diagnostics } = self.loader.load_all(&applied.sources);
+        let Some(policy) = policy.map(Arc::new) else {
+            return Err(diagnostics);
+        };
+        Ok(Active {
+            digest: self.digester.digest(&policy).to_string(),
+            policy,
+            applied,
+            warnings: diagnostics,
+            rollback_of: None,
+        })
+    }
+
     /// Makes a text the policy; of a rollback, the generation that had it. `Ok(None)`: nothing that is enforced differs.
     pub(super) fn apply(
         &mut self,
         applied: AppliedPolicy,
         rollback_of: Option<u64>,
     ) -> Result<Option<Installed>, ApiError> {
-        let mut active = activate(applied).map_err(|diagnostics| invalid(&diagnostics))?;
+        let mut active = self
+            .activate(applied)
+            .map_err(|diagnostics| invalid(&diagnostics))?;
         active.rollback_of = rollback_of;
         let installed = self
             .change(Some(active), |_, _| {})
@@ -537,20 +556,6 @@ impl Core {
             warn!(%error, "the last audit record was not written");
         }
     }
-}
-
-pub(super) fn activate(applied: AppliedPolicy) -> Result<Active, Vec<Diagnostic>> {
-    let outcome = policy::load_all(&applied.sources);
-    let warnings = outcome.diagnostics.clone();
-    let policy = outcome.into_result()?;
-    let digest = policy.digest().to_string();
-    Ok(Active {
-        policy: Arc::new(policy),
-        digest,
-        applied,
-        warnings,
-        rollback_of: None,
-    })
 }
 
 fn invalid(diagnostics: &[Diagnostic]) -> ApiError {

@@ -30,7 +30,7 @@ use crate::pure::compile::{self, Directory, HostFacts, NextHop};
 use crate::pure::fleet::Fleet;
 use crate::pure::policy::{self};
 
-use super::core::{Core, NO_POLICY, Outside, activate, link_of};
+use super::core::{Core, NO_POLICY, Outside, link_of};
 
 impl Core {
     /// Loads or adopts the data plane, puts the policy into force and attaches the programs, in this order: no packet
@@ -122,6 +122,8 @@ impl Core {
             store,
             unsaved: false,
             history: History::new(history, BOUNDS),
+            loader: policy::Loader::default(),
+            digester: policy::Digester::default(),
             cache: compile::Cache::default(),
             behind: false,
             live: 0,
@@ -264,7 +266,7 @@ impl Core {
                 return Ok(());
             }
         };
-        let active = activate(applied).map_err(|diagnostics| {
+        let active = self.activate(applied).map_err(|diagnostics| {
             RunError::FirstPolicy(format!(
                 "the policy has errors, what the kernel enforced before goes on:\n{}",
                 policy::diagnostic::render_all(&diagnostics, false)

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use enforcer_agent::api::client::Client;
@@ -10,17 +11,21 @@ use enforcer_agent::api::{Reply, Request};
 use enforcer_agent::pure::capacity::Capacity;
 use enforcer_agent::pure::compile::{HostFacts, Inputs, Slots, compile};
 use enforcer_agent::pure::policy::selection::Selection;
-use enforcer_agent::pure::policy::{PolicySource, load};
+use enforcer_agent::pure::policy::{Digester, Loader, PolicySource, load};
 
 use super::{BenchError, Case, Options, Series};
 use crate::harness::{Agent, AgentSettings};
 use crate::lab::Lab;
 use crate::large::{self, Size};
 
-pub(super) const CASES: [Case; 5] = [
+pub(super) const CASES: [Case; 6] = [
     Case {
         name: "policy/check",
         run: check,
+    },
+    Case {
+        name: "policy/check-edit",
+        run: check_edit,
     },
     Case {
         name: "policy/compile",
@@ -69,6 +74,27 @@ fn check(options: &Options) -> Result<Vec<Series>, BenchError> {
     measure("policy/check", options, || {
         let outcome = load("large.yaml", &text);
         outcome.into_result().map(|policy| policy.digest().to_string())
+    })
+}
+
+/// The same after another text that differs in one tenant's limit, as the agent does it.
+fn check_edit(options: &Options) -> Result<Vec<Series>, BenchError> {
+    let text = |limit| {
+        [PolicySource::new(
+            "large.yaml",
+            large::policy(&size(options), limit),
+        )]
+    };
+    let (mut loader, mut digester) = (Loader::default(), Digester::default());
+    if let Some(policy) = loader.load_all(&text(1000)).policy {
+        digester.digest(&Arc::new(policy));
+    }
+    let texts = [text(2000), text(2001)];
+    let mut turns = texts.iter().cycle();
+    measure("policy/check-edit", options, || {
+        let outcome = loader.load_all(turns.next().unwrap_or(&texts[0]));
+        let policy = outcome.into_result();
+        policy.map(|policy| digester.digest(&Arc::new(policy)).to_string())
     })
 }
 

@@ -334,6 +334,8 @@ fn fork(core: &Core, ports: &Ports) -> Core {
         store: outside.store,
         unsaved: core.unsaved,
         history: core.history.with_store(outside.history),
+        loader: core.loader.clone(),
+        digester: core.digester.clone(),
         cache: core.cache.clone(),
         behind: core.behind,
         live: core.live,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::resolved::{Action, Forward, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric, Refusal};
 use super::schedule::Day;
-use super::shape::{FromNode, Reader, Scalar, Spanned, Text};
+use super::shape::{FromNode, Movable, Reader, Scalar, Spanned, Text};
 use super::source::Place;
 use super::yaml::NodeId;
 
@@ -217,6 +217,15 @@ impl FromNode for LabelTexts {
     fn from_node(reader: &mut Reader<'_, '_>, node: NodeId) -> Self {
         Self {
             entries: reader.pairs(node),
+        }
+    }
+}
+
+impl Movable for LabelTexts {
+    fn move_lines(&mut self, from: u32, lines: i64) {
+        for (key, value) in &mut self.entries {
+            key.move_lines(from, lines);
+            value.move_lines(from, lines);
         }
     }
 }

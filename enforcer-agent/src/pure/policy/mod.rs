@@ -15,6 +15,8 @@
 
 pub mod bounds;
 pub mod diagnostic;
+mod digest;
+mod edit;
 pub mod judgement;
 pub mod kinds;
 pub mod limits;
@@ -34,7 +36,10 @@ mod yaml;
 
 use diagnostic::Reporter;
 pub use diagnostic::{Code, Diagnostic, Severity};
-pub use resolved::{Digest, ResolvedPolicy};
+pub use digest::{Digest, Digester};
+pub use edit::Loader;
+use parse::Parsed;
+pub use resolved::ResolvedPolicy;
 pub use source::{PolicySource, name_of};
 
 /// What became of a policy text.
@@ -66,11 +71,17 @@ pub fn load(file: &str, text: &str) -> Outcome {
 /// Reads, resolves and checks a policy, whose texts are taken in the order given.
 #[must_use]
 pub fn load_all(texts: &[PolicySource]) -> Outcome {
+    read(texts).0
+}
+
+/// What became of a policy, and what was read of it if that tells anything about the next one: if nothing is wrong with its
+/// shape.
+fn read(texts: &[PolicySource]) -> (Outcome, Option<Parsed>) {
     let mut reporter = Reporter::new(texts);
-    let documents = parse::parse(&mut reporter, texts);
-    let policy = documents.and_then(|documents| resolve::resolve(&mut reporter, &documents));
-    Outcome {
-        policy,
-        diagnostics: reporter.finish(),
-    }
+    let parsed = parse::parse(&mut reporter, texts);
+    let is_sound = !reporter.has_errors();
+    let documents = parsed.as_ref().map(|parsed| parsed.documents.as_slice());
+    let policy = documents.and_then(|documents| resolve::resolve(&mut reporter, documents));
+    let diagnostics = reporter.finish();
+    (Outcome { policy, diagnostics }, parsed.filter(|_| is_sound))
 }

@@ -2,23 +2,33 @@
 
 use super::bounds::{MAX_SOURCES, MAX_TEXT_BYTES};
 use super::diagnostic::{Code, Reporter};
+use super::edit::Outline;
 use super::model::Document;
 use super::shape::{FromNode, Reader};
 use super::source::{Place, PolicySource};
 use super::yaml::{Tree, YamlProblem};
 
-/// Reads the documents of a policy, in the order of its texts. Places at which something is wrong hold placeholders.
-/// `None` if what was read says too little about the rest of it: it is no YAML, too large, or nothing at all.
-pub(super) fn parse(reporter: &mut Reporter<'_>, texts: &[PolicySource]) -> Option<Vec<Document>> {
+/// What the texts of a policy say, with placeholders where something is wrong.
+#[derive(Debug, Default)]
+pub(super) struct Parsed {
+    /// In the order of the texts.
+    pub(super) documents: Vec<Document>,
+    /// Where the items of its lists stand, of the last text that has one.
+    pub(super) outline: Option<Outline>,
+}
+
+/// Reads the documents of a policy. `None` if what was read says too little about the rest of it: it is no YAML, too
+/// large, or nothing at all.
+pub(super) fn parse(reporter: &mut Reporter<'_>, texts: &[PolicySource]) -> Option<Parsed> {
     if !within_bounds(reporter, texts) {
         return None;
     }
-    let mut documents = Vec::new();
+    let mut parsed = Parsed::default();
     let mut is_complete = true;
     for (index, source) in texts.iter().enumerate() {
-        is_complete &= parse_one(reporter, index, &source.text, &mut documents);
+        is_complete &= parse_one(reporter, index, &source.text, &mut parsed);
     }
-    if documents.is_empty() && is_complete {
+    if parsed.documents.is_empty() && is_complete {
         reporter.error(
             Code::MissingField,
             Place::WHOLE,
@@ -27,7 +37,7 @@ pub(super) fn parse(reporter: &mut Reporter<'_>, texts: &[PolicySource]) -> Opti
         );
         return None;
     }
-    is_complete.then_some(documents)
+    is_complete.then_some(parsed)
 }
 
 fn within_bounds(reporter: &mut Reporter<'_>, texts: &[PolicySource]) -> bool {
@@ -49,7 +59,7 @@ fn within_bounds(reporter: &mut Reporter<'_>, texts: &[PolicySource]) -> bool {
 }
 
 /// Whether the text could be read to its end.
-fn parse_one(reporter: &mut Reporter<'_>, index: usize, text: &str, documents: &mut Vec<Document>) -> bool {
+fn parse_one(reporter: &mut Reporter<'_>, index: usize, text: &str, parsed: &mut Parsed) -> bool {
     let place = Place::of_source(index);
     let tree = match Tree::parse(u16::try_from(place.source()).unwrap_or(u16::MAX), text) {
         Ok(tree) => tree,
@@ -63,9 +73,10 @@ fn parse_one(reporter: &mut Reporter<'_>, index: usize, text: &str, documents: &
             return false;
         }
     };
+    parsed.outline = Outline::of(&tree, text);
     let mut reader = Reader::new(&tree, reporter);
     for document in &tree.documents {
-        documents.push(Document::from_node(&mut reader, *document));
+        parsed.documents.push(Document::from_node(&mut reader, *document));
     }
     !reader.is_exhausted()
 }

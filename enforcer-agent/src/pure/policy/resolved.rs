@@ -2,7 +2,7 @@
 //!
 //! The order of tenants, services, pools, back ends, constraints, labels, addresses and prefixes in the text does not
 //! matter, so that here they are sorted; the order of rules and of a service's pools does matter, and is kept. Two texts
-//! that resolve to the same value enforce the same, and have the same [`Digest`].
+//! that resolve to the same value enforce the same, and have the same [`super::Digest`].
 
 mod requirement;
 
@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::schedule::{Schedule, Zone};
 use super::selection::Selection;
@@ -381,10 +380,6 @@ pub struct Constraint {
     pub require: Requirement,
 }
 
-/// SHA-256 of a resolved policy.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Digest(pub [u8; 32]);
-
 // === impl ResolvedPolicy ===
 
 impl ResolvedPolicy {
@@ -403,27 +398,6 @@ impl ResolvedPolicy {
             .get(key)
             .or_else(|| pool.labels.get(key))
             .map(String::as_str)
-    }
-
-    /// The bytes that the digest covers: JSON without white space, fields in the order of declaration, maps sorted by
-    /// key. Health, weights, the time and everything else that can differ between two hosts is not in it.
-    ///
-    /// # Panics
-    /// Never: the types have string keys and no fallible serialisation.
-    #[must_use]
-    pub fn canonical_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("plain structs with string keys always serialise")
-    }
-
-    /// Proves that two hosts enforce the same policy.
-    ///
-    /// The first line names the form, so that a digest of another form of the same policy cannot be taken for this one.
-    #[must_use]
-    pub fn digest(&self) -> Digest {
-        let mut hash = Sha256::new();
-        hash.update(b"enforcer.dev/v1 resolved policy, form 2\n");
-        hash.update(self.canonical_json());
-        Digest(hash.finalize().into())
     }
 }
 
@@ -501,25 +475,5 @@ impl fmt::Display for PortRange {
             write!(formatter, "-{}", self.last)?;
         }
         Ok(())
-    }
-}
-
-// === impl Digest ===
-
-impl fmt::Display for Digest {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Digest({self})")
-    }
-}
-
-impl Serialize for Digest {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }

@@ -6,12 +6,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 /// Indices that fit one word.
 const WORD_BITS: usize = u64::BITS as usize;
 /// Hexadecimal digits of one word.
 const WORD_DIGITS: usize = WORD_BITS / 4;
+const HEXADECIMAL: &[u8; 16] = b"0123456789abcdef";
 
 /// A set of indices. Copies share their memory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,8 +145,16 @@ impl fmt::Debug for Selection {
 /// a byte for each index that there is.
 impl Serialize for Selection {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let digits: String = self.words.iter().map(|word| format!("{word:016x}")).collect();
-        serializer.serialize_str(&digits)
+        let nibbles = |word: &u64| {
+            let word = *word;
+            (0..WORD_DIGITS)
+                .rev()
+                .map(move |digit| (word >> (4 * digit)) as usize & 15)
+        };
+        let digits = self.words.iter().flat_map(nibbles);
+        let digits: Vec<u8> = digits.map(|nibble| HEXADECIMAL[nibble]).collect();
+        let text = str::from_utf8(&digits).map_err(ser::Error::custom)?;
+        serializer.serialize_str(text)
     }
 }
 

@@ -47,6 +47,12 @@ pub(super) trait FromNode: Sized + Default {
     fn from_node(reader: &mut Reader<'_, '_>, node: NodeId) -> Self;
 }
 
+/// What was read of a text, and can move in it with the lines that it stands on.
+pub(super) trait Movable {
+    /// The lines from `from` on are so many lines further down.
+    fn move_lines(&mut self, from: u32, lines: i64);
+}
+
 /// Reads one tree, and reports what is wrong with its shape.
 pub(super) struct Reader<'r, 's> {
     tree: &'r Tree<'r>,
@@ -88,6 +94,13 @@ struct Field {
 }
 
 // === impl Spanned ===
+
+impl<T> Spanned<T> {
+    /// Has it stand somewhere else.
+    pub(super) const fn move_to(&mut self, place: Place) {
+        self.place = place;
+    }
+}
 
 impl<T: Default> Default for Spanned<T> {
     fn default() -> Self {
@@ -189,6 +202,37 @@ impl<T: FromNode> FromNode for Vec<T> {
     }
 }
 
+// === impl Movable ===
+
+impl Movable for String {
+    fn move_lines(&mut self, _: u32, _: i64) {}
+}
+
+impl<K> Movable for Scalar<K> {
+    fn move_lines(&mut self, from: u32, lines: i64) {
+        self.text.move_lines(from, lines);
+    }
+}
+
+impl<T: Movable> Movable for Spanned<T> {
+    fn move_lines(&mut self, from: u32, lines: i64) {
+        self.place = self.place.moved(from, lines);
+        self.value.move_lines(from, lines);
+    }
+}
+
+impl<T: Movable> Movable for Option<T> {
+    fn move_lines(&mut self, from: u32, lines: i64) {
+        self.iter_mut().for_each(|part| part.move_lines(from, lines));
+    }
+}
+
+impl<T: Movable> Movable for Vec<T> {
+    fn move_lines(&mut self, from: u32, lines: i64) {
+        self.iter_mut().for_each(|part| part.move_lines(from, lines));
+    }
+}
+
 // === impl Reader ===
 
 impl<'r, 's> Reader<'r, 's> {
@@ -206,6 +250,11 @@ impl<'r, 's> Reader<'r, 's> {
     /// Whether it gave up, since aliases repeat too much.
     pub(super) const fn is_exhausted(&self) -> bool {
         self.exhausted
+    }
+
+    /// Whether nothing was wrong so far.
+    pub(super) const fn is_content(&self) -> bool {
+        !self.reporter.has_errors()
     }
 
     /// Where a node stands to the one who reads the policy.
@@ -452,6 +501,12 @@ macro_rules! records {
                         $( $field: fields.take(reader, index.next().unwrap_or_default(), $yaml), )+
                     }
                 })
+            }
+        }
+
+        impl $crate::pure::policy::shape::Movable for $record {
+            fn move_lines(&mut self, from: u32, lines: i64) {
+                $( self.$field.move_lines(from, lines); )+
             }
         }
     )+

@@ -85,6 +85,16 @@ impl Place {
         self.source == u16::MAX
     }
 
+    /// The place of the same thing after the lines from `from` on have moved.
+    pub(super) const fn moved(self, from: u32, lines: i64) -> Self {
+        if self.line < from || self.is_reported() {
+            return self;
+        }
+        // Lines of a text of bounded size: neither end is near.
+        let line = (self.line as i64 + lines) as u32;
+        Self { line, ..self }
+    }
+
     pub(super) const fn line(self) -> u32 {
         self.line
     }
@@ -161,10 +171,10 @@ impl<'a> Sources<'a> {
     }
 }
 
-fn line_starts(text: &str) -> Vec<usize> {
-    let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+/// Where each line begins.
+pub(super) fn line_starts(text: &str) -> Vec<usize> {
     let mut starts = vec![0];
-    starts.extend(ends.map(|(at, _)| at + 1));
+    starts.extend(text.match_indices('\n').map(|(at, _)| at + 1));
     // As `str::lines` has it: what follows the last line end is a line only if there is something.
     if starts.last() == Some(&text.len()) {
         starts.pop();

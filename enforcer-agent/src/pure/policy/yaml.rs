@@ -42,6 +42,9 @@ pub(super) struct Tree<'t> {
     nodes: Vec<Node<'t>>,
     /// The root of every document that is not empty.
     pub(super) documents: Vec<NodeId>,
+    /// How many documents begin, empty ones among them.
+    pub(super) beginnings: usize,
+    pub(super) aliases: usize,
 }
 
 /// Why a text is no tree. It ends the reading of its text.
@@ -86,13 +89,18 @@ impl<'t> Tree<'t> {
     /// The first thing that is no YAML, or more than is read. The documents before it are lost: what it hides could
     /// change their meaning.
     pub(super) fn parse(source: u16, text: &'t str) -> Result<Self, YamlError> {
+        Self::parse_part(source, text, 1)
+    }
+
+    /// The same of a part of a text that begins on another line than the first.
+    pub(super) fn parse_part(source: u16, text: &'t str, first_line: u32) -> Result<Self, YamlError> {
         let mut options: Options = granit_parser::options! {
             // One more, so that the bound is ours, and the message too.
             flow_nesting_limit: MAX_DEPTH + 1,
             block_nesting_limit: MAX_DEPTH + 1,
         };
         options.set_emit_comments(false);
-        let mut builder = Builder::new(source);
+        let mut builder = Builder::new(source, first_line);
         for event in Parser::new_from_str_with_options(text, options) {
             let (event, span) = event.map_err(|error| builder.syntax_error(&error))?;
             let place = builder.place(&span);
@@ -101,6 +109,27 @@ impl<'t> Tree<'t> {
                 .map_err(|problem| YamlError { place, problem })?;
         }
         Ok(builder.tree)
+    }
+
+    /// How many nodes there are.
+    pub(super) const fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The keys and values of a mapping that is no alias.
+    pub(super) fn pairs(&self, id: NodeId) -> Option<&[(NodeId, NodeId)]> {
+        match self.get(id).0 {
+            Content::Mapping(pairs) => Some(pairs),
+            _ => None,
+        }
+    }
+
+    /// The text of a single value that is no alias.
+    pub(super) fn text(&self, id: NodeId) -> Option<&str> {
+        match self.get(id).0 {
+            Content::Scalar { text, .. } => Some(text),
+            _ => None,
+        }
     }
 
     /// What a node is, and its own place.
@@ -120,23 +149,23 @@ struct Open {
 
 struct Builder<'t> {
     source: u16,
+    first_line: u32,
     tree: Tree<'t>,
     open: Vec<Open>,
     /// What is complete, by the parser's number of its anchor.
     anchored: BTreeMap<usize, NodeId>,
-    aliases: usize,
 }
 
 // === impl Builder ===
 
 impl<'t> Builder<'t> {
-    fn new(source: u16) -> Self {
+    fn new(source: u16, first_line: u32) -> Self {
         Self {
             source,
+            first_line,
             tree: Tree::default(),
             open: Vec::new(),
             anchored: BTreeMap::new(),
-            aliases: 0,
         }
     }
 
@@ -149,7 +178,7 @@ impl<'t> Builder<'t> {
         let saturate = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Place::at(
             self.source,
-            saturate(line),
+            saturate(line.saturating_sub(1)).saturating_add(self.first_line),
             saturate(column_from_zero).saturating_add(1),
             saturate(width).max(1),
         )
@@ -187,13 +216,14 @@ impl<'t> Builder<'t> {
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(),
             Event::Alias(anchor) => {
-                self.aliases += 1;
-                within("aliases", self.aliases, MAX_ALIASES)?;
+                self.tree.aliases += 1;
+                within("aliases", self.tree.aliases, MAX_ALIASES)?;
                 let target = *self.anchored.get(&anchor).ok_or(YamlProblem::Cycle)?;
                 self.complete(Content::Alias(target), place, 0)
             }
             Event::DocumentStart(..) => {
                 self.anchored.clear();
+                self.tree.beginnings += 1;
                 within("documents", self.tree.documents.len() + 1, MAX_DOCUMENTS)
             }
             // Without `emit_unresolved_aliases`, `emit_anchor_events` and comments there are no other ones.

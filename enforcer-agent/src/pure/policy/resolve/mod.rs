@@ -206,6 +206,13 @@ fn report_repetition<T: Named>(reporter: &mut Reporter<'_>, first: &Placed<T>, s
 
 /// To programs, `acme` and `Acme` are two; to the people who type them they are one.
 fn report_same_but_for_case(reporter: &mut Reporter<'_>, kind: &str, names: &[(&str, Place)]) {
+    let is_lower = |(name, _): &(&str, Place)| {
+        name.bytes()
+            .all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase())
+    };
+    if names.iter().all(is_lower) {
+        return;
+    }
     let mut seen: BTreeMap<String, (&str, Place)> = BTreeMap::new();
     let mut in_order = names.to_vec();
     in_order.sort_by_key(|(_, place)| place.order());

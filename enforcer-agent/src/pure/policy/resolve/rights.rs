@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::super::diagnostic::{Code, Reporter};
 use super::super::judgement::{Bindings, ConstraintSet, Reach, compliant_backends, is_compliant};
-use super::super::resolved::{Action, Mode, ResolvedPolicy, Service};
+use super::super::resolved::{Action, Mode, ResolvedPolicy, Rule, Service};
 use super::super::selection::Selection;
 use super::super::source::Place;
 use super::super::suggest::quoted;
@@ -76,43 +76,76 @@ fn hiding_rule(policy: &ResolvedPolicy, rule: usize) -> Option<usize> {
 fn contradicting_rules(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, reach: &Reach, places: &Places) {
     let mut comparisons = 0;
     // The rules are in the order of judgement: those of one priority stand together, `Deny` first.
-    let mut first_of_priority = 0;
+    let mut denying: Vec<Denying<'_>> = Vec::new();
     for (index, rule) in policy.rules.iter().enumerate() {
-        if policy.rules[first_of_priority].priority != rule.priority {
-            first_of_priority = index;
+        if denying
+            .last()
+            .is_some_and(|last| last.rule.priority != rule.priority)
+        {
+            denying.clear();
+        }
+        if rule.mode == Mode::Enforce && rule.action == Action::Deny {
+            denying.push(Denying::of(index, rule));
         }
         // One that never decides has been reported.
         let can_tie = rule.action == Action::Allow && rule.mode == Mode::Enforce && reach.is_effective(index);
         if !can_tie || !reporter.has_room_for_warnings() || comparisons > MAX_COMPARISONS {
             continue;
         }
-        let earlier = policy
-            .rules
+        let services = folded(&rule.services);
+        let winner = denying
             .iter()
-            .enumerate()
-            .take(index)
-            .skip(first_of_priority);
-        let winner = earlier
-            .take_while(|(_, other)| other.action == Action::Deny)
             .inspect(|_| comparisons += 1)
-            .filter(|(_, other)| other.mode == Mode::Enforce)
-            .find(|(_, other)| {
-                other.tenants.intersects(&rule.tenants) && other.services.intersects(&rule.services)
-            });
-        if let Some((winner_index, winner)) = winner {
+            .find(|other| other.services & services != 0 && other.contradicts(rule));
+        if let Some(Denying {
+            index: winner,
+            rule: denies,
+            ..
+        }) = winner
+        {
             let message = format!(
                 "rules {} and {} have the same priority and contradict each other",
                 quoted(&rule.name),
-                quoted(&winner.name)
+                quoted(&denies.name)
             );
             let help = format!(
                 "`Deny` wins for what both match; {} stands at {}. Give it a higher priority to say that it is meant.",
-                quoted(&winner.name),
-                reporter.describe(places.rules[winner_index])
+                quoted(&denies.name),
+                reporter.describe(places.rules[*winner])
             );
             reporter.warning(Code::Overlap, places.rules[index], message, help);
         }
     }
+}
+
+/// A rule that says no.
+struct Denying<'a> {
+    index: usize,
+    rule: &'a Rule,
+    /// Its services, [`folded`].
+    services: u64,
+}
+
+// === impl Denying ===
+
+impl<'a> Denying<'a> {
+    fn of(index: usize, rule: &'a Rule) -> Self {
+        Self {
+            index,
+            rule,
+            services: folded(&rule.services),
+        }
+    }
+
+    /// Whether a rule speaks of something that this one speaks of. There are fewer services than tenants.
+    fn contradicts(&self, rule: &Rule) -> bool {
+        self.rule.services.intersects(&rule.services) && self.rule.tenants.intersects(&rule.tenants)
+    }
+}
+
+/// All words of a set in one: where two of these have nothing in common, neither have their sets.
+fn folded(selection: &Selection) -> u64 {
+    selection.words().iter().fold(0, |all, word| all | word)
 }
 
 fn constraints_without_effect(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
@@ -176,13 +209,27 @@ struct Users(BTreeMap<(usize, ConstraintSet), Vec<usize>>);
 impl Users {
     fn of(policy: &ResolvedPolicy, reach: &Reach) -> Self {
         let bindings = Bindings::of(policy);
-        let mut users: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        let mut alike: BTreeMap<ConstraintSet, Vec<usize>> = BTreeMap::new();
         for tenant in 0..policy.tenants.len() {
-            for service in reach.allowed(tenant).iter() {
-                let key = (service, bindings.get(tenant, service));
-                users.entry(key).or_default().push(tenant);
+            let bound = alike.entry(bindings.of_tenant(tenant)).or_default();
+            bound.push(tenant);
+        }
+        let mut users: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        let mut of_service = vec![Vec::new(); policy.services.len()];
+        for tenants in alike.values() {
+            for tenant in tenants {
+                let allowed = reach.allowed(*tenant).iter();
+                allowed.for_each(|service| of_service[service].push(*tenant));
+            }
+            for (service, found) in of_service.iter_mut().enumerate() {
+                // What binds one of them binds them all.
+                if let Some(tenant) = found.first() {
+                    let key = (service, bindings.get(*tenant, service));
+                    users.entry(key).or_default().append(found);
+                }
             }
         }
+        users.values_mut().for_each(|tenants| tenants.sort_unstable());
         Self(users)
     }
 }

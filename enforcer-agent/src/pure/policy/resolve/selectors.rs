@@ -16,7 +16,7 @@ pub(super) struct Choices<'a> {
     kind: &'static str,
     /// Sorted.
     names: Vec<&'a str>,
-    labels: BTreeMap<&'a str, BTreeMap<&'a str, Vec<usize>>>,
+    labels: BTreeMap<&'a str, BTreeMap<&'a str, Selection>>,
     /// All of them; shared by every rule that has no selector.
     all: Selection,
 }
@@ -60,11 +60,15 @@ impl<'a> Choices<'a> {
                 values.entry(value).or_default().push(number);
             }
         }
+        let chosen = |(value, members): (&'a str, Vec<usize>)| (value, members.into_iter().collect());
+        let labels = index
+            .into_iter()
+            .map(|(key, values)| (key, values.into_iter().map(chosen).collect()));
         Self {
             kind,
             all: Selection::all(names.len()),
             names,
-            labels: index,
+            labels: labels.collect(),
         }
     }
 
@@ -103,13 +107,19 @@ impl<'a> Choices<'a> {
             reporter.error(Code::NoEffect, selector, message, help);
             return Selection::default();
         }
-        let mut chosen = self.all.clone();
-        if let Some(names) = match_names {
-            chosen = chosen.intersection(&self.named(reporter, names));
-        }
+        let mut chosen = match match_names {
+            Some(names) => self.named(reporter, names),
+            None => self.all.clone(),
+        };
         let requirement = requirement(reporter, match_labels.as_ref(), match_expressions.as_ref());
         for (key, value) in &requirement.match_labels {
-            chosen = chosen.intersection(&self.with_value(key, value));
+            let with_value = self.with_value(key, value);
+            // Most rules choose by one label: they share what the index has.
+            chosen = if chosen == self.all {
+                with_value
+            } else {
+                chosen.intersection(&with_value)
+            };
         }
         for expression in &requirement.match_expressions {
             chosen = self.apply(expression, &chosen);
@@ -136,18 +146,18 @@ impl<'a> Choices<'a> {
 
     fn with_value(&self, key: &str, value: &str) -> Selection {
         let members = self.labels.get(key).and_then(|values| values.get(value));
-        members.into_iter().flatten().copied().collect()
+        members.cloned().unwrap_or_default()
     }
 
     fn with_key(&self, key: &str) -> Selection {
         let members = self.labels.get(key).into_iter().flat_map(BTreeMap::values);
-        members.flatten().copied().collect()
+        members.flat_map(Selection::iter).collect()
     }
 
     fn with_any_value(&self, key: &str, wanted: &[String]) -> Selection {
         let values = self.labels.get(key);
         let members = wanted.iter().filter_map(|value| values?.get(value.as_str()));
-        members.flatten().copied().collect()
+        members.flat_map(Selection::iter).collect()
     }
 
     /// Those of the chosen ones for which a condition holds.
