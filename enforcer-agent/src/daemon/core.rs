@@ -102,6 +102,8 @@ pub(super) struct Core {
     pub(super) host: HostFacts,
     pub(super) state: State,
     pub(super) active: Option<Active>,
+    /// The policy that was in force before, until the next fold.
+    pub(super) retired: Option<Active>,
     /// Of the policy in force.
     pub(super) hours: Hours,
     /// What was last written to the map `LEASE`.
@@ -303,16 +305,24 @@ impl Core {
             self.active.replace(active)
         });
         self.unsaved = true;
-        self.reinstall().inspect_err(|error| {
-            (self.state, self.fleet, self.unsaved) = before;
-            if let Some(active) = replaced {
-                self.active = active;
+        match self.reinstall() {
+            Ok(installed) => {
+                // To give back the memory of a large policy takes longer than its caller should wait.
+                self.retired = replaced.flatten();
+                Ok(installed)
             }
-            // Nothing was written before it had compiled.
-            if !matches!(error, ChangeError::Compile(_)) {
-                self.take_back();
+            Err(error) => {
+                (self.state, self.fleet, self.unsaved) = before;
+                if let Some(active) = replaced {
+                    self.active = active;
+                }
+                // Nothing was written before it had compiled.
+                if !matches!(error, ChangeError::Compile(_)) {
+                    self.take_back();
+                }
+                Err(error)
             }
-        })
+        }
     }
 
     /// The state file may hold what was taken back, and a change in place may have been made by half.
@@ -474,6 +484,7 @@ impl Core {
 
     /// Folds telemetry into weights, once a second, and looks after everything else that is due then.
     pub(super) fn fold(&mut self) {
+        self.retired = None;
         self.renew_lease();
         let now_ns = self.clock.monotonic_ns();
         let slots = self.directory.backends.iter();

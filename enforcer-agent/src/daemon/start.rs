@@ -131,6 +131,7 @@ impl Core {
             host,
             state,
             active: None,
+            retired: None,
             hours: Hours::default(),
             lease: None,
             quotas: Quotas::default(),

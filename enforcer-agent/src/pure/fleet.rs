@@ -4,6 +4,7 @@
 //! who may use a back end; the policy's rules and constraints do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::compile::{BackendStatus, NextHop};
 use super::health::{
@@ -94,19 +95,18 @@ impl Fleet {
         draining: &BTreeSet<String>,
     ) {
         let mut known = std::mem::take(&mut self.members);
+        let old = old.into_iter().flat_map(|old| &old.pools);
+        let old = old.flat_map(|pool| &pool.backends);
+        let before: BTreeSet<(&str, IpAddr, u16)> = old
+            .map(|backend| (backend.name.as_str(), backend.address, backend.port))
+            .collect();
         for pool in &policy.pools {
             let check = &pool.health_check;
             // `resolve` has refused thresholds of zero.
             let thresholds =
                 HealthThresholds::new(check.unhealthy_after, check.healthy_after).unwrap_or_default();
             for backend in &pool.backends {
-                let same = old.is_some_and(|old| {
-                    let before = old.pools.iter().flat_map(|pool| &pool.backends);
-                    before.into_iter().any(|other| {
-                        (&other.name, other.address, other.port)
-                            == (&backend.name, backend.address, backend.port)
-                    })
-                });
+                let same = before.contains(&(backend.name.as_str(), backend.address, backend.port));
                 let mut member = known
                     .remove(&backend.name)
                     .filter(|_| same)

@@ -343,6 +343,7 @@ fn fork(core: &Core, ports: &Ports) -> Core {
         host: core.host.clone(),
         state: core.state.clone(),
         active: core.active.clone(),
+        retired: None,
         hours: core.hours.clone(),
         lease: core.lease,
         quotas: core.quotas.clone(),
