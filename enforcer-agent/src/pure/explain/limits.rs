@@ -1,19 +1,28 @@
 //! What the limiters of a tenant say.
 
 use enforcer_common::Reason;
-use enforcer_common::abi::config::{LimitRecord, TenantRecord};
+use enforcer_common::abi::config::{LimitRecord, TENANT_FAIR_SHARE, TenantRecord};
 use enforcer_common::decide::limiter::Limiter;
 
 use super::{Subject, Tale};
 
 impl Tale<'_> {
     pub(super) fn limits(&mut self, tenant: usize, record: &TenantRecord) {
-        let limits = &self.known.inputs.policy.tenants[tenant].limits;
+        let policy = &self.known.inputs.policy.tenants[tenant];
+        let limits = &policy.limits;
+        let share = self.known.inputs.fair_rates.get(&policy.name).copied();
+        let share = share.filter(|_| record.flags & TENANT_FAIR_SHARE != 0);
+        if let Some(share) = share {
+            let finding = format!(
+                "A pool that the tenant uses is contended: its share is {share} new connections per second, below its limit."
+            );
+            self.say(Subject::Limit, finding);
+        }
         let rates = [
             (
                 Limiter::Connections,
                 "new connections",
-                limits.new_connections_per_second,
+                share.or(limits.new_connections_per_second),
                 &record.connections,
             ),
             (
@@ -52,6 +61,7 @@ impl Tale<'_> {
             self.say(Subject::Limit, "The tenant has no limits.");
         }
         let over = match self.decision.reason {
+            Reason::FairShare => return self.say(Subject::Limit, "It is over its share.".to_owned()),
             Reason::ConnectionRate => "new connections",
             Reason::PacketRate => "packets",
             Reason::ByteRate => "bytes",

@@ -27,6 +27,19 @@ fn ask_of(
     failed: &[&str],
     change: impl Fn(&mut Snapshot),
 ) -> Explanation {
+    ask_while((policy, wall), (from, to), (sick, failed), &[], change)
+}
+
+/// The same while tenants are held to shares.
+fn ask_while(
+    (policy, wall): (&str, Timestamp),
+    (from, to): (&str, &str),
+    (sick, failed): (&[&str], &[&str]),
+    held: &[(&str, u64)],
+    change: impl Fn(&mut Snapshot),
+) -> Explanation {
+    let held = held.iter().map(|(name, rate)| ((*name).to_owned(), *rate));
+    let fair_rates: BTreeMap<String, u64> = held.collect();
     let policy = load("residency.yaml", policy)
         .into_result()
         .expect("the sample is right");
@@ -68,7 +81,7 @@ fn ask_of(
         closed_rules: &closed_rules,
         exhausted: &BTreeMap::new(),
         shed: &BTreeMap::new(),
-        fair_rates: &BTreeMap::new(),
+        fair_rates: &fair_rates,
     };
     let compiled = compile(&inputs).expect("the sample compiles");
     let mut snapshot = Snapshot {
@@ -100,6 +113,35 @@ fn findings(explanation: &Explanation) -> String {
         .iter()
         .map(|step| format!("{}: {}\n", step.subject.name(), step.finding))
         .collect()
+}
+
+#[test]
+fn a_tenant_that_is_held_to_its_share() {
+    let ask = |change: fn(&mut Snapshot)| {
+        let (time, ends) = (
+            (POLICY, Timestamp::UNIX_EPOCH),
+            ("10.20.0.7:4000", "192.0.2.20:443"),
+        );
+        ask_while(time, ends, (&[], &[]), &[("bank", 2)], change)
+    };
+    let free = ask(|_| {});
+    assert_eq!(free.reason(), Some(Reason::Allowed));
+    // The burst of a second, and what was paid for it up to now.
+    let explanation = ask(|snapshot| {
+        for tenant in 1..4 {
+            let word = Limiter::Connections.index(tenant);
+            snapshot.limiters.insert(word, 6_000_000_000);
+        }
+    });
+    assert_eq!(explanation.reason(), Some(Reason::FairShare));
+    let found = findings(&explanation);
+    for finding in [
+        "its share is 2 new connections per second",
+        "2 new connections per second: 100% of the burst",
+        "It is over its share.",
+    ] {
+        assert!(found.contains(finding), "{finding}\n{found}");
+    }
 }
 
 #[test]
