@@ -394,6 +394,11 @@ fn complaint(random: &mut Random, around: &Surroundings<'_>) -> Vec<u8> {
         1 => to_service(random, around.policy),
         _ => to_service(random, around.policy).answer(),
     };
+    let about = Segment {
+        fragment: None,
+        extensions: Vec::new(),
+        ..about
+    };
     let mut error = Error::about(&about.payload(40), random.below(30) as usize);
     if random.percent(50) {
         let router = if error.to.is_ipv4() {

@@ -15,6 +15,7 @@ use enforcer_agent::pure::policy::resolved::Protocol;
 use enforcer_agent::pure::simulate::report::{Report, TrafficKind};
 use enforcer_agent::pure::simulate::{CapturedPacket, Judged, Link, Simulation, Surroundings};
 use enforcer_common::Reason;
+use enforcer_common::abi::config::FORWARD_LOCAL;
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::Decision;
@@ -162,8 +163,11 @@ fn same_as_kernel(rig: &mut Rig, sent: &Sent, decision: &Decision) {
         "the kernel has another tenant or reason than {decision:?}"
     );
     let agrees = match (reason.effect(), sent.direction) {
-        (Effect::Refused, _) => ran.verdict == Verdict::Drop,
+        // Whoever is refused may be answered.
+        (Effect::Refused, DIRECTION_EGRESS) => ran.verdict == Verdict::Drop,
+        (Effect::Refused, _) => matches!(ran.verdict, Verdict::Drop | Verdict::Transmit),
         (Effect::Passed, _) | (Effect::Forwarded, DIRECTION_EGRESS) => ran.verdict == Verdict::Pass,
+        (Effect::Forwarded, _) if decision.forward == FORWARD_LOCAL => ran.verdict == Verdict::Pass,
         (Effect::Forwarded, _) => ran.verdict.forwards(),
     };
     assert!(agrees, "{:?} for {decision:?}", ran.verdict);
@@ -199,6 +203,14 @@ fn a_replay_says_what_the_kernel_says() {
         start.policy.rules.iter_mut().for_each(|rule| rule.hours = None);
         let mut world = World::new(&start.policy.text()).unwrap();
         world.host.nat_port_count = start.nat_ports;
+        // A simulation knows no links: every packet fits.
+        for next_hop in world
+            .backends
+            .values_mut()
+            .filter_map(|status| status.next_hop.as_mut())
+        {
+            next_hop.mtu_bytes = u32::MAX;
+        }
         let compiled = world.compile().unwrap();
         rig.set_now(START_NS).unwrap();
         rig.forget_traffic(8).unwrap();

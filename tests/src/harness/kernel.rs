@@ -17,8 +17,10 @@ pub struct KernelObjects {
     pub programs: BTreeSet<u32>,
     /// Links: a program's hold on an interface.
     pub links: BTreeSet<u32>,
-    /// Maps.
+    /// Maps with the state, which outlive the programs.
     pub maps: BTreeSet<u32>,
+    /// Maps of the programs that go on with a packet, which come and go with the programs.
+    pub continuations: BTreeSet<u32>,
 }
 
 // === impl KernelObjects ===
@@ -43,6 +45,10 @@ impl KernelObjects {
                     let info = ProgramInfo::from_pin(&path).map_err(failed("pinned programs"))?;
                     objects.programs.insert(info.id());
                 }
+                Some("continuations") => {
+                    let info = MapInfo::from_pin(&path).map_err(failed("pinned maps"))?;
+                    objects.continuations.insert(info.id());
+                }
                 _ => {
                     let info = MapInfo::from_pin(&path).map_err(failed("pinned maps"))?;
                     objects.maps.insert(info.id());
@@ -56,10 +62,12 @@ impl KernelObjects {
     #[must_use]
     pub fn alive(&self) -> Self {
         // An object that goes away between its id and its details is an error of the list, and gone.
+        let maps: BTreeSet<u32> = loaded_maps().flatten().map(|info| info.id()).collect();
         Self {
             programs: loaded_programs().flatten().map(|info| info.id()).collect(),
             links: loaded_links().flatten().map(|info| info.id()).collect(),
-            maps: loaded_maps().flatten().map(|info| info.id()).collect(),
+            continuations: maps.clone(),
+            maps,
         }
         .intersection(self)
     }
@@ -67,7 +75,8 @@ impl KernelObjects {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.programs.is_empty() && self.links.is_empty() && self.maps.is_empty()
+        let maps = self.maps.is_empty() && self.continuations.is_empty();
+        self.programs.is_empty() && self.links.is_empty() && maps
     }
 
     fn intersection(&self, other: &Self) -> Self {
@@ -75,6 +84,7 @@ impl KernelObjects {
             programs: &self.programs & &other.programs,
             links: &self.links & &other.links,
             maps: &self.maps & &other.maps,
+            continuations: &self.continuations & &other.continuations,
         }
     }
 }
