@@ -141,6 +141,8 @@ pub enum Fate {
 #[derive(Clone, Debug)]
 pub struct Oracle {
     policy: Policy,
+    /// As it was given, where `policy` has been [`rules::opened`].
+    given: Policy,
     /// Of back ends, by name; healthy unless it says otherwise.
     pub statuses: BTreeMap<String, Status>,
     /// Pools that have failed.
@@ -212,7 +214,8 @@ impl Oracle {
     #[must_use]
     pub fn new(policy: Policy, nat: Vec<IpAddr>, local: Vec<IpAddr>, tight: bool) -> Self {
         Self {
-            policy,
+            policy: rules::opened(&policy),
+            given: policy,
             statuses: BTreeMap::new(),
             failed_pools: BTreeSet::new(),
             suspended: BTreeSet::new(),
@@ -231,15 +234,16 @@ impl Oracle {
         }
     }
 
-    /// What is enforced.
+    /// The policy that is enforced, as it was given.
     #[must_use]
-    pub fn policy(&self) -> &Policy {
-        &self.policy
+    pub fn given(&self) -> &Policy {
+        &self.given
     }
 
     /// Another policy is enforced from now on.
     pub fn set_policy(&mut self, policy: Policy) {
-        self.policy = policy;
+        self.policy = rules::opened(&policy);
+        self.given = policy;
         for known in &mut self.known {
             if !self
                 .policy

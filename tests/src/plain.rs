@@ -29,6 +29,9 @@ pub struct Policy {
     pub protected: Vec<IpNet>,
     /// What back ends must be like.
     pub constraints: Vec<Constraint>,
+    /// Whether what nothing decides is allowed.
+    #[serde(default)]
+    pub allow: bool,
 }
 
 /// Who sends.
@@ -267,6 +270,7 @@ impl Policy {
             "kind": "GovernancePolicy",
             "metadata": {"name": "generated"},
             "spec": {
+                "defaults": {"action": if self.allow { "Allow" } else { "Deny" }},
                 "classes": self.classes.iter().map(class_value).collect::<Vec<_>>(),
                 "tenants": self.tenants.iter().map(tenant_value).collect::<Vec<_>>(),
                 "services": self.services.iter().map(service_value).collect::<Vec<_>>(),

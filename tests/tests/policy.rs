@@ -247,7 +247,7 @@ fn an_independent_validator_agrees_with_the_schema() {
         "schedule-empty",
         "class-shed-without-percent",
         "failover-share",
-        "default-allow",
+        "default-action",
         "telemetry-https",
         "constraint-names",
         "label-key",

@@ -70,7 +70,7 @@ impl Core {
         let tenants = active.map_or(&[][..], |active| &active.policy.tenants);
         let metered = tenants.iter().filter(|tenant| !tenant.quotas.is_empty());
         metered
-            .filter_map(|tenant| Some((tenant, self.state.slots.tenants.get(&tenant.name)?)))
+            .filter_map(|tenant| Some((&**tenant, self.state.slots.tenants.get(&tenant.name)?)))
             .collect()
     }
 

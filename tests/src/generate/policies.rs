@@ -315,6 +315,7 @@ pub fn policy(random: &mut Random) -> Policy {
         rules: rules(random),
         protected,
         constraints,
+        allow: random.percent(10),
     }
 }
 
@@ -331,7 +332,10 @@ pub fn edit(random: &mut Random, before: &Policy) -> Policy {
                 }
             }
         }
-        2 => edited.rules = other.rules,
+        2 => {
+            edited.rules = other.rules;
+            edited.allow = random.percent(30);
+        }
         3 => edited.pools = other.pools,
         4 => edited.services = other.services,
         _ => {

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use enforcer_common::Reason;
+use ipnet::IpNet;
 
 use super::{Oracle, Prediction};
-use crate::plain::{Backend, Labels, Pool, Rule, Service, Tenant, has};
+use crate::plain::{Backend, Labels, Limits, Policy, Pool, Rule, Selector, Service, Tenant, has};
 
 /// The back ends that a tenant may use for a service.
 pub(super) struct Choice<'a> {
@@ -14,6 +15,41 @@ pub(super) struct Choice<'a> {
     pub(super) takers: Vec<&'a Backend>,
     /// The pool of the takers.
     pub(super) pool: Option<&'a str>,
+}
+
+/// A policy by which all is allowed that nothing decides, without saying so: whoever is nobody's is a tenant, and behind
+/// all rules there is one more.
+pub(super) fn opened(policy: &Policy) -> Policy {
+    let mut opened = policy.clone();
+    if !policy.allow {
+        return opened;
+    }
+    let everybody = ["0.0.0.0/0", "::/0"].map(|net| net.parse::<IpNet>().expect("it is a prefix"));
+    let is_free = |net: &IpNet| !policy.tenants.iter().any(|tenant| tenant.sources.contains(net));
+    opened.tenants.push(Tenant {
+        name: "(unknown)".to_owned(),
+        sources: everybody.into_iter().filter(is_free).collect(),
+        labels: Labels::new(),
+        class: None,
+        limits: Limits {
+            connections: None,
+            packets: None,
+            bytes: None,
+            responses: None,
+            concurrent: None,
+            burst_ms: 1000,
+        },
+    });
+    opened.rules.push(Rule {
+        name: "(default)".to_owned(),
+        deny: false,
+        shadow: false,
+        priority: i32::MIN,
+        tenants: Selector::default(),
+        services: Selector::default(),
+        hours: None,
+    });
+    opened
 }
 
 impl Oracle {

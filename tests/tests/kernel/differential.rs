@@ -211,7 +211,7 @@ impl<'r> Run<'r> {
                 // In a run that was cut down, the back end may never have come.
                 let Some(address) = self
                     .oracle
-                    .policy()
+                    .given()
                     .backends()
                     .find(|known| known.name == *name)
                     .map(|known| known.address)
@@ -514,7 +514,7 @@ fn kernel_model_and_oracle_agree() {
             Ok(mut run) => {
                 for _ in 0..RUN_OPS.min(steps - done) {
                     let around = Surroundings {
-                        policy: run.oracle.policy(),
+                        policy: run.oracle.given(),
                         replies: run.model.replies(),
                     };
                     let op = generate::op(&mut random, &around);

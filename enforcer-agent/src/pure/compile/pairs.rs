@@ -231,11 +231,12 @@ impl Ruled {
 
     /// Whether another policy says the same, but for what is not looked at here: limits, sources, labels, lines.
     fn still_holds(&self, before: &ResolvedPolicy, after: &ResolvedPolicy) -> bool {
-        let same_rule = |(before, after): (&Rule, &Rule)| {
-            before.action == after.action
-                && before.mode == after.mode
-                && before.tenants == after.tenants
-                && before.services == after.services
+        let same_rule = |(before, after): (&Arc<Rule>, &Arc<Rule>)| {
+            Arc::ptr_eq(before, after)
+                || before.action == after.action
+                    && before.mode == after.mode
+                    && before.tenants == after.tenants
+                    && before.services == after.services
         };
         before.tenants.len() == after.tenants.len()
             && before.services.len() == after.services.len()

@@ -5,6 +5,7 @@
 //! listed as added or removed. The order of judgement of the rules counts as a field of the policy.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -349,20 +350,20 @@ fn backends(policy: &ResolvedPolicy) -> Vec<(&str, &Backend)> {
     all
 }
 
-fn by_name(rules: &[Rule]) -> Vec<&Rule> {
-    let mut sorted: Vec<&Rule> = rules.iter().collect();
+fn by_name(rules: &[Arc<Rule>]) -> Vec<&Arc<Rule>> {
+    let mut sorted: Vec<&Arc<Rule>> = rules.iter().collect();
     sorted.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     sorted
 }
 
 /// The rules that are there before and after, if they are judged in another order; without those at both ends that are
 /// in the same place.
-fn order_of_rules(from: &[Rule], to: &[Rule]) -> Option<Difference> {
+fn order_of_rules(from: &[Arc<Rule>], to: &[Arc<Rule>]) -> Option<Difference> {
     let (old, new): (BTreeSet<&str>, BTreeSet<&str>) = (
         from.iter().map(|rule| rule.name.as_str()).collect(),
         to.iter().map(|rule| rule.name.as_str()).collect(),
     );
-    let order = |rules: &'_ [Rule], others: &BTreeSet<&str>| -> Vec<String> {
+    let order = |rules: &'_ [Arc<Rule>], others: &BTreeSet<&str>| -> Vec<String> {
         rules
             .iter()
             .map(|rule| &rule.name)

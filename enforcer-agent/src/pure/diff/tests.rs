@@ -1,4 +1,5 @@
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -275,8 +276,9 @@ fn large(tenants: usize, services: usize, rules: usize, shift: usize) -> Resolve
                 packets_per_second: Some(1000 + shift as u64),
                 ..tenant.limits.clone()
             },
-            ..tenant.clone()
+            ..(*tenant).clone()
         })
+        .map(Arc::new)
         .collect();
     policy.services = (0..services)
         .map(|number| Service {
@@ -288,7 +290,7 @@ fn large(tenants: usize, services: usize, rules: usize, shift: usize) -> Resolve
         .map(|number| {
             let kinds = rules.div_ceil(services);
             let kind = number / services;
-            Rule {
+            Arc::new(Rule {
                 name: format!("r{number}"),
                 action: if (number + shift).is_multiple_of(3) {
                     Action::Deny
@@ -298,8 +300,8 @@ fn large(tenants: usize, services: usize, rules: usize, shift: usize) -> Resolve
                 mode: Mode::Enforce,
                 tenants: (0..tenants).filter(|tenant| tenant % kinds == kind).collect(),
                 services: std::iter::once((number + shift) % services).collect(),
-                ..rule.clone()
-            }
+                ..(*rule).clone()
+            })
         })
         .collect();
     policy.constraints[0].tenants = (0..tenants).filter(|tenant| tenant.is_multiple_of(2)).collect();
@@ -334,7 +336,7 @@ fn a_large_difference_stays_within_bounds() {
         found.objects[0].fields
     );
     let mut one = from.clone();
-    one.tenants[7].limits.packets_per_second = Some(9);
+    Arc::make_mut(&mut one.tenants[7]).limits.packets_per_second = Some(9);
     let same = diff(&from, &one);
     assert_eq!(
         (same.objects.len(), same.decisions.len(), same.backends.len()),

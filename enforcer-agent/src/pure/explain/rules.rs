@@ -71,7 +71,7 @@ impl Tale<'_> {
                     && rule.tenants.contains(tenant)
                     && rule.services.contains(service)
             })
-            .filter_map(|(_, rule)| Some((rule, rule.schedule.as_ref()?)))
+            .filter_map(|(_, rule)| Some((&**rule, rule.schedule.as_ref()?)))
             .collect();
         for (rule, schedule) in closed.iter().take(MAX_CLOSED_RULES) {
             let change = self.change(schedule, "opens");

@@ -213,7 +213,7 @@ impl Fairness {
         let known: Vec<(&Tenant, f64)> = tenants
             .iter()
             .map(|index| &policy.tenants[*index])
-            .filter_map(|tenant| Some((tenant, self.demand(&tenant.name)?)))
+            .filter_map(|tenant| Some((&**tenant, self.demand(&tenant.name)?)))
             .collect();
         let wish = |(tenant, demand): &(&Tenant, f64)| {
             let limit = tenant

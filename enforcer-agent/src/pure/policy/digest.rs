@@ -154,7 +154,7 @@ fn hash_list<T: Serialize>(
 }
 
 /// Whether two rules say the same. Where they stand in the text is no part of that.
-fn is_same_rule(one: &Rule, other: &Rule) -> bool {
+fn is_same_rule(one: &Arc<Rule>, other: &Arc<Rule>) -> bool {
     let Rule {
         name,
         action,
@@ -165,14 +165,15 @@ fn is_same_rule(one: &Rule, other: &Rule) -> bool {
         schedule,
         line: _,
         file: _,
-    } = one;
-    *name == other.name
-        && *action == other.action
-        && *mode == other.mode
-        && *priority == other.priority
-        && *tenants == other.tenants
-        && *services == other.services
-        && *schedule == other.schedule
+    } = &**one;
+    Arc::ptr_eq(one, other)
+        || *name == other.name
+            && *action == other.action
+            && *mode == other.mode
+            && *priority == other.priority
+            && *tenants == other.tenants
+            && *services == other.services
+            && *schedule == other.schedule
 }
 
 // === impl Digest ===

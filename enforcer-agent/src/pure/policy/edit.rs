@@ -8,13 +8,18 @@
 //! of one document without aliases and directives. They are parsed in a frame that is nested and indented as the text
 //! around them is, and the frame's own parts have to come out where they were put: nothing may reach out of the items.
 //! Whatever is not so, and whatever has an error of shape, is read from nothing.
+//!
+//! What was read is resolved and checked as a whole, unless only limits differ ([`limits`]).
 
 mod frame;
+mod limits;
 mod outline;
+
+use std::ops::Range;
 
 use super::bounds::{MAX_TEXT_BYTES, MAX_YAML_NODES};
 use super::diagnostic::Reporter;
-use super::model::{Document, Spec};
+use super::model::{Document, Spec, Tenant};
 use super::parse::Parsed;
 use super::resolve::resolve;
 use super::shape::{FromNode, List, Movable as _, Reader};
@@ -23,6 +28,9 @@ use super::yaml::{NodeId, Tree};
 use super::{Outcome, read};
 use outline::Edit;
 pub(super) use outline::Outline;
+
+/// The list of tenants.
+const TENANTS: &str = "tenants";
 
 /// Loads policies one after another. What it keeps of the last one saves work, and changes no outcome.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +44,8 @@ struct Last {
     text: String,
     document: Document,
     outline: Outline,
+    /// What became of it under this name, unless it has been read anew since.
+    resolved: Option<(String, Outcome)>,
 }
 
 // === impl Loader ===
@@ -47,15 +57,12 @@ impl Loader {
             && let Some(last) = &mut self.last
             && last.follow(only).is_some()
         {
-            let mut reporter = Reporter::new(texts);
-            let policy = resolve(&mut reporter, std::slice::from_ref(&last.document));
-            let diagnostics = reporter.finish();
-            return Outcome { policy, diagnostics };
+            return last.outcome(only);
         }
         let (outcome, parsed) = read(texts);
         // After a slip the next text is likely to be near the one before it.
         if let Some(parsed) = parsed {
-            self.last = Last::of(texts, parsed);
+            self.last = Last::of(texts, parsed, &outcome);
         }
         outcome
     }
@@ -64,7 +71,7 @@ impl Loader {
 // === impl Last ===
 
 impl Last {
-    fn of(texts: &[PolicySource], parsed: Parsed) -> Option<Self> {
+    fn of(texts: &[PolicySource], parsed: Parsed, outcome: &Outcome) -> Option<Self> {
         let Parsed {
             mut documents,
             outline,
@@ -76,7 +83,21 @@ impl Last {
             text: only.text.clone(),
             outline: outline?,
             document: documents.pop()?,
+            resolved: Some((only.file.clone(), outcome.clone())),
         })
+    }
+
+    /// What becomes of the text, which `source` is.
+    fn outcome(&mut self, source: &PolicySource) -> Outcome {
+        if let Some((_, outcome)) = self.resolved.as_ref().filter(|(file, _)| *file == source.file) {
+            return outcome.clone();
+        }
+        let mut reporter = Reporter::new(std::slice::from_ref(source));
+        let policy = resolve(&mut reporter, std::slice::from_ref(&self.document));
+        let diagnostics = reporter.finish();
+        let outcome = Outcome { policy, diagnostics };
+        self.resolved = Some((source.file.clone(), outcome.clone()));
+        outcome
     }
 
     /// Becomes what would be read of another text, if that differs in a way that allows it; else it stays as it is.
@@ -100,10 +121,30 @@ impl Last {
         }
         let mut reporter = Reporter::new(std::slice::from_ref(source));
         let mut reader = Reader::new(&tree, &mut reporter);
+        let before: Vec<Tenant> = self.tenants(&edit, edit.items.clone()).to_vec();
         edit_list(&mut self.document, &edit, &mut reader, (place, nodes))?;
+        if let Some((file, mut outcome)) = self.resolved.take().filter(|(file, _)| *file == source.file) {
+            let after = self.tenants(&edit, edit.items.start..edit.items.start + nodes.len());
+            let followed =
+                !before.is_empty() && limits::follow(&mut outcome, source, &edit, (&before, after)).is_some();
+            self.resolved = followed.then_some((file, outcome));
+        }
         self.outline.follow(&edit, &lines, tree.len());
         self.text.clone_from(text);
         Some(())
+    }
+
+    /// Some of the tenants, if it is they who are edited.
+    fn tenants(&self, edit: &Edit<'_>, items: Range<usize>) -> &[Tenant] {
+        let tenants = self
+            .document
+            .spec
+            .tenants
+            .as_ref()
+            .filter(|_| edit.list_name == TENANTS);
+        tenants
+            .and_then(|tenants| tenants.value.get(items))
+            .unwrap_or_default()
     }
 }
 
@@ -116,7 +157,7 @@ fn edit_list(
 ) -> Option<()> {
     match edit.list_name.as_str() {
         "classes" => replace(document, |spec| &mut spec.classes, edit, reader, new),
-        "tenants" => replace(document, |spec| &mut spec.tenants, edit, reader, new),
+        TENANTS => replace(document, |spec| &mut spec.tenants, edit, reader, new),
         "services" => replace(document, |spec| &mut spec.services, edit, reader, new),
         "pools" => replace(document, |spec| &mut spec.pools, edit, reader, new),
         "rules" => replace(document, |spec| &mut spec.rules, edit, reader, new),

@@ -47,7 +47,7 @@ impl<C: Choice> Kind for C {
 }
 
 /// Labels, as they were written.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct LabelTexts {
     /// Keys and values; no key is there twice.
     pub entries: Vec<(Text, Scalar<LabelValue>)>,
@@ -64,7 +64,7 @@ macro_rules! choices {
     )+};
 }
 choices! {
-    Action: "action", "What a rule does.", [Allow, Deny];
+    Action: "action", "What a rule does, or what is done where none decides.", [Allow, Deny];
     Mode: "mode", "Whether a rule decides, or is only recorded to have decided otherwise.", [Enforce, Shadow];
     Forward: "forward mode", "How a packet gets to the back end.", [Nat, Dnat, L2Dsr, Ipip, Gue, Local];
     Refusal: "answer to refused packets", "What the sender of a refused packet is answered: nothing; a TCP reset, and UDP as with the last; ICMP, administratively prohibited.",
@@ -174,8 +174,6 @@ kinds! {
     Path: {"type": "string", "pattern": "^/", "maxLength": 2048, "examples": ["/health"]};
     /// `true`.
     True: {"enum": [true, "true"]};
-    /// `Deny`: there is no other choice.
-    DefaultAction: {"enum": ["Deny"]};
 }
 
 // === impl Scalar ===

@@ -8,8 +8,8 @@
 //! means the default, and null could be read either way.
 
 use super::kinds::{
-    Address, ApiVersion, Count, DefaultAction, DocumentKind, Duration, Name, Number, Path, Period, Port,
-    Ports, Prefix, Share, TimeOfDay, TimeZone, True, Url,
+    Address, ApiVersion, Count, DocumentKind, Duration, Name, Number, Path, Period, Port, Ports, Prefix,
+    Share, TimeOfDay, TimeZone, True, Url,
 };
 pub use super::kinds::{Choice, Kind, LabelTexts, LabelValue};
 use super::resolved::{Action, Forward, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric, Refusal};
@@ -62,10 +62,11 @@ records! {
 
     /// What holds for the policy as a whole.
     pub struct Defaults {
-        /// What happens to a source that no tenant claims. Give `0.0.0.0/0` and `::/0` to a tenant to let everybody be
-        /// somebody.
+        /// What happens to a source that no tenant claims, and where no rule decides. With `Allow` the sources are a tenant
+        /// `(unknown)` without labels and limits, and a rule `(default)` behind all others allows everything; constraints and
+        /// rules without a selector of tenants bind it as any tenant.
         #[schemars(extend("default" = "Deny"))]
-        "action" => pub action: Option<Scalar<DefaultAction>>,
+        "action" => pub action: Option<Scalar<Action>>,
         /// What happens when the agent has not renewed its lease: it may have died, and the policy may be out of date.
         #[schemars(extend("default" = "Hold"))]
         "onLeaseExpiry" => pub on_lease_expiry: Option<Scalar<LeaseExpiry>>,

@@ -31,15 +31,15 @@ pub struct ResolvedPolicy {
     pub defaults: Defaults,
     /// Sorted by name.
     pub classes: Vec<Class>,
-    /// Sorted by name.
-    pub tenants: Vec<Tenant>,
+    /// Sorted by name. (Shared with the policies before and after: most edits leave most of them as they are.)
+    pub tenants: Vec<Arc<Tenant>>,
     /// Sorted by name.
     pub services: Vec<Service>,
     /// Sorted by name.
     pub pools: Vec<Pool>,
     /// In the order of judgement: the first enforced rule that matches decides. That is highest priority first, then
     /// `Deny` before `Allow`, then the order of the text.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<Arc<Rule>>,
     /// Sorted, without repetition.
     pub protected_networks: Vec<IpNet>,
     /// Sorted by name.

@@ -18,7 +18,7 @@ use super::suggest::{alternatives, nearest, quoted};
 use super::yaml::{Content, NodeId, Tree};
 
 /// A value, and where it stands: at the alias, if it is reached by one.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Spanned<T> {
     /// The value.
     pub value: T,
@@ -136,6 +136,12 @@ impl<K> Default for Scalar<K> {
 impl<K> Clone for Scalar<K> {
     fn clone(&self) -> Self {
         Self::from(self.text.clone())
+    }
+}
+
+impl<K> PartialEq for Scalar<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
     }
 }
 
@@ -481,7 +487,7 @@ macro_rules! records {
         }
     )+) => {
     $(
-        #[derive(Debug, Clone, Default, schemars::JsonSchema)]
+        #[derive(Debug, Clone, PartialEq, Default, schemars::JsonSchema)]
         #[schemars(deny_unknown_fields)]
         $(#[$meta])*
         pub struct $record {

@@ -133,6 +133,65 @@ pub(super) fn table() -> Scenario {
     }
 }
 
+/// What no rule decides is allowed, and IPv4 strangers are somebody; those of IPv6 are a tenant's.
+const OPEN_POLICY: &str = r#"
+apiVersion: enforcer.dev/v1
+kind: GovernancePolicy
+metadata: {name: open}
+spec:
+  defaults: {action: Allow}
+  tenants:
+  - {name: acme, sources: [10.1.0.0/16]}
+  - {name: sixes, sources: ["::/0"]}
+  services:
+  - {name: chat, addresses: [192.0.2.10, "2001:db8::10"], port: 8000, protocol: TCP, pools: [main], forward: Nat}
+  - {name: seen, addresses: [192.0.2.20], port: 8000, protocol: TCP, pools: [main], forward: Dnat}
+  - {name: kept, addresses: [192.0.2.30], port: 8000, protocol: TCP, pools: [main], forward: Nat}
+  pools:
+  - name: main
+    backends:
+    - {name: gpu-1, address: 10.9.0.1, port: 9000, labels: {region: eu}}
+    - {name: gpu-6, address: "2001:db8:9::1", port: 9000, labels: {region: eu}}
+  rules:
+  - {name: not-acme, action: Deny, tenants: {matchNames: [acme]}, services: {matchNames: [seen]}}
+  - {name: nobody, action: Deny, services: {matchNames: [kept]}}
+  protectedNetworks: [10.9.0.0/16]
+"#;
+
+pub(super) fn open() -> Scenario {
+    let stranger = syn("198.51.100.1:40000", "192.0.2.10:8000");
+    let six = syn("[2001:db8:2::1]:40000", "[2001:db8::10]:8000");
+    let client = opening();
+    let rows = vec![
+        row("a stranger, whom nothing forbids anything", &stranger)
+            .opens("(unknown)", &translated(&stranger, "10.9.0.1:9000")),
+        row("a tenant that no rule names here", &client).opens("acme", &translated(&client, "10.9.0.1:9000")),
+        row(
+            "a tenant that a rule denies it",
+            &syn("10.1.0.1:40000", "192.0.2.20:8000"),
+        )
+        .refused("acme", Reason::RuleDeny),
+        row(
+            "a rule without a selector of tenants binds strangers as well",
+            &syn("198.51.100.1:40000", "192.0.2.30:8000"),
+        )
+        .refused("(unknown)", Reason::RuleDeny),
+        row("a tenant that has every address of its family", &six)
+            .opens("sixes", &translated(&six, "[2001:db8:9::1]:9000")),
+        row(
+            "nothing goes around the services",
+            &tcp("198.51.100.1:40000", "10.9.0.1:9000"),
+        )
+        .refused("", Reason::Bypass),
+    ];
+    Scenario::of(OPEN_POLICY, rows.into_iter().map(Into::into).collect())
+}
+
+#[test]
+fn what_no_rule_decides_is_allowed_where_the_policy_says_so() {
+    open().run();
+}
+
 #[test]
 fn who_may_and_what_is_not_ours() {
     table().run();

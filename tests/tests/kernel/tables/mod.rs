@@ -140,6 +140,7 @@ pub(crate) fn opening() -> Segment {
 fn everything() -> Vec<Scenario> {
     let tables = [
         admission::table,
+        admission::open,
         forward::nat,
         forward::dnat,
         forward::direct,

@@ -54,7 +54,11 @@ fn happen(world: &mut World, event: Event) {
             world.policy = next.policy;
             world.backends.extend(next.backends);
         }
-        Event::Limit(limit) => world.policy.tenants[0].limits.packets_per_second = Some(limit.into()),
+        Event::Limit(limit) => {
+            Arc::make_mut(&mut world.policy.tenants[0])
+                .limits
+                .packets_per_second = Some(limit.into());
+        }
         Event::Weight(at, weight) => status(at, &|status| status.weight = weight),
         Event::Health(at, healthy) => status(at, &|status| status.healthy = healthy),
         Event::Drain(at, draining) => status(at, &|status| status.draining = draining),
@@ -72,9 +76,9 @@ fn happen(world: &mut World, event: Event) {
             };
             world.policy.classes = if has_class { vec![class] } else { Vec::new() };
             for tenant in &mut world.policy.tenants {
-                tenant.class = None;
+                Arc::make_mut(tenant).class = None;
             }
-            world.policy.tenants[0].class = has_class.then_some(0);
+            Arc::make_mut(&mut world.policy.tenants[0]).class = has_class.then_some(0);
         }
         Event::Shed(true) => drop(world.shed.insert("a".to_owned(), ["bronze".to_owned()].into())),
         Event::Shed(false) => drop(world.shed.remove("a")),
@@ -123,7 +127,9 @@ fn what_a_change_does_not_touch_is_shared() {
     let mut cache = Cache::default();
     let before = compile_after(&mut cache, &world);
     world.suspended.insert("acme".to_owned());
-    world.policy.tenants[1].limits.packets_per_second = Some(7);
+    Arc::make_mut(&mut world.policy.tenants[1])
+        .limits
+        .packets_per_second = Some(7);
     let after = compile_after(&mut cache, &world);
     assert_ne!(before.tenants, after.tenants);
     assert!(before.trie.is_same(&after.trie) && before.rows.is_same(&after.rows));

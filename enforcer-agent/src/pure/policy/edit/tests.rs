@@ -382,3 +382,97 @@ fn the_bounds_hold_for_what_is_read_by_its_difference() {
     let outcome = loader.load_all(&[PolicySource::new("p.yaml", huge)]);
     assert_eq!(outcome.diagnostics[0].code, Code::TooLarge);
 }
+
+/// Whether what was resolved of [`POLICY`] is kept for a text that has something else in place of `from`.
+#[track_caller]
+fn is_only_limits(from: &str, to: &str) -> bool {
+    assert_eq!(POLICY.matches(from).count(), 1, "{from}");
+    let text = POLICY.replace(from, to);
+    let mut loader = Loader::default();
+    check(&mut loader, POLICY).unwrap();
+    let mut last = loader.last.clone().unwrap();
+    last.follow(&PolicySource::new("p.yaml", text.as_str())).unwrap();
+    check(&mut loader, &text).unwrap();
+    last.resolved.is_some()
+}
+
+#[test]
+fn where_only_limits_differ_nothing_else_is_resolved() {
+    for (from, to) in [
+        ("packetsPerSecond: 1000", "packetsPerSecond: 1001"),
+        ("packetsPerSecond: 1000}", "bytesPerSecond: 5Mi, burst: 3s}"),
+        ("burst: 2s", "burst: 3s"),
+        (", limits: {packetsPerSecond: 1000}", ""),
+        (
+            "limits: {packetsPerSecond: 1000}",
+            "quotas: [{metric: connections, limit: 5k, per: 1d}]",
+        ),
+    ] {
+        assert!(is_only_limits(from, to), "{from} to {to}");
+    }
+}
+
+#[test]
+fn what_may_differ_in_more_than_limits_is_resolved_as_a_whole() {
+    for (from, to) in [
+        // Other parts of tenants.
+        ("name: acme", "name: acmi"),
+        ("10.1.0.0/16", "10.5.0.0/16"),
+        ("{data: eu}, limits", "{data: us}, limits"),
+        (
+            "limits: {packetsPerSecond: 1000}",
+            "guaranteed: {newConnectionsPerSecond: 5}",
+        ),
+        // Something is said about the limits, or wrong with them.
+        ("burst: 2s", "burst: 1ns"),
+        ("packetsPerSecond: 1000", "packetsPerSecond: 0"),
+        ("packetsPerSecond: 1000", "packetsPerSecond: 900M"),
+        ("packetsPerSecond: 1000", "bytesPerSecond: 1k, burst: 1ms"),
+        // What follows stands elsewhere.
+        ("burst: 2s", "burst: 2s\n      bytesPerSecond: 5k"),
+        ("10.1.0.0/16], labels", "10.1.0.0/16],  labels"),
+        // Parts that are no tenants.
+        ("port: 8000\n  rules", "port: 8001\n  rules"),
+        ("action: Deny", "action: Allow"),
+    ] {
+        assert!(!is_only_limits(from, to), "{from} to {to}");
+    }
+}
+
+#[test]
+fn what_is_said_about_an_edited_line_is_said_of_the_new_one() {
+    // The prefix lies within another tenant's, which is said where it stands: on the line that is edited.
+    let text = POLICY.replace("10.1.0.0/16", "10.2.0.0/17");
+    let mut loader = Loader::default();
+    check(&mut loader, &text).unwrap();
+    assert!(
+        check(
+            &mut loader,
+            &text.replace("packetsPerSecond: 1000", "packetsPerSecond: 1001")
+        )
+        .unwrap()
+    );
+    assert!(
+        check(
+            &mut loader,
+            &text.replace("packetsPerSecond: 2000", "packetsPerSecond: 2001")
+        )
+        .unwrap()
+    );
+}
+
+#[test]
+fn a_text_of_another_name_is_not_spoken_of_by_the_old_one() {
+    let text = POLICY.replace("10.1.0.0/16", "10.2.0.0/17");
+    let mut loader = Loader::default();
+    for file in ["p.yaml", "q.yaml"] {
+        let outcome = loader.load_all(&[PolicySource::new(file, text.as_str())]);
+        assert!(!outcome.diagnostics.is_empty());
+        assert!(
+            outcome
+                .diagnostics
+                .iter()
+                .all(|diagnostic| diagnostic.file == file)
+        );
+    }
+}

@@ -234,7 +234,7 @@ fn plain_policy(tenants: usize, services: usize, rules: Vec<Rule>) -> ResolvedPo
     let mut policy = policy("");
     policy.tenants = vec![policy.tenants[0].clone(); tenants];
     policy.services = vec![policy.services[0].clone(); services];
-    policy.rules = rules;
+    policy.rules = rules.into_iter().map(Arc::new).collect();
     policy
 }
 
@@ -281,6 +281,7 @@ proptest! {
             .collect();
         let mut policy = policy;
         for (index, rule) in policy.rules.iter_mut().enumerate() {
+            let rule = Arc::make_mut(rule);
             rule.schedule = rule.schedule.take().filter(|_| scheduled.contains(&index));
         }
         let mut allowed = vec![vec![false; policy.services.len()]; policy.tenants.len()];

@@ -321,7 +321,7 @@ fn guarantees(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Pla
     for (pool, place) in policy.pools.iter().zip(&places.pools) {
         let tenants = users.of_pool[&pool.name]
             .iter()
-            .map(|tenant| &policy.tenants[*tenant]);
+            .map(|tenant| &*policy.tenants[*tenant]);
         let promised: u64 = tenants.map(guarantee).sum();
         let capacity: u64 = pool
             .backends

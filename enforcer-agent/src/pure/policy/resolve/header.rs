@@ -2,7 +2,7 @@
 
 use super::super::diagnostic::{Code, Reporter};
 use super::super::model::{self, Scalar};
-use super::super::resolved::{Defaults, LeaseExpiry};
+use super::super::resolved::{Action, Defaults, LeaseExpiry};
 use super::super::source::Place;
 use super::super::suggest::quoted;
 use super::scalar;
@@ -57,8 +57,12 @@ pub(super) fn name(reporter: &mut Reporter<'_>, documents: &[model::Document]) -
     first_name.map(|name| name.value.clone()).unwrap_or_default()
 }
 
-/// What holds for the policy as a whole. Only one document can say so: two could contradict one another.
-pub(super) fn defaults(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> Defaults {
+/// What holds for the policy as a whole, and where it says that what nothing decides is allowed, if it does. Only one
+/// document can say so: two could contradict one another.
+pub(super) fn defaults(
+    reporter: &mut Reporter<'_>,
+    documents: &[model::Document],
+) -> (Defaults, Option<Place>) {
     let mut resolved = Defaults {
         on_lease_expiry: LeaseExpiry::Hold,
         lease_seconds: DEFAULT_LEASE_SECONDS,
@@ -67,7 +71,7 @@ pub(super) fn defaults(reporter: &mut Reporter<'_>, documents: &[model::Document
         .iter()
         .filter_map(|document| document.spec.defaults.as_ref());
     let Some(first) = given.next() else {
-        return resolved;
+        return (resolved, None);
     };
     for other in given {
         let help = format!(
@@ -81,9 +85,10 @@ pub(super) fn defaults(reporter: &mut Reporter<'_>, documents: &[model::Document
         on_lease_expiry,
         lease_seconds,
     } = &first.value;
-    if let Some(action) = action {
-        default_action(reporter, action);
-    }
+    let allows = action.as_ref().and_then(|text| {
+        let action = scalar::choice(reporter, text)?;
+        (action == Action::Allow).then(|| text.into())
+    });
     if let Some(text) = on_lease_expiry {
         let expiry = scalar::choice(reporter, text);
         resolved.on_lease_expiry = expiry.unwrap_or(resolved.on_lease_expiry);
@@ -94,23 +99,5 @@ pub(super) fn defaults(reporter: &mut Reporter<'_>, documents: &[model::Document
             .and_then(|seconds| u32::try_from(seconds).ok())
             .unwrap_or(resolved.lease_seconds);
     }
-    resolved
-}
-
-fn default_action(reporter: &mut Reporter<'_>, action: &model::Text) {
-    match action.value.as_str() {
-        "Deny" => {}
-        "Allow" => reporter.error(
-            Code::Unsupported,
-            action,
-            "unknown sources are always refused in this version",
-            "Set it to `Deny`, and give the sources that may pass to a tenant: `0.0.0.0/0` and `::/0` are everyone.",
-        ),
-        other => reporter.error(
-            Code::InvalidValue,
-            action,
-            format!("{} is no action", quoted(other)),
-            "The default action is `Deny`.",
-        ),
-    }
+    (resolved, allows)
 }

@@ -6,6 +6,7 @@
 
 mod checks;
 mod classes;
+mod default_action;
 mod header;
 mod network;
 mod pools;
@@ -18,6 +19,9 @@ mod services;
 mod tenants;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub(super) use tenants::{Allowance, resolve_allowance};
 
 use super::bounds;
 use super::diagnostic::{Code, Reporter};
@@ -62,21 +66,27 @@ named! {
 /// Resolves and checks a policy. `None` if it has errors.
 pub(super) fn resolve(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> Option<ResolvedPolicy> {
     let name = header::name(reporter, documents);
-    let defaults = header::defaults(reporter, documents);
-    if !within_bounds(reporter, documents) {
+    let (defaults, allow_by_default) = header::defaults(reporter, documents);
+    if !within_bounds(reporter, documents, allow_by_default.is_some()) {
         return None;
     }
     let classes = classes::resolve(reporter, &parts(documents, |spec| spec.classes.as_ref()));
-    let tenants = tenants::resolve(
+    let mut tenants = tenants::resolve(
         reporter,
         &parts(documents, |spec| spec.tenants.as_ref()),
         &classes,
     );
+    if let Some(action) = allow_by_default {
+        default_action::add_tenant(action, &mut tenants);
+    }
     let pools = pools::resolve(reporter, &parts(documents, |spec| spec.pools.as_ref()));
     let services = services::resolve(reporter, &parts(documents, |spec| spec.services.as_ref()), &pools);
     let subjects = selectors::Subjects::new(&tenants, &services);
     let rules = parts(documents, |spec| spec.rules.as_ref());
-    let rules = rules::resolve_rules(reporter, &rules, &subjects);
+    let mut rules = rules::resolve_rules(reporter, &rules, &subjects);
+    if let Some(action) = allow_by_default {
+        default_action::add_rule(reporter, action, (tenants.len(), services.len()), &mut rules);
+    }
     let constraints = parts(documents, |spec| spec.constraints.as_ref());
     let constraints = rules::resolve_constraints(reporter, &constraints, &subjects);
     let protected = parts(documents, |spec| spec.protected_networks.as_ref());
@@ -93,10 +103,10 @@ pub(super) fn resolve(reporter: &mut Reporter<'_>, documents: &[model::Document]
         name,
         defaults,
         classes: values(classes),
-        tenants: values(tenants),
+        tenants: shared(tenants),
         services: values(services),
         pools: values(pools),
-        rules: values(rules),
+        rules: shared(rules),
         protected_networks,
         constraints: values(constraints),
     };
@@ -122,12 +132,17 @@ fn values<T>(parts: Vec<Placed<T>>) -> Vec<T> {
     parts.into_iter().map(|part| part.value).collect()
 }
 
+fn shared<T>(parts: Vec<Placed<T>>) -> Vec<Arc<T>> {
+    parts.into_iter().map(|part| Arc::new(part.value)).collect()
+}
+
 fn places<T>(parts: &[Placed<T>]) -> Vec<Place> {
     parts.iter().map(|part| part.place).collect()
 }
 
 /// Counts what there is before any work is done whose cost is a product of the counts.
-fn within_bounds(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> bool {
+fn within_bounds(reporter: &mut Reporter<'_>, documents: &[model::Document], allow_by_default: bool) -> bool {
+    let by_default = usize::from(allow_by_default);
     let tenants = parts(documents, |spec| spec.tenants.as_ref());
     let pools = parts(documents, |spec| spec.pools.as_ref());
     let protected = parts(documents, |spec| spec.protected_networks.as_ref()).len();
@@ -141,7 +156,7 @@ fn within_bounds(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> 
             parts(documents, |spec| spec.classes.as_ref()).len(),
             bounds::MAX_CLASSES,
         ),
-        ("tenants", tenants.len(), bounds::MAX_TENANTS),
+        ("tenants", tenants.len() + by_default, bounds::MAX_TENANTS),
         (
             "services",
             parts(documents, |spec| spec.services.as_ref()).len(),
@@ -155,7 +170,7 @@ fn within_bounds(reporter: &mut Reporter<'_>, documents: &[model::Document]) -> 
         ),
         (
             "rules",
-            parts(documents, |spec| spec.rules.as_ref()).len(),
+            parts(documents, |spec| spec.rules.as_ref()).len() + by_default,
             bounds::MAX_RULES,
         ),
         (

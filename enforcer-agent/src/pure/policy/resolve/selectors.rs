@@ -9,7 +9,7 @@ use super::super::model::{self, List, Scalar, Spanned};
 use super::super::resolved::{LabelExpression, Labels, Operator, Requirement, Service, Tenant};
 use super::super::selection::Selection;
 use super::super::suggest::quoted;
-use super::{Placed, scalar, unknown_name};
+use super::{Placed, default_action, scalar, unknown_name};
 
 /// What selectors choose from: the names and labels of one kind of part.
 pub(super) struct Choices<'a> {
@@ -137,8 +137,12 @@ impl<'a> Choices<'a> {
         let mut indices = Vec::with_capacity(names.value.len().min(self.names.len()));
         for name in &names.value {
             match self.names.binary_search(&name.value.as_str()) {
-                Ok(index) => indices.push(index),
-                Err(_) => unknown_name(reporter, name, self.kind, &mut self.names.iter().copied()),
+                Ok(index) if !default_action::is_reserved(name.value.as_str()) => indices.push(index),
+                _ => {
+                    let names = self.names.iter().copied();
+                    let mut given = names.filter(|name| !default_action::is_reserved(name));
+                    unknown_name(reporter, name, self.kind, &mut given);
+                }
             }
         }
         indices.into_iter().collect()

@@ -15,12 +15,29 @@ use super::{Name, Placed, network, scalar, schedule, sort_by_name, unknown_name}
 
 /// How much time's worth of a rate may come at once, unless the policy says so.
 const DEFAULT_BURST_NS: u64 = 1_000_000_000;
+/// Of a tenant that has none.
+pub(super) const NO_LIMITS: Limits = Limits {
+    new_connections_per_second: None,
+    packets_per_second: None,
+    bytes_per_second: None,
+    response_bytes_per_second: None,
+    concurrent_connections: None,
+    burst_ns: DEFAULT_BURST_NS,
+};
 /// The shortest burst: less than this is below what timers and interrupts jitter.
 const MIN_BURST_NS: u64 = 1_000_000;
 /// The largest quota: counters have 64 bits with a sign.
 const MAX_QUOTA: u64 = i64::MAX as u64;
 /// The longest period of a quota.
 const MAX_QUOTA_DAYS: u16 = 366;
+
+/// What a tenant may use at most, and what it gets in any case.
+pub(in super::super) struct Allowance {
+    pub(in super::super) limits: Limits,
+    pub(in super::super) guaranteed: Guaranteed,
+    /// Sorted.
+    pub(in super::super) quotas: Vec<Quota>,
+}
 
 /// Prefixes, and the tenants that claim them.
 type Claims<'a> = BTreeMap<IpNet, (&'a Text, Place)>;
@@ -40,22 +57,27 @@ pub(super) fn resolve(
                 sources,
                 labels,
                 class,
+                limits: _,
+                guaranteed: _,
+                quotas: _,
+            } = tenant;
+            let _ = scalar::name(reporter, name);
+            let sources = claim(reporter, name, sources, &mut claims);
+            let Allowance {
                 limits,
                 guaranteed,
                 quotas,
-            } = tenant;
-            let _ = scalar::name(reporter, name);
-            let limits = resolve_limits(reporter, limits.as_ref());
+            } = resolve_allowance(reporter, tenant);
             let value = Tenant {
                 name: name.value.clone(),
-                sources: claim(reporter, name, sources, &mut claims),
+                sources,
                 labels: scalar::labels(reporter, labels.as_ref()),
                 class: class
                     .as_ref()
                     .and_then(|class| resolve_class(reporter, class, classes)),
-                guaranteed: resolve_guaranteed(reporter, guaranteed.as_ref(), &limits),
-                quotas: resolve_quotas(reporter, quotas.as_ref()),
                 limits,
+                guaranteed,
+                quotas,
             };
             Placed {
                 value,
@@ -66,6 +88,16 @@ pub(super) fn resolve(
     report_nested(reporter, &claims);
     sort_by_name(reporter, &mut resolved);
     resolved
+}
+
+/// What of a tenant depends on nothing else, and nothing else but a check of guarantees on it.
+pub(in super::super) fn resolve_allowance(reporter: &mut Reporter<'_>, tenant: &model::Tenant) -> Allowance {
+    let limits = resolve_limits(reporter, tenant.limits.as_ref());
+    Allowance {
+        guaranteed: resolve_guaranteed(reporter, tenant.guaranteed.as_ref(), &limits),
+        quotas: resolve_quotas(reporter, tenant.quotas.as_ref()),
+        limits,
+    }
 }
 
 fn resolve_class(
@@ -162,14 +194,7 @@ fn claim<'a>(
 
 fn resolve_limits(reporter: &mut Reporter<'_>, limits: Option<&model::Limits>) -> Limits {
     let Some(limits) = limits else {
-        return Limits {
-            new_connections_per_second: None,
-            packets_per_second: None,
-            bytes_per_second: None,
-            response_bytes_per_second: None,
-            concurrent_connections: None,
-            burst_ns: DEFAULT_BURST_NS,
-        };
+        return NO_LIMITS;
     };
     let model::Limits {
         new_connections_per_second,
