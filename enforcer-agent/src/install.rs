@@ -283,7 +283,7 @@ const fn bank_of(generation: u64) -> u32 {
 mod tests {
     use std::collections::BTreeMap;
 
-    use enforcer_common::abi::config::{DecisionRecord, TenantRecord};
+    use enforcer_common::abi::config::{DecisionRecord, LimitsRecord, TenantRecord};
 
     use super::*;
 
@@ -344,7 +344,10 @@ mod tests {
         Tables {
             tenants: vec![
                 TenantRecord {
-                    concurrent_limit: limit,
+                    limits: LimitsRecord {
+                        concurrent_limit: limit,
+                        ..LimitsRecord::ZERO
+                    },
                     ..TenantRecord::ZERO
                 };
                 3
@@ -424,7 +427,7 @@ mod tests {
     /// `tables(1)` with another limit for the last tenant alone.
     fn edited() -> Tables {
         let mut tables = tables(1);
-        tables.tenants.make_mut()[2].concurrent_limit = 9;
+        tables.tenants.make_mut()[2].limits.concurrent_limit = 9;
         tables
     }
 

@@ -88,9 +88,9 @@ pub(crate) trait Dataplane: Banks<Error = DataplaneError> + Send {
     /// Writes the lease: until when the programs may act without the agent.
     fn set_lease(&mut self, lease: &LeaseRecord) -> Result<(), DataplaneError>;
     /// A limiter's theoretical arrival time, kernel monotonic nanoseconds.
-    fn limiter(&self, tenant: u32, limiter: Limiter) -> Result<u64, DataplaneError>;
+    fn limiter(&self, holder: u32, limiter: Limiter) -> Result<u64, DataplaneError>;
     /// Sets a limiter.
-    fn set_limiter(&mut self, tenant: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError>;
+    fn set_limiter(&mut self, holder: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError>;
     /// Open connections, by an index of the schema's `tenant_connections` or `backend_connections`.
     fn open_connections(&self, index: u32) -> Result<u64, DataplaneError>;
     /// Connections that were ever opened, by the same index; one that goes over to another tenant is taken off.

@@ -7,7 +7,7 @@
 use crate::abi::{config, event, flow, tally};
 
 /// Raised with every change of meaning that the layout alone does not show.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// Configuration banks: the live one is `generation % BANKS`.
 pub const BANKS: u32 = 2;
@@ -19,9 +19,15 @@ pub const MAX_BACKENDS: u32 = 4096;
 pub const MAX_DECISIONS: u32 = 1 << 16;
 /// Slots of a Maglev table: a prime, as the method wants (Eisenbud et al., NSDI 2016).
 pub const MAGLEV_SLOTS: u32 = 16_381;
-/// Words of one tenant in `LIMITERS`, more than it has limiters: a cache line, so that tenants on different CPUs do not
-/// share one.
-pub const LIMITERS_PER_TENANT: u32 = 8;
+/// Words of one holder of limits in `LIMITERS`, more than it has limiters: a cache line, so that tenants on different CPUs
+/// do not share one.
+pub const LIMITERS_PER_HOLDER: u32 = 8;
+/// Limit groups beside those that tenants are: of services, and of tenants on services. Group 0 is none.
+pub const MAX_LIMIT_GROUPS: u32 = 16_384;
+const _: () = assert!(
+    MAX_LIMIT_GROUPS <= 1 << 16,
+    "a flow has sixteen bits for the number of one"
+);
 /// Bytes of the ring buffer: a power of two and a multiple of the page size.
 pub const EVENT_BYTES: u32 = 4 << 20;
 
@@ -50,10 +56,23 @@ pub const fn backend_connections(backend: u32) -> u32 {
     backend
 }
 
+/// Index in `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of a holder of limits: see [`tenant_holder`].
+#[inline(always)]
+pub const fn holder_connections(holder: u32) -> u32 {
+    MAX_BACKENDS + holder
+}
+
 /// Index in `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of a tenant.
 #[inline(always)]
 pub const fn tenant_connections(tenant: u32) -> u32 {
-    MAX_BACKENDS + tenant
+    holder_connections(tenant_holder(tenant))
+}
+
+/// The number under which a tenant holds limits, their state and its count of connections. Limit groups hold theirs under
+/// their own numbers, which come first, since there is a fixed number of them.
+#[inline(always)]
+pub const fn tenant_holder(tenant: u32) -> u32 {
+    MAX_LIMIT_GROUPS + tenant
 }
 
 /// Connections that are open, from `CONNECTIONS_OPENED` and `CONNECTIONS_CLOSED` of one index.
@@ -77,8 +96,8 @@ pub const fn open_connections(opened: u64, closed: u64) -> u64 {
 /// | `LEASE` | agent | until when the programs may act without the agent |
 /// | `TRIE` .. `BACKENDS` | agent | configuration, two banks each, interleaved: see [`banked`] |
 /// | `FLOWS`, `REPLIES` | programs; the agent removes | flow state |
-/// | `LIMITERS` | programs | theoretical arrival times, one word each; survives a change of generation |
-/// | `CONNECTIONS_OPENED` | programs | flows made, by back end and by tenant |
+/// | `LIMITERS` | programs | theoretical arrival times, one word each, by limit group and by tenant; survives a change of generation |
+/// | `CONNECTIONS_OPENED` | programs | flows made, by back end, by limit group and by tenant |
 /// | `CONNECTIONS_CLOSED` | agent | flows removed; opened minus closed is what is open |
 /// | `TALLIES` | programs | counters by tenant, direction and reason |
 /// | `EVENTS` | programs | decisions on their way to the audit log |
@@ -100,6 +119,7 @@ macro_rules! with_maps {
                 sized $crate::schema::BANKS * $crate::schema::DEFAULT_BLOCKS;
             DECISIONS: Array<$crate::abi::config::DecisionRecord>,
                 max $crate::schema::BANKS * $crate::schema::MAX_DECISIONS;
+            LIMITS: Array<$crate::abi::config::LimitsRecord>, max $crate::schema::BANKS * $crate::schema::MAX_LIMIT_GROUPS;
             SETS: Array<$crate::abi::config::SetRecord>, sized $crate::schema::BANKS * $crate::schema::DEFAULT_SETS;
             MAGLEV: Array<$crate::abi::config::MaglevTable>, sized $crate::schema::BANKS * $crate::schema::DEFAULT_SETS;
             BACKENDS: Array<$crate::abi::config::BackendRecord>, max $crate::schema::BANKS * $crate::schema::MAX_BACKENDS;
@@ -107,9 +127,12 @@ macro_rules! with_maps {
                 sized $crate::schema::DEFAULT_FLOWS;
             REPLIES: HashMap<$crate::abi::address::FlowKey, $crate::abi::flow::ReplyRecord>,
                 sized $crate::schema::DEFAULT_FLOWS;
-            LIMITERS: Array<u64>, sized $crate::schema::DEFAULT_TENANTS * $crate::schema::LIMITERS_PER_TENANT;
-            CONNECTIONS_OPENED: Array<u64>, sized $crate::schema::MAX_BACKENDS + $crate::schema::DEFAULT_TENANTS;
-            CONNECTIONS_CLOSED: Array<u64>, sized $crate::schema::MAX_BACKENDS + $crate::schema::DEFAULT_TENANTS;
+            LIMITERS: Array<u64>,
+                sized $crate::schema::tenant_holder($crate::schema::DEFAULT_TENANTS) * $crate::schema::LIMITERS_PER_HOLDER;
+            CONNECTIONS_OPENED: Array<u64>,
+                sized $crate::schema::holder_connections($crate::schema::tenant_holder($crate::schema::DEFAULT_TENANTS));
+            CONNECTIONS_CLOSED: Array<u64>,
+                sized $crate::schema::holder_connections($crate::schema::tenant_holder($crate::schema::DEFAULT_TENANTS));
             TALLIES: PerCpuArray<$crate::abi::tally::TallyBlock>,
                 sized $crate::schema::DEFAULT_TENANTS * $crate::abi::tally::DIRECTIONS;
             EVENTS: RingBuf<$crate::abi::event::EventRecord>, max $crate::schema::EVENT_BYTES;
@@ -191,6 +214,7 @@ pub type RecordLayout = (&'static str, &'static [(&'static str, usize, usize)]);
 pub const RECORDS: &[RecordLayout] = &[
     ("FlowKey", crate::abi::address::FlowKey::LAYOUT),
     ("LimitRecord", config::LimitRecord::LAYOUT),
+    ("LimitsRecord", config::LimitsRecord::LAYOUT),
     ("TenantRecord", config::TenantRecord::LAYOUT),
     ("ServiceRecord", config::ServiceRecord::LAYOUT),
     ("RowRecord", config::RowRecord::LAYOUT),

@@ -13,15 +13,16 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::ptr;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
+use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
     BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitRecord,
-    NO_BACKEND, ROW_BLOCKS, SET_WORDS, ServiceRecord, TenantRecord,
+    LimitsRecord, NO_BACKEND, ROW_BLOCKS, SET_WORDS, ServiceRecord, TenantRecord,
 };
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
-use enforcer_common::decide::limiter::{Charge, Payment};
-use enforcer_common::decide::{Facts, Flow, Reply};
-use enforcer_common::schema::{banked, open_connections, tenant_connections};
+use enforcer_common::decide::limiter::{self, Charge, Claim, Payment};
+use enforcer_common::decide::{Decision, Facts, Flow, Reply};
+use enforcer_common::schema::{banked, holder_connections, open_connections};
 
 use crate::maps;
 
@@ -148,6 +149,11 @@ impl Facts for MapFacts {
     }
 
     #[inline(always)]
+    fn limits(&self, bank: u32, group: u32) -> Option<&LimitsRecord> {
+        maps::LIMITS.get(banked(bank, group))
+    }
+
+    #[inline(always)]
     fn lease(&self) -> LeaseRecord {
         match maps::LEASE.get_ptr_mut(0) {
             // Each word alone, since the agent may write the record at this moment.
@@ -234,8 +240,8 @@ impl Facts for MapFacts {
     }
 
     #[inline(always)]
-    fn open_connections(&self, tenant: u32) -> u64 {
-        let index = tenant_connections(tenant);
+    fn open_connections(&self, holder: u32) -> u64 {
+        let index = holder_connections(holder);
         let (opened, closed) = (
             maps::CONNECTIONS_OPENED.get_ptr_mut(index),
             maps::CONNECTIONS_CLOSED.get_ptr_mut(index),
@@ -251,6 +257,12 @@ impl Facts for MapFacts {
     }
 
     #[inline(always)]
+    fn refusal(&self, claim: &Claim, now_ns: u64) -> Option<Reason> {
+        let [what, whose] = claim.packed();
+        Reason::from_code(refusal(what, whose, now_ns).wrapping_sub(1))
+    }
+
+    #[inline(always)]
     fn answers(&self) -> LimitRecord {
         match host() {
             Some(host) => host.answers,
@@ -259,21 +271,39 @@ impl Facts for MapFacts {
     }
 }
 
+/// The number of the reason for which limits let a packet not pass, plus one; zero if they let it pass.
+#[inline(never)]
+fn refusal(what: u64, whose: u64, now_ns: u64) -> u32 {
+    match limiter::refusal(&MapFacts::new(), &Claim::unpacked([what, whose]), now_ns) {
+        Some(reason) => reason as u32 + 1,
+        None => 0,
+    }
+}
+
+/// Has a packet that goes out pay what it owes.
+#[inline(always)]
+pub(crate) fn settle(decision: &Decision, bytes: u32, now_ns: u64) {
+    let [what, whose] = Claim::due(decision, bytes).packed();
+    settle_packed(what, whose, now_ns);
+}
+
+#[inline(never)]
+fn settle_packed(what: u64, whose: u64, now_ns: u64) {
+    let claim = Claim::unpacked([what, whose]);
+    limiter::settle(&MapFacts::new(), &claim, |charge| pay(&charge, now_ns));
+}
+
 /// Pays one charge.
 #[inline(always)]
 pub(crate) fn pay(charge: &Charge, now_ns: u64) {
-    let payment = charge.payment(now_ns);
-    if matches!(payment, Payment::Nothing) {
-        return;
-    }
     let Some(word) = maps::LIMITERS.get_ptr_mut(charge.index) else {
         return;
     };
-    match payment {
-        Payment::Nothing => {}
+    let seen_ns = load(word);
+    match charge.payment(seen_ns, now_ns) {
         Payment::Add(cost_ns) => add(word, cost_ns),
         Payment::Replace(due_ns) => {
-            if !replace(word, charge.seen_ns, due_ns) {
+            if !replace(word, seen_ns, due_ns) {
                 add(word, charge.cost_ns);
             }
         }

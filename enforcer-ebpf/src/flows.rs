@@ -21,9 +21,9 @@ use enforcer_common::continuation::Errand;
 use enforcer_common::decide::{Decision, Facts as _, FlowFate, flow_bits, is_v4, reply_key};
 use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::Frame;
-use enforcer_common::schema::{backend_connections, banked, tenant_connections};
+use enforcer_common::schema::{backend_connections, banked, holder_connections, tenant_holder};
 
-use crate::facts::{self, MapFacts, add, pay};
+use crate::facts::{self, MapFacts, add, settle};
 use crate::window::PacketWindow;
 use crate::{maps, rewrite};
 
@@ -89,9 +89,7 @@ pub(crate) fn forward(
         FlowFate::Opened => open(ctx, host, frame, decision, backend, now_ns)?,
         FlowFate::None => return Err(Reason::Internal),
     };
-    pay(&decision.charges[0], now_ns);
-    pay(&decision.charges[1], now_ns);
-    pay(&decision.charges[2], now_ns);
+    settle(decision, frame.packet.bytes, now_ns);
 
     let mut sent = match decision.forward {
         FORWARD_LOCAL => Sent::to(xdp_action::XDP_PASS),
@@ -139,7 +137,7 @@ pub(crate) fn reply(
     now_ns: u64,
 ) -> Result<Sent, Reason> {
     let entry = facts.found_reply().ok_or(Reason::Internal)?;
-    pay(&decision.charges[0], now_ns);
+    settle(decision, frame.packet.bytes, now_ns);
     touch_reply(entry, frame, now_ns);
     // SAFETY: (need) hash map values are reached through pointers. (soundness) the kernel keeps the memory mapped while
     // the program runs; plain integers are copied out.
@@ -160,7 +158,7 @@ pub(crate) fn reply_through_stack(
     now_ns: u64,
 ) -> Result<(), Reason> {
     let entry = facts.found_reply().ok_or(Reason::Internal)?;
-    pay(&decision.charges[0], now_ns);
+    settle(decision, frame.packet.bytes, now_ns);
     touch_reply(entry, frame, now_ns);
     // SAFETY: as in `reply`.
     let outgoing = unsafe { (*entry).forward.reversed() };
@@ -238,15 +236,16 @@ fn keep(
     }
 }
 
-/// Writes what was decided anew; a connection that changed hands is counted with its new tenant.
+/// Writes what was decided anew; a connection that changed hands is counted with whom it belongs to now.
 #[inline(always)]
 fn renew(entry: *mut FlowRecord, decision: &Decision) {
     // SAFETY: as in `touch_reply`.
     unsafe {
-        if (*entry).tenant != decision.tenant {
-            count_connection(tenant_connections((*entry).tenant), u64::MAX);
-            count_connection(tenant_connections(decision.tenant), 1);
-        }
+        move_connection(tenant_holder((*entry).tenant), tenant_holder(decision.tenant));
+        move_connection(u32::from((*entry).pair_group), decision.pair_group);
+        move_connection(u32::from((*entry).service_group), decision.service_group);
+        (*entry).pair_group = decision.pair_group as u16;
+        (*entry).service_group = decision.service_group as u16;
         (*entry).tenant = decision.tenant;
         (*entry).service = decision.service - 1;
         (*entry).rule = decision.rule;
@@ -310,7 +309,7 @@ fn open(
 ) -> Result<u16, Reason> {
     let key = &frame.packet.key;
     let port_be = establish_replies(ctx, host, frame, decision, backend, now_ns)?;
-    let record = FlowRecord {
+    let record = maps::off_stack_flow(FlowRecord {
         created_ns: now_ns,
         seen_ns: now_ns,
         packets: 1,
@@ -322,21 +321,39 @@ fn open(
         backend: decision.backend - 1,
         state: flow_bits(&frame.packet),
         forward: decision.forward,
-        reserved: 0,
+        pair_group: decision.pair_group as u16,
+        service_group: decision.service_group as u16,
         backend_port_be: backend.port_be,
         translated_port_be: port_be,
         backend_address: backend.address,
-    };
-    if maps::FLOWS.insert(key, &record, u64::from(BPF_NOEXIST)).is_err() {
+    })
+    .ok_or(Reason::Internal)?;
+    if maps::FLOWS.insert(key, record, u64::from(BPF_NOEXIST)).is_err() {
         if !answers_directly(decision.forward) {
             let nat = nat_source(host, frame, decision.forward, port_be);
             let _ = maps::REPLIES.remove(&reply_key(key, backend.address, backend.port_be, nat));
         }
         return Err(Reason::TableFull);
     }
-    count_connection(tenant_connections(decision.tenant), 1);
+    move_connection(0, tenant_holder(decision.tenant));
+    move_connection(0, decision.pair_group);
+    move_connection(0, decision.service_group);
     count_connection(backend_connections(decision.backend - 1), 1);
     Ok(port_be)
+}
+
+/// Counts a connection with another holder of limits; group 0 is nobody.
+#[inline(always)]
+fn move_connection(from: u32, to: u32) {
+    if from == to {
+        return;
+    }
+    if from != 0 {
+        count_connection(holder_connections(from), u64::MAX);
+    }
+    if to != 0 {
+        count_connection(holder_connections(to), 1);
+    }
 }
 
 #[inline(always)]
@@ -379,12 +396,12 @@ fn establish_replies(
     if answers_directly(decision.forward) {
         return Ok(key.source_port_be);
     }
-    let record = reply_record(ctx, frame, decision, now_ns);
+    let record = maps::off_stack_reply(reply_record(ctx, frame, decision, now_ns)).ok_or(Reason::Internal)?;
     if decision.forward != FORWARD_NAT {
         let reply = reply_key(key, backend.address, backend.port_be, None);
-        return match maps::REPLIES.insert(&reply, &record, u64::from(BPF_NOEXIST)) {
+        return match maps::REPLIES.insert(&reply, record, u64::from(BPF_NOEXIST)) {
             Ok(()) => Ok(key.source_port_be),
-            Err(_) => replace_own(&reply, &record).map(|()| key.source_port_be),
+            Err(_) => replace_own(&reply, record).map(|()| key.source_port_be),
         };
     }
     // Two tries that differ only by the low half of the hash go to distant ports.
@@ -400,7 +417,7 @@ fn establish_replies(
             backend.port_be,
             nat_source(host, frame, FORWARD_NAT, port_be),
         );
-        match maps::REPLIES.insert(&reply, &record, u64::from(BPF_NOEXIST)) {
+        match maps::REPLIES.insert(&reply, record, u64::from(BPF_NOEXIST)) {
             Ok(()) => return Ok(port_be),
             // Another connection has this port.
             Err(code) if code == -EEXIST => {}

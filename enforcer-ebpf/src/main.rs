@@ -145,7 +145,7 @@ pub fn enforcer_icmp(ctx: XdpContext) -> u32 {
     if let (Effect::Forwarded, Some(quoted)) = (decision.reason.effect(), quoted) {
         match related::send(&ctx, &facts, frame, quoted, &decision) {
             Ok(on) => {
-                facts::pay(&decision.charges[0], now_ns);
+                facts::pay(&decide::answer::owed(&facts, decision.tenant), now_ns);
                 sent = on;
             }
             Err(reason) => decision = decision.refused(reason),

@@ -8,6 +8,7 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
+use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::continuation::{CONTINUATIONS as CONTINUATION_COUNT, Continuation, Errand};
 use enforcer_common::parse::{Frame, Quoted};
 
@@ -37,6 +38,12 @@ static FRAME: PerCpuArray<Frame> = PerCpuArray::with_max_entries(1, 0);
 /// Room for the packet that an ICMP error quotes, likewise.
 #[map]
 static QUOTED: PerCpuArray<Quoted> = PerCpuArray::with_max_entries(1, 0);
+
+/// Room for the entries of a flow until they are inserted: the stack has little.
+#[map]
+static FLOW: PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static REPLY: PerCpuArray<ReplyRecord> = PerCpuArray::with_max_entries(1, 0);
 
 /// What the program that goes on with a packet is told.
 #[map]
@@ -85,6 +92,28 @@ pub(crate) fn forget_quoted(quoted: Quoted) -> Option<&'static Quoted> {
     // SAFETY: as in `forget`.
     unsafe {
         slot.write_volatile(quoted);
+        Some(&*slot)
+    }
+}
+
+/// The same record, off the stack.
+#[inline(always)]
+pub(crate) fn off_stack_flow(record: FlowRecord) -> Option<&'static FlowRecord> {
+    let slot = FLOW.get_ptr_mut(0)?;
+    // SAFETY: as in `forget`.
+    unsafe {
+        slot.write(record);
+        Some(&*slot)
+    }
+}
+
+/// The same of a reply entry.
+#[inline(always)]
+pub(crate) fn off_stack_reply(record: ReplyRecord) -> Option<&'static ReplyRecord> {
+    let slot = REPLY.get_ptr_mut(0)?;
+    // SAFETY: as in `forget`.
+    unsafe {
+        slot.write(record);
         Some(&*slot)
     }
 }

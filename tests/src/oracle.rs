@@ -17,11 +17,12 @@ use ipnet::IpNet;
 use crate::packet::{Segment, Transport};
 use crate::plain::{Backend, Forward, Policy, Service, Tenant};
 use crate::world::MTU_BYTES;
-use limits::{Debt, Limited};
+use limits::{Debt, Holder, Limited};
 use rules::Choice;
 
 mod limits;
 mod memory;
+mod prediction;
 mod rules;
 mod wall;
 
@@ -100,6 +101,10 @@ struct Known {
     to: SocketAddr,
     udp: bool,
     tenant: String,
+    /// The tenant was gone from the policy for a while: if it is back, it is by another number.
+    tenant_was_gone: bool,
+    /// With whom it counts as open.
+    holders: Vec<String>,
     backend: String,
     target: SocketAddr,
     /// The client's address and port as the back end sees them.
@@ -112,8 +117,8 @@ struct Known {
     back_ns: u64,
     /// The back end was gone from the policy for a while: if it is back, it is by another number.
     was_gone: bool,
-    /// The tenant with which it counts as closed since the last sweep, although it is still remembered.
-    closed_for: Option<String>,
+    /// With whom it counts as closed since the last sweep, although it is still remembered.
+    closed_for: Vec<String>,
 }
 
 /// What was seen in one direction.
@@ -253,6 +258,30 @@ impl Oracle {
                 known.was_gone = true;
             }
         }
+        // Who no longer holds limits begins anew if it ever does again.
+        let mut known = std::mem::take(&mut self.known);
+        for known in &mut known {
+            known.tenant_was_gone |= !self.is_holder(&known.tenant);
+            known.holders.retain(|key| self.is_holder(key));
+            known.closed_for.retain(|key| self.is_holder(key));
+        }
+        self.known = known;
+        let mut debts = std::mem::take(&mut self.debts);
+        debts.retain(|(key, _), _| self.is_holder(key));
+        self.debts = debts;
+    }
+
+    /// With whom a connection of a tenant to a service counts.
+    fn counted_with(&self, tenant: &str, service: &Service) -> Vec<String> {
+        let tenant = self.policy.tenants.iter().find(|known| known.name == tenant);
+        let holders = tenant.map(|tenant| self.holders(tenant, service));
+        holders.into_iter().flatten().map(|holder| holder.key).collect()
+    }
+
+    fn service_at(&self, to: SocketAddr, udp: bool) -> Option<&Service> {
+        self.policy.services.iter().find(|service| {
+            service.addresses.contains(&to.ip()) && service.port == to.port() && service.udp == udp
+        })
     }
 
     fn status(&self, backend: &str) -> Status {
@@ -272,11 +301,7 @@ impl Oracle {
     }
 
     fn service_of(&self, segment: &Segment) -> Option<&Service> {
-        self.policy.services.iter().find(|service| {
-            service.addresses.contains(&segment.to.ip())
-                && service.port == segment.to.port()
-                && service.udp == is_udp(segment)
-        })
+        self.service_at(segment.to, is_udp(segment))
     }
 
     fn is_vip(&self, address: IpAddr) -> bool {
@@ -411,7 +436,13 @@ impl Oracle {
             prediction.reasons.insert(reason);
             return prediction;
         }
-        self.limits(tenant, segment, fate, now_ns, &mut prediction);
+        let holders = self.holders(tenant, service);
+        let passes = holders
+            .iter()
+            .all(|holder| self.passes(holder, segment, fate, now_ns, &mut prediction));
+        if passes {
+            prediction.reasons.insert(Reason::Allowed);
+        }
         if self.tight && fate != Fate::Continues && prediction.reasons.contains(&Reason::Allowed) {
             prediction
                 .reasons
@@ -432,53 +463,44 @@ impl Oracle {
         })
     }
 
-    fn limits(
+    /// Whether a holder of limits may let the packet pass.
+    fn passes(
         &self,
-        tenant: &Tenant,
+        holder: &Holder<'_>,
         segment: &Segment,
         fate: Fate,
         now_ns: u64,
         prediction: &mut Prediction,
-    ) {
+    ) -> bool {
         if matches!(fate, Fate::Opens | Fate::Reopens) {
-            let within = self.within(tenant, Limited::Connections, 1, now_ns);
-            let over = match self.share(tenant) {
-                Some(_) => Reason::FairShare,
-                None => Reason::ConnectionRate,
-            };
-            if !self.limit(prediction, over, within) {
-                return;
+            let within = self.within(holder, Limited::Connections, 1, now_ns);
+            if !self.limit(prediction, holder.reason(Reason::ConnectionRate), within) {
+                return false;
             }
         }
         if fate == Fate::Opens
-            && let Some(most) = tenant.limits.concurrent
+            && let Some(most) = holder.limits.concurrent
+            && self.open_connections(&holder.key) >= most
         {
-            let open = self.open_connections(&tenant.name);
-            if open >= most {
-                prediction.reasons.insert(Reason::Concurrency);
-                return;
-            }
+            prediction.reasons.insert(holder.reason(Reason::Concurrency));
+            return false;
         }
-        let within = self.within(tenant, Limited::Packets, 1, now_ns);
-        if !self.limit(prediction, Reason::PacketRate, within) {
-            return;
+        let within = self.within(holder, Limited::Packets, 1, now_ns);
+        if !self.limit(prediction, holder.reason(Reason::PacketRate), within) {
+            return false;
         }
-        let within = self.within(tenant, Limited::Bytes, segment.network_bytes(), now_ns);
-        if !self.limit(prediction, Reason::ByteRate, within) {
-            return;
-        }
-        prediction.reasons.insert(Reason::Allowed);
+        let within = self.within(holder, Limited::Bytes, segment.network_bytes(), now_ns);
+        self.limit(prediction, holder.reason(Reason::ByteRate), within)
     }
 
-    /// Connections of a tenant that have not ended, as far as the last sweep saw.
-    fn open_connections(&self, tenant: &str) -> u64 {
-        let of_tenant = self.known.iter().filter(|known| known.tenant == tenant).count();
-        let closed = self
-            .known
-            .iter()
-            .filter(|known| known.closed_for.as_deref() == Some(tenant))
-            .count();
-        of_tenant.saturating_sub(closed) as u64
+    /// Connections of a holder of limits that have not ended, as far as the last sweep saw.
+    fn open_connections(&self, key: &str) -> u64 {
+        let count = |keys: fn(&Known) -> &Vec<String>| {
+            let of_holder = |known: &&Known| keys(known).iter().any(|one| one == key);
+            self.known.iter().filter(of_holder).count()
+        };
+        let (open, closed) = (count(|known| &known.holders), count(|known| &known.closed_for));
+        open.saturating_sub(closed) as u64
     }
 
     /// The connection that a back end's packet answers.
@@ -503,22 +525,20 @@ impl Oracle {
         let Some(known) = self.answered(segment).map(|index| &self.known[index]) else {
             return one(otherwise);
         };
-        let service = self.policy.services.iter().find(|service| {
-            service.addresses.contains(&known.to.ip())
-                && service.port == known.to.port()
-                && service.udp == known.udp
-        });
+        let service = self.service_at(known.to, known.udp);
         let tenant = self
             .policy
             .tenants
             .iter()
             .find(|tenant| tenant.name == known.tenant);
-        let (Some(service), Some(tenant)) = (service, tenant) else {
-            unreachable!("generated policies keep their tenants and services")
-        };
+        let service = service.expect("generated policies keep their services");
         prediction.service = Some(service.name.clone());
         prediction.backends.insert(known.backend.clone());
         prediction.is_nameless = known.was_gone;
+        let Some(tenant) = tenant.filter(|_| !known.tenant_was_gone) else {
+            prediction.reasons.insert(Reason::UnknownTenant);
+            return prediction;
+        };
         if self
             .standing(tenant, service, known.to.is_ipv4(), now_ns, &mut prediction)
             .is_none()
@@ -529,64 +549,13 @@ impl Oracle {
             prediction.reasons.insert(Reason::HopLimit);
             return prediction;
         }
-        let within = self.within(tenant, Limited::Responses, segment.network_bytes(), now_ns);
-        if self.limit(&mut prediction, Reason::ResponseRate, within) {
+        let passes = self.holders(tenant, service).iter().all(|holder| {
+            let within = self.within(holder, Limited::Responses, segment.network_bytes(), now_ns);
+            self.limit(&mut prediction, holder.reason(Reason::ResponseRate), within)
+        });
+        if passes {
             prediction.reasons.insert(Reason::Reply);
         }
         prediction
-    }
-}
-
-// === impl Prediction ===
-
-impl Prediction {
-    /// Whether it leaves no choice.
-    #[must_use]
-    pub fn is_definite(&self) -> bool {
-        self.reasons.len() == 1
-    }
-
-    /// What is wrong with an answer; `None` if it is as predicted.
-    #[must_use]
-    pub fn contradicts(&self, answer: &Answer) -> Option<String> {
-        let differs = |what: &str, is: &Option<String>, should: &Option<String>| {
-            (is != should).then(|| format!("{what} is {is:?}, should be {should:?}"))
-        };
-        if let Some(problem) = differs("tenant", &answer.tenant, &self.tenant)
-            .or_else(|| differs("service", &answer.service, &self.service))
-            .or_else(|| differs("rule", &answer.rule, &self.rule))
-        {
-            return Some(problem);
-        }
-        if let Some(fate) = answer.fate
-            && !self.fates.contains(&fate)
-        {
-            return Some(format!(
-                "the connection {fate:?}, should be one of {:?}",
-                self.fates
-            ));
-        }
-        let mut reasons = self.reasons.clone();
-        match &answer.backend {
-            _ if self.is_nameless => {}
-            None if self.backends.is_empty() || reasons.contains(&Reason::NoHealthyBackend) => {}
-            Some(backend) if self.backends.contains(backend) => {
-                if self.unreachable.contains(backend) {
-                    reasons = BTreeSet::from([Reason::NoNextHop]);
-                } else if self.too_big_for.contains(backend) {
-                    reasons = BTreeSet::from([Reason::TooBig]);
-                } else if self.taken.contains(backend) && reasons.remove(&Reason::Allowed) {
-                    reasons.insert(Reason::TranslationExhausted);
-                }
-            }
-            backend => {
-                return Some(format!(
-                    "back end is {backend:?}, should be one of {:?}",
-                    self.backends
-                ));
-            }
-        }
-        (!reasons.contains(&answer.reason))
-            .then(|| format!("reason is {:?}, should be one of {reasons:?}", answer.reason))
     }
 }

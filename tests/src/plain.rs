@@ -131,6 +131,9 @@ pub struct Service {
     /// What the senders of refused packets are answered.
     #[serde(default)]
     pub on_refusal: Refusal,
+    /// What all tenants together may use.
+    #[serde(default)]
+    pub limits: Option<Limits>,
 }
 
 /// What the sender of a refused packet is answered.
@@ -198,6 +201,9 @@ pub struct Rule {
     /// When it exists; always, if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hours: Option<Hours>,
+    /// What each tenant may use of each service.
+    #[serde(default)]
+    pub limits: Option<Limits>,
 }
 
 /// When a rule exists.
@@ -289,19 +295,24 @@ impl Policy {
     }
 }
 
-fn tenant_value(tenant: &Tenant) -> Value {
-    let mut limits = json!({"burst": format!("{}ms", tenant.limits.burst_ms)});
+fn limits_value(limits: &Limits) -> Value {
+    let mut value = json!({"burst": format!("{}ms", limits.burst_ms)});
     for (field, limit) in [
-        ("newConnectionsPerSecond", tenant.limits.connections),
-        ("packetsPerSecond", tenant.limits.packets),
-        ("bytesPerSecond", tenant.limits.bytes),
-        ("responseBytesPerSecond", tenant.limits.responses),
-        ("concurrentConnections", tenant.limits.concurrent),
+        ("newConnectionsPerSecond", limits.connections),
+        ("packetsPerSecond", limits.packets),
+        ("bytesPerSecond", limits.bytes),
+        ("responseBytesPerSecond", limits.responses),
+        ("concurrentConnections", limits.concurrent),
     ] {
         if let Some(limit) = limit {
-            limits[field] = json!(limit);
+            value[field] = json!(limit);
         }
     }
+    value
+}
+
+fn tenant_value(tenant: &Tenant) -> Value {
+    let limits = limits_value(&tenant.limits);
     let mut value =
         json!({"name": tenant.name, "sources": tenant.sources, "labels": tenant.labels, "limits": limits});
     if let Some(class) = &tenant.class {
@@ -315,7 +326,7 @@ fn class_value(name: &String) -> Value {
 }
 
 fn service_value(service: &Service) -> Value {
-    json!({
+    let mut value = json!({
         "name": service.name,
         "addresses": service.addresses,
         "port": service.port,
@@ -324,7 +335,11 @@ fn service_value(service: &Service) -> Value {
         "pools": service.pools,
         "forward": service.forward,
         "onRefusal": service.on_refusal,
-    })
+    });
+    if let Some(limits) = &service.limits {
+        value["limits"] = limits_value(limits);
+    }
+    value
 }
 
 fn pool_value(pool: &Pool) -> Value {
@@ -346,6 +361,9 @@ fn rule_value(rule: &Rule) -> Value {
             "to": hours.to,
             "timeZone": hours.zone,
         });
+    }
+    if let Some(limits) = &rule.limits {
+        value["limits"] = limits_value(limits);
     }
     value
 }

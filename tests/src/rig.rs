@@ -18,6 +18,7 @@ use enforcer_common::Reason;
 use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::decide::limiter::Limiter;
+use enforcer_common::schema::tenant_holder;
 
 use crate::lab::{Lab, LabError};
 
@@ -31,6 +32,8 @@ pub const TIMEOUTS: Timeouts = Timeouts {
 
 /// A new rig's clock, in nanoseconds: not zero, since a limiter that was never used holds zero.
 pub const START_NS: u64 = 1_000_000_000_000;
+/// Limit groups whose state is looked at: more than the policies of tests come to.
+pub const GROUPS: u32 = 1024;
 
 /// What a program answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -281,15 +284,15 @@ impl Rig {
         Ok(tallies)
     }
 
-    /// All limiter words of the first `tenants` slots, in the order of their index.
+    /// All limiter words of the first `tenants` slots, and of the first [`GROUPS`] limit groups.
     ///
     /// # Errors
     /// If a map refuses.
     pub fn limiters(&self, tenants: u32) -> Result<Vec<u64>, RigError> {
         let mut words = Vec::new();
-        for tenant in 0..tenants {
+        for holder in (0..tenants).map(tenant_holder).chain(0..GROUPS) {
             for limiter in Limiter::ALL {
-                words.push(self.dataplane.maps.limiter(tenant, limiter)?);
+                words.push(self.dataplane.maps.limiter(holder, limiter)?);
             }
         }
         Ok(words)
@@ -313,15 +316,16 @@ impl Rig {
         &mut self.sweeper
     }
 
-    /// Removes all flows and clears the limiters of the first `tenants` slots. Configuration and counters stay.
+    /// Removes all flows and clears the limiters of the first `tenants` slots and of the first [`GROUPS`] limit groups.
+    /// Configuration and counters stay.
     ///
     /// # Errors
     /// If a map refuses.
     pub fn forget_traffic(&mut self, tenants: u32) -> Result<(), RigError> {
         self.sweeper.sweep(u64::MAX)?;
-        for tenant in 0..tenants {
+        for holder in (0..tenants).map(tenant_holder).chain(0..GROUPS) {
             for limiter in Limiter::ALL {
-                self.dataplane.maps.set_limiter(tenant, limiter, 0)?;
+                self.dataplane.maps.set_limiter(holder, limiter, 0)?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use enforcer_common::abi::config::LeaseRecord;
 use enforcer_common::decide::limiter::Limiter;
-use enforcer_common::schema::backend_connections;
+use enforcer_common::schema::{backend_connections, tenant_holder};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -256,10 +256,19 @@ impl Core {
         }
         // A slot may have belonged to another tenant, whose debt is not the new one's. Before the state file, since an
         // agent that starts over would not know from it that these slots are new.
-        let slots = self.state.slots.tenants.iter();
-        for (_, tenant) in slots.filter(|(name, _)| old_slots.tenants.get(name).is_none()) {
+        let Slots { tenants, limits, .. } = &self.state.slots;
+        let tenants = tenants
+            .iter()
+            .filter(|(name, _)| old_slots.tenants.get(name).is_none());
+        let groups = limits
+            .iter()
+            .filter(|(key, _)| old_slots.limits.get(key).is_none());
+        let new_holders = tenants
+            .map(|(_, tenant)| tenant_holder(tenant))
+            .chain(groups.map(|(_, group)| group));
+        for holder in new_holders {
             for limiter in Limiter::ALL {
-                self.dataplane.set_limiter(tenant, limiter, 0)?;
+                self.dataplane.set_limiter(holder, limiter, 0)?;
             }
         }
         self.save_if_needed()?;

@@ -1,13 +1,14 @@
 //! How much fits into the maps of a host: chosen when they are made, and kept as long as they exist.
 
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionBlock, DecisionRecord, MaglevTable, RowRecord, ServiceRecord, SetRecord,
-    TenantRecord, TrieNode,
+    BackendRecord, DecisionBlock, DecisionRecord, LimitsRecord, MaglevTable, RowRecord, ServiceRecord,
+    SetRecord, TenantRecord, TrieNode,
 };
 use enforcer_common::abi::tally::{DIRECTIONS, TallyBlock};
 use enforcer_common::schema::{
     BANKS, DEFAULT_BLOCKS, DEFAULT_FLOWS, DEFAULT_SETS, DEFAULT_TENANTS, DEFAULT_TRIE_NODES,
-    LIMITERS_PER_TENANT, MAX_BACKENDS, MAX_DECISIONS, MAX_SERVICES,
+    LIMITERS_PER_HOLDER, MAX_BACKENDS, MAX_DECISIONS, MAX_LIMIT_GROUPS, MAX_SERVICES, tenant_connections,
+    tenant_holder,
 };
 
 /// How much fits into the maps.
@@ -41,13 +42,13 @@ const SIZED: [Sized; 12] = [
     Sized::new("TENANTS", |capacity| BANKS * capacity.tenant_slots()),
     Sized::new("ROWS", |capacity| BANKS * capacity.tenant_slots()),
     Sized::new("LIMITERS", |capacity| {
-        LIMITERS_PER_TENANT * capacity.tenant_slots()
+        LIMITERS_PER_HOLDER * tenant_holder(capacity.tenant_slots())
     }),
     Sized::new("CONNECTIONS_OPENED", |capacity| {
-        MAX_BACKENDS + capacity.tenant_slots()
+        tenant_connections(capacity.tenant_slots())
     }),
     Sized::new("CONNECTIONS_CLOSED", |capacity| {
-        MAX_BACKENDS + capacity.tenant_slots()
+        tenant_connections(capacity.tenant_slots())
     }),
     Sized::new("TALLIES", |capacity| DIRECTIONS * capacity.tenant_slots()),
     Sized::new("TRIE", |capacity| BANKS * capacity.trie_nodes),
@@ -147,10 +148,11 @@ impl Capacity {
             + self.decision_blocks as u64 * size_of::<DecisionBlock>() as u64
             + MAX_SERVICES as u64 * size_of::<ServiceRecord>() as u64
             + MAX_DECISIONS as u64 * size_of::<DecisionRecord>() as u64
+            + MAX_LIMIT_GROUPS as u64 * size_of::<LimitsRecord>() as u64
             // The kernel rounds a record up to eight bytes.
             + MAX_BACKENDS as u64 * size_of::<BackendRecord>().next_multiple_of(8) as u64;
-        let words = self.tenant_slots() as u64 * LIMITERS_PER_TENANT as u64
-            + 2 * (MAX_BACKENDS + self.tenant_slots()) as u64;
+        let words = tenant_holder(self.tenant_slots()) as u64 * LIMITERS_PER_HOLDER as u64
+            + 2 * tenant_connections(self.tenant_slots()) as u64;
         let tallies = self.tenant_slots() as u64 * DIRECTIONS as u64 * size_of::<TallyBlock>() as u64;
         banked * BANKS as u64 + words * 8 + tallies * cpus as u64
     }
@@ -196,7 +198,7 @@ mod tests {
         let read =
             |entries: &BTreeMap<&str, u32>| Capacity::of_maps(|name| entries.get(name).copied().ok_or(name));
         assert_eq!(read(&entries), Ok(Some(capacity)));
-        entries.insert("LIMITERS", LIMITERS_PER_TENANT);
+        entries.insert("LIMITERS", LIMITERS_PER_HOLDER);
         assert_eq!(read(&entries), Ok(None), "limiters for one tenant");
         entries.remove("SETS");
         assert_eq!(read(&entries), Err("SETS"));
@@ -206,7 +208,7 @@ mod tests {
     #[test]
     fn memory_is_as_documented() {
         let mebibytes = |capacity: Capacity, cpus| capacity.memory_bytes(cpus) >> 20;
-        assert_eq!(mebibytes(Capacity::default(), 2), 46);
+        assert_eq!(mebibytes(Capacity::default(), 2), 50);
         let large = Capacity {
             tenants: 16_383,
             trie_nodes: 32_768,
@@ -214,6 +216,6 @@ mod tests {
             decision_blocks: 65_536,
             ..Capacity::default()
         };
-        assert_eq!(mebibytes(large, 2), 267);
+        assert_eq!(mebibytes(large, 2), 271);
     }
 }

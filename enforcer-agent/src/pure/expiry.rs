@@ -8,6 +8,7 @@ use enforcer_common::abi::address::{Address, FlowKey, from_v4};
 use enforcer_common::abi::config::{FORWARD_NAT, HostRecord, answers_directly};
 use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord};
 use enforcer_common::decide::{TCP, is_v4, reply_key};
+use enforcer_common::schema::{backend_connections, holder_connections, tenant_holder};
 
 /// A reply entry is made before its flow: one younger than this may be about to get it.
 pub const ORPHAN_AGE: Duration = Duration::from_secs(1);
@@ -23,6 +24,39 @@ pub struct Timeouts {
     pub tcp_closing: Duration,
     /// UDP.
     pub udp: Duration,
+}
+
+/// With whom a flow is counted as open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    backend: u32,
+    /// The tenant, and the limit groups that it is counted in; zero is none.
+    holders: [u32; 3],
+}
+
+// === impl Counted ===
+
+impl Counted {
+    /// As the flow's record says.
+    #[must_use]
+    pub const fn of(flow: &FlowRecord) -> Self {
+        Self {
+            backend: flow.backend,
+            holders: [
+                tenant_holder(flow.tenant),
+                flow.pair_group as u32,
+                flow.service_group as u32,
+            ],
+        }
+    }
+
+    /// Indexes of the counts.
+    pub fn indexes(self) -> impl Iterator<Item = u32> {
+        let holders = self.holders.into_iter().filter(|holder| *holder != 0);
+        holders
+            .map(holder_connections)
+            .chain([backend_connections(self.backend)])
+    }
 }
 
 /// A flow and what was seen of its other direction. `reply` is the flow's own entry, or `None` where there is none.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionBlock, DecisionRecord, LimitRecord, RowRecord, ServiceRecord, SetRecord,
-    TENANT_FAIR_SHARE, TenantRecord, TrieNode,
+    BackendRecord, DecisionBlock, DecisionRecord, LimitRecord, LimitsRecord, RowRecord, ServiceRecord,
+    SetRecord, TENANT_FAIR_SHARE, TenantRecord, TrieNode,
 };
 
 use super::tables::{EMPTY_MAGLEV, Table, Tables, Write};
@@ -24,6 +24,7 @@ pub fn plan(observed: Option<&Tables>, desired: &Tables) -> Vec<Write> {
         rows,
         blocks,
         decisions,
+        limits,
         sets,
         maglev,
         backends,
@@ -60,6 +61,12 @@ pub fn plan(observed: Option<&Tables>, desired: &Tables) -> Vec<Write> {
         &DecisionRecord::ZERO,
         |at, record| Write::Decision(at, *record),
     );
+    writes.differences(
+        held.map(|held| &held.limits),
+        limits,
+        &LimitsRecord::ZERO,
+        |at, record| Write::Limits(at, *record),
+    );
     writes.differences(held.map(|held| &held.sets), sets, &SetRecord::ZERO, |at, set| {
         Write::Set(at, Box::new(*set))
     });
@@ -91,6 +98,7 @@ pub fn in_place(old: &Tables, new: &Tables) -> Option<Vec<Write>> {
         && old.rows == new.rows
         && old.blocks == new.blocks
         && old.decisions == new.decisions
+        && old.limits == new.limits
         && old.sets == new.sets
         && old.maglev.len() == new.maglev.len()
         && old.backends.len() == new.backends.len();
@@ -108,7 +116,10 @@ pub fn in_place(old: &Tables, new: &Tables) -> Option<Vec<Write>> {
 fn differ_in_shares_only(old: &Table<TenantRecord>, new: &Table<TenantRecord>) -> bool {
     let without_share = |record: &TenantRecord| TenantRecord {
         flags: record.flags & !TENANT_FAIR_SHARE,
-        connections: LimitRecord::ZERO,
+        limits: LimitsRecord {
+            connections: LimitRecord::ZERO,
+            ..record.limits
+        },
         ..*record
     };
     let is_held = |record: &TenantRecord| record.flags & TENANT_FAIR_SHARE != 0;
@@ -177,7 +188,12 @@ mod tests {
                 },
             ]
             .into(),
-            services: vec![ServiceRecord { forward: 1, flags: 1 }].into(),
+            services: vec![ServiceRecord {
+                forward: 1,
+                flags: 1,
+                ..ServiceRecord::ZERO
+            }]
+            .into(),
             rows: vec![RowRecord::ZERO, row].into(),
             blocks: vec![DecisionBlock::ZERO, block].into(),
             decisions: vec![
@@ -186,6 +202,14 @@ mod tests {
                     ..DecisionRecord::ZERO
                 };
                 2
+            ]
+            .into(),
+            limits: vec![
+                LimitsRecord::ZERO,
+                LimitsRecord {
+                    concurrent_limit: 7,
+                    ..LimitsRecord::ZERO
+                },
             ]
             .into(),
             sets: vec![SetRecord {
@@ -213,7 +237,7 @@ mod tests {
     #[test]
     fn a_bank_of_which_nothing_is_known_is_written_whole() {
         let places: std::collections::BTreeSet<_> = plan(None, &tables()).iter().map(Write::place).collect();
-        assert_eq!(places.len(), 2 + 2 + 1 + 2 + 2 + 2 + 1 + 1 + 2);
+        assert_eq!(places.len(), 2 + 2 + 1 + 2 + 2 + 2 + 2 + 1 + 1 + 2);
     }
 
     /// A reply entry that outlived its tenant or its service names their slots: the compiler's tables have a record for
@@ -271,7 +295,10 @@ mod tests {
         let writes = in_place(&tables(), &heavier).expect("only a weight changed");
         assert_eq!(writes, vec![Write::Maglev(0, Arc::clone(&heavier.maglev[0]))]);
         let mut limited = tables();
-        limited.tenants.make_mut()[1].concurrent_limit = 5;
+        limited.tenants.make_mut()[1].limits.concurrent_limit = 5;
+        assert_eq!(in_place(&tables(), &limited), None);
+        let mut limited = tables();
+        limited.limits.make_mut()[1].concurrent_limit = 5;
         assert_eq!(in_place(&tables(), &limited), None);
         let mut moved = tables();
         moved.backends.make_mut()[0].port_be = 1;

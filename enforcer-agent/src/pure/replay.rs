@@ -20,18 +20,18 @@ mod sweep;
 use std::collections::{BTreeMap, BTreeSet};
 
 use enforcer_common::abi::address::{Address, FlowKey};
-use enforcer_common::abi::config::{FORWARD_NAT, HostRecord, LeaseRecord};
+use enforcer_common::abi::config::{FORWARD_NAT, HostRecord, LeaseRecord, LimitsRecord};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::answer::{self, Answer};
-use enforcer_common::decide::limiter::{Charge, Payment};
+use enforcer_common::decide::limiter::{self, Charge, Claim, Payment};
 use enforcer_common::decide::related;
 use enforcer_common::decide::{Decision, Flow, Packet, Reply, judge, judge_egress};
 use enforcer_common::parse::{Frame, Quoted};
-use enforcer_common::schema::{backend_connections, tenant_connections};
+use enforcer_common::schema::{backend_connections, holder_connections};
 
-use super::expiry::{self, Seen, Timeouts};
+use super::expiry::{self, Counted, Seen, Timeouts};
 use super::snapshot::{Answers, Lease, Snapshot};
 use super::tables::Tables;
 pub use sweep::Sweep;
@@ -52,7 +52,7 @@ pub struct Replay {
     /// Flows counted as closed, likewise.
     closed: BTreeMap<u32, i64>,
     /// Flows that are counted as closed while they are still there: with which tenant and back end.
-    ended: BTreeMap<FlowKey, [u32; 2]>,
+    ended: BTreeMap<FlowKey, Counted>,
     /// Flows whose state may have changed since the last sweep.
     touched: BTreeSet<FlowKey>,
     /// Flows by a time before which they cannot expire, unless they are touched; each flow that was ever swept over has
@@ -214,7 +214,7 @@ impl Replay {
             return outcome;
         }
         if let Some(charge) = answer::charge(&self.snapshot, decision.tenant, now_ns) {
-            self.pay(&[charge], now_ns);
+            self.pay(&charge, now_ns);
             outcome.answer = Answered {
                 answer,
                 fitting_bytes: answer::fitting_bytes(&self.snapshot, &decision),
@@ -227,6 +227,22 @@ impl Replay {
     #[must_use]
     pub fn preview(&self, packet: &Packet, now_ns: u64) -> Decision {
         judge(&self.snapshot, packet, now_ns)
+    }
+
+    /// The limits that bind what got a decision: of its tenant, of the tenant on the service, and of the service.
+    #[must_use]
+    pub fn limits_on(&self, decision: &Decision) -> [LimitsRecord; 3] {
+        let tables = &self.snapshot.tables;
+        let group = |group: u32| {
+            let limits = tables.limits.get(group as usize).filter(|_| group != 0);
+            limits.copied().unwrap_or(LimitsRecord::ZERO)
+        };
+        let tenant = tables.tenants.get(decision.tenant as usize);
+        [
+            tenant.map_or(LimitsRecord::ZERO, |tenant| tenant.limits),
+            group(decision.pair_group),
+            group(decision.service_group),
+        ]
     }
 
     /// Open flows, by the client's 5-tuple.
@@ -310,30 +326,37 @@ impl Replay {
         }
     }
 
-    fn count_opened_of_tenant(&mut self, tenant: u32, by: i64) {
-        *self.opened.entry(tenant_connections(tenant)).or_insert(0) += by;
-        self.mirror_open(tenant);
+    /// Counts a connection with another holder of limits; group 0 is nobody.
+    fn move_connection(&mut self, from: u32, to: u32) {
+        for (holder, by) in [(from, -1), (to, 1)] {
+            if from != to && holder != 0 {
+                *self.opened.entry(holder_connections(holder)).or_insert(0) += by;
+                self.mirror_open(holder_connections(holder));
+            }
+        }
     }
 
     fn count_opened_of_backend(&mut self, backend: u32, by: i64) {
         *self.opened.entry(backend_connections(backend)).or_insert(0) += by;
     }
 
-    fn count_closed(&mut self, [tenant, backend]: [u32; 2], by: i64) {
-        for index in [tenant_connections(tenant), backend_connections(backend)] {
+    fn count_closed(&mut self, counted: Counted, by: i64) {
+        for index in counted.indexes() {
             *self.closed.entry(index).or_insert(0) += by;
+            self.mirror_open(index);
         }
-        self.mirror_open(tenant);
     }
 
-    /// The decision asks for the connections of tenants only.
-    fn mirror_open(&mut self, tenant: u32) {
-        let open = self.open_connections(tenant_connections(tenant));
-        self.snapshot.open_connections.insert(tenant, open);
+    /// The decision asks for the connections of holders of limits only.
+    fn mirror_open(&mut self, index: u32) {
+        if let Some(holder) = index.checked_sub(holder_connections(0)) {
+            let open = self.open_connections(index);
+            self.snapshot.open_connections.insert(holder, open);
+        }
     }
 
     /// A flow counts as closed, or no longer, with those that have it now.
-    fn count_ended(&mut self, key: FlowKey, now: Option<[u32; 2]>) {
+    fn count_ended(&mut self, key: FlowKey, now: Option<Counted>) {
         let before = self.ended.get(&key).copied();
         if before == now {
             return;
@@ -348,17 +371,20 @@ impl Replay {
         }
     }
 
-    fn pay(&mut self, charges: &[Charge], now_ns: u64) {
-        for charge in charges {
-            match charge.payment(now_ns) {
-                Payment::Nothing => {}
-                Payment::Add(cost_ns) => {
-                    *self.snapshot.limiters.entry(charge.index).or_insert(0) += cost_ns;
-                }
-                Payment::Replace(due_ns) => {
-                    self.snapshot.limiters.insert(charge.index, due_ns);
-                }
-            }
+    /// Has a packet that goes out pay what it owes.
+    fn settle(&mut self, decision: &Decision, bytes: u32, now_ns: u64) {
+        let mut charges = Vec::new();
+        limiter::settle(&self.snapshot, &Claim::due(decision, bytes), |charge| {
+            charges.push(charge);
+        });
+        charges.iter().for_each(|charge| self.pay(charge, now_ns));
+    }
+
+    fn pay(&mut self, charge: &Charge, now_ns: u64) {
+        let word = self.snapshot.limiters.entry(charge.index).or_insert(0);
+        match charge.payment(*word, now_ns) {
+            Payment::Add(cost_ns) => *word += cost_ns,
+            Payment::Replace(due_ns) => *word = due_ns,
         }
     }
 

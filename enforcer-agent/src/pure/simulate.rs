@@ -80,10 +80,6 @@ pub struct CapturedPacket<'a> {
 
 /// What became of one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every one is the large one, and a box would allocate for each packet"
-)]
 pub enum Judged {
     /// Both policies judged it.
     Both {

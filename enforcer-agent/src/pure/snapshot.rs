@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, LimitRecord, NO_BACKEND, SET_WORDS,
-    ServiceRecord, TenantRecord,
+    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, LimitRecord, LimitsRecord, NO_BACKEND,
+    SET_WORDS, ServiceRecord, TenantRecord,
 };
 use enforcer_common::decide::{Facts, Flow, Reply};
 
@@ -27,7 +27,7 @@ pub struct Snapshot {
     pub replies: BTreeMap<FlowKey, Reply>,
     /// Theoretical arrival times in kernel monotonic nanoseconds; absent is zero.
     pub limiters: BTreeMap<u32, u64>,
-    /// Open connections by tenant slot; absent is zero.
+    /// Open connections by holder of limits (see `enforcer_common::schema::tenant_holder`); absent is zero.
     pub open_connections: BTreeMap<u32, u64>,
     /// The agent's lease.
     pub lease: Lease,
@@ -83,6 +83,10 @@ impl Facts for Snapshot {
         self.tables.decisions.get(usize::from(number))
     }
 
+    fn limits(&self, _bank: u32, group: u32) -> Option<&LimitsRecord> {
+        self.tables.limits.get(group as usize)
+    }
+
     fn lease(&self) -> LeaseRecord {
         self.lease.0
     }
@@ -122,8 +126,8 @@ impl Facts for Snapshot {
         self.limiters.get(&index).copied().unwrap_or(0)
     }
 
-    fn open_connections(&self, tenant: u32) -> u64 {
-        self.open_connections.get(&tenant).copied().unwrap_or(0)
+    fn open_connections(&self, holder: u32) -> u64 {
+        self.open_connections.get(&holder).copied().unwrap_or(0)
     }
 
     fn answers(&self) -> LimitRecord {

@@ -5,8 +5,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use enforcer_common::abi::config::{
-    BLOCK_CELLS, BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, MAGLEV_ROOM, MaglevTable,
-    NO_BACKEND, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    BLOCK_CELLS, BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, LimitsRecord, MAGLEV_ROOM,
+    MaglevTable, NO_BACKEND, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,8 @@ pub struct Tables {
     pub blocks: Table<DecisionBlock>,
     /// What the cells of the blocks name.
     pub decisions: Table<DecisionRecord>,
+    /// By limit group; group 0 is none.
+    pub limits: Table<LimitsRecord>,
     /// By eligible set.
     pub sets: Table<SetRecord>,
     /// By eligible set.
@@ -61,6 +63,7 @@ impl Tables {
                 TableSize::of::<DecisionBlock>(self.blocks.len()),
             ),
             ("decisions", TableSize::of::<DecisionRecord>(self.decisions.len())),
+            ("limitGroups", TableSize::of::<LimitsRecord>(self.limits.len())),
             ("eligibleSets", TableSize::of::<SetRecord>(self.sets.len())),
             ("maglevTables", TableSize::of::<MaglevTable>(self.maglev.len())),
             (
@@ -116,6 +119,8 @@ pub enum Write {
     Block(u32, Box<DecisionBlock>),
     /// `DECISIONS`.
     Decision(u32, DecisionRecord),
+    /// `LIMITS`.
+    Limits(u32, LimitsRecord),
     /// `SETS`.
     Set(u32, Box<SetRecord>),
     /// `MAGLEV`.
@@ -208,6 +213,7 @@ impl Write {
             Self::Row(index, _) => ("ROWS", *index),
             Self::Block(index, _) => ("BLOCKS", *index),
             Self::Decision(index, _) => ("DECISIONS", *index),
+            Self::Limits(index, _) => ("LIMITS", *index),
             Self::Set(index, _) => ("SETS", *index),
             Self::Maglev(index, _) => ("MAGLEV", *index),
             Self::Backend(index, _) => ("BACKENDS", *index),

@@ -25,22 +25,30 @@ pub const MAX_UNITS: u64 = 65_535;
 pub const MAX_STEP_FP: u64 = u64::MAX / MAX_UNITS;
 
 record! {
+    /// What some traffic may use at most: that of a tenant, that of a tenant on one service, or that of a service.
+    pub struct LimitsRecord, 72 bytes {
+        /// New connections.
+        pub connections: LimitRecord,
+        /// Packets from clients.
+        pub packets: LimitRecord,
+        /// Bytes from clients, counted as they stand in the frame from the IP header on.
+        pub bytes: LimitRecord,
+        /// Bytes to clients, counted alike.
+        pub response_bytes: LimitRecord,
+        /// Most connections open at once; zero is no limit.
+        pub concurrent_limit: u64,
+    }
+}
+
+record! {
     /// One tenant. Its index is the tenant's slot; slot 0 is nobody.
     pub struct TenantRecord, 88 bytes {
         /// Its row in `ROWS`; tenants that the rules treat alike share one.
         pub row: u32,
         /// `TENANT_*` flags.
         pub flags: u32,
-        /// New connections.
-        pub connections: LimitRecord,
-        /// Packets from the client.
-        pub packets: LimitRecord,
-        /// Bytes from the client, counted as they stand in the frame from the IP header on.
-        pub bytes: LimitRecord,
-        /// Bytes to the client, counted alike.
-        pub response_bytes: LimitRecord,
-        /// Most connections open at once; zero is no limit.
-        pub concurrent_limit: u64,
+        /// What it may use over all services together.
+        pub limits: LimitsRecord,
         /// The bit of its service class in [`SetRecord::shed_classes`]; zero if its class is never shed.
         pub shed_class: u64,
     }
@@ -59,11 +67,15 @@ pub const TENANT_FAIR_SHARE: u32 = 16;
 
 record! {
     /// One service. Its index is the service's slot.
-    pub struct ServiceRecord, 8 bytes {
+    pub struct ServiceRecord, 16 bytes {
         /// A `FORWARD_*` code.
         pub forward: u32,
         /// `SERVICE_*` flags.
         pub flags: u32,
+        /// The limit group of all tenants together; zero is none.
+        pub limits: u32,
+        /// Zero: brings the size to a multiple of eight.
+        pub reserved: u32,
     }
 }
 
@@ -147,7 +159,7 @@ record! {
 
 record! {
     /// A distinct outcome of the rules. Very many cells share one.
-    pub struct DecisionRecord, 16 bytes {
+    pub struct DecisionRecord, 24 bytes {
         /// A [`crate::Reason`] number plus one: `Allowed`, or why not. Zero is a record that was never written; it refuses
         /// as `Internal`, so that no hole in the tables can read as `Allowed`.
         pub reason: u32,
@@ -157,6 +169,10 @@ record! {
         pub shadow_rule: u32,
         /// What that rule would have answered: a [`crate::Reason`] number.
         pub shadow_reason: u32,
+        /// The limit group of the tenant on the service; zero is none.
+        pub limits: u32,
+        /// Zero: brings the size to a multiple of eight.
+        pub reserved: u32,
     }
 }
 

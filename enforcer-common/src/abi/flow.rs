@@ -35,8 +35,10 @@ record! {
         pub state: u32,
         /// The `FORWARD_*` code that it was set up for.
         pub forward: u32,
-        /// Zero: brings the size to a multiple of eight.
-        pub reserved: u32,
+        /// The limit group of the tenant on the service that it is counted in; zero is none.
+        pub pair_group: u16,
+        /// The limit group of the service that it is counted in; zero is none.
+        pub service_group: u16,
         /// Port of the back end.
         pub backend_port_be: u16,
         /// `Nat`: the port in place of the client's. Otherwise the client's port.

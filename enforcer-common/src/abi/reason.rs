@@ -82,6 +82,8 @@ reasons! {
     TooBig = 27, Refused, "The packet does not fit the link to its back end.";
     Related = 28, Forwarded, "An ICMP error about an open connection, sent on to the end that it concerns.";
     RelatedRate = 29, Refused, "More ICMP errors about this tenant's connections came than are sent on.";
+    ServiceConnections = 30, Refused, "The service is over what all tenants together may open: its rate of new connections, or connections at once.";
+    ServiceRate = 31, Refused, "The service is over a rate of packets or bytes of all tenants together.";
 }
 
 const _: () = {

@@ -11,6 +11,7 @@ use crate::abi::address::{self, Address};
 use crate::abi::config::{SERVICE_PROHIBITS, SERVICE_RESETS};
 use crate::abi::reason::Reason;
 use crate::encapsulation::outer_bytes;
+use crate::schema::tenant_holder;
 
 /// What goes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,7 @@ pub fn kind<F: Facts>(facts: &F, decision: &Decision, packet: &Packet) -> Answer
         | Reason::ConnectionRate
         | Reason::FairShare
         | Reason::Concurrency
+        | Reason::ServiceConnections
         | Reason::Quota
         | Reason::Shed
         | Reason::NoCompliantBackend
@@ -105,7 +107,13 @@ pub fn charge<F: Facts>(facts: &F, tenant: u32, now_ns: u64) -> Option<Charge> {
     if limit.step_fp == 0 {
         return None;
     }
-    limiter::check(facts, tenant, Limiter::Answers, &limit, 1, now_ns)
+    limiter::check(facts, tenant_holder(tenant), Limiter::Answers, &limit, 1, now_ns)
+}
+
+/// What an ICMP error that is sent on owes: it has been admitted as an answer would have been.
+#[inline(always)]
+pub fn owed<F: Facts>(facts: &F, tenant: u32) -> Charge {
+    Charge::of(tenant_holder(tenant), Limiter::Answers, &facts.answers(), 1)
 }
 
 /// The largest packet that would have fitted, for [`Answer::TooBig`].

@@ -4,11 +4,11 @@
 use crate::Reason;
 use crate::abi::address::{Address, FlowKey};
 use crate::abi::config::{
-    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, LimitRecord, SET_WORDS, ServiceRecord,
-    TenantRecord,
+    BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, LimitRecord, LimitsRecord, SET_WORDS,
+    ServiceRecord, TenantRecord,
 };
 
-use super::limiter::Charge;
+use super::limiter::{self, Claim};
 
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
@@ -104,6 +104,8 @@ pub trait Facts {
     fn cell(&self, bank: u32, row: u32, service: u32) -> Option<DecisionCell>;
     /// The decision that a cell names.
     fn decision(&self, bank: u32, number: u16) -> Option<&DecisionRecord>;
+    /// The limits of a limit group.
+    fn limits(&self, bank: u32, group: u32) -> Option<&LimitsRecord>;
     /// The agent's lease.
     fn lease(&self) -> LeaseRecord;
     /// Service classes that are shed on an eligible set, a bit for each; none where there is no such set.
@@ -120,10 +122,18 @@ pub trait Facts {
     fn reply(&self, key: &FlowKey) -> Option<Reply>;
     /// A limiter's theoretical arrival time.
     fn limiter(&self, index: u32) -> u64;
-    /// Connections that the tenant has open.
-    fn open_connections(&self, tenant: u32) -> u64;
+    /// Connections that are open of a holder of limits: see [`crate::schema::tenant_holder`].
+    fn open_connections(&self, holder: u32) -> u64;
     /// How many refused packets of a tenant are answered. All zero: none.
     fn answers(&self) -> LimitRecord;
+    /// Why those who hold limits on a packet let it not pass, if they do not. (The programs have it in a function of its own.)
+    #[inline(always)]
+    fn refusal(&self, claim: &Claim, now_ns: u64) -> Option<Reason>
+    where
+        Self: Sized,
+    {
+        limiter::refusal(self, claim, now_ns)
+    }
 }
 
 /// What becomes of the flow entry.
@@ -177,8 +187,10 @@ pub struct Decision {
     pub shadow_rule: u32,
     /// What that rule would have answered.
     pub shadow_reason: u32,
-    /// To be paid once the packet is certain to go out.
-    pub charges: [Charge; 3],
+    /// The limit group of the tenant on the service; zero is none.
+    pub pair_group: u32,
+    /// The limit group of the service; zero is none.
+    pub service_group: u32,
 }
 
 impl Decision {
@@ -195,17 +207,17 @@ impl Decision {
             flow: FlowFate::None,
             shadow_rule: 0,
             shadow_reason: 0,
-            charges: [Charge::NONE; 3],
+            pair_group: 0,
+            service_group: 0,
         }
     }
 
-    /// The same packet refused after all: nothing is charged and no flow is made.
+    /// The same packet refused after all: no flow is made, and it owes nothing.
     #[inline(always)]
     #[must_use]
     pub const fn refused(mut self, reason: Reason) -> Self {
         self.reason = reason;
         self.flow = FlowFate::None;
-        self.charges = [Charge::NONE; 3];
         self
     }
 }

@@ -3,20 +3,22 @@
 //! The word is the theoretical arrival time (TAT): when the debt of all admitted units is paid. A packet conforms if
 //! the TAT after it lies at most `burst_ns` ahead of now (ITU-T I.371; the virtual scheduling form).
 //!
-//! Checking and paying are two steps, so that a packet pays either every limiter or none:
-//! [`check`] reads, the caller makes sure of everything else, then [`Charge::paid`] says how the word changes.
+//! Limits are held by a tenant, by a tenant on one service, and by a service. Checking and paying are two steps, so that a
+//! packet pays either every limiter of all of them or none: [`refusal`] reads, the caller makes sure of everything
+//! else, then [`settle`] names what is owed, and [`Charge::payment`] says how the word changes.
 //!
 //! Over-admission across CPUs. Between a check and its payment other CPUs may check too. Each CPU has at most one
-//! packet between the two, and a payment never loses another's (it adds, or it replaces exactly the word that was
+//! packet between the two, and a payment never loses another's (it adds, or it replaces exactly the word that it has
 //! read), so at most one packet per further CPU passes beyond the burst, and what it took stays owed: the long-run
 //! rate is exact. An over-limit packet reads and does not write.
 #![forbid(unsafe_code)]
 
-use super::Facts;
-use crate::abi::config::{LimitRecord, MAX_UNITS, STEP_SHIFT};
-use crate::schema::LIMITERS_PER_TENANT;
+use super::{Decision, Facts, FlowFate};
+use crate::Reason;
+use crate::abi::config::{LimitRecord, LimitsRecord, MAX_UNITS, STEP_SHIFT, TENANT_FAIR_SHARE};
+use crate::schema::{LIMITERS_PER_HOLDER, tenant_holder};
 
-/// The limiters of a tenant.
+/// The limiters of one holder of limits: a tenant, a tenant on a service, or a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Limiter {
@@ -44,8 +46,8 @@ impl Limiter {
 
     /// Index of its word.
     #[inline(always)]
-    pub const fn index(self, tenant: u32) -> u32 {
-        tenant * LIMITERS_PER_TENANT + self as u32
+    pub const fn index(self, holder: u32) -> u32 {
+        holder * LIMITERS_PER_HOLDER + self as u32
     }
 }
 
@@ -54,8 +56,6 @@ impl Limiter {
 pub struct Charge {
     /// The limiter's index.
     pub index: u32,
-    /// The TAT that was read.
-    pub seen_ns: u64,
     /// What is owed; zero: nothing.
     pub cost_ns: u64,
 }
@@ -63,8 +63,6 @@ pub struct Charge {
 /// How to pay a [`Charge`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Payment {
-    /// Nothing is owed.
-    Nothing,
     /// Add this atomically: the word lies ahead of now, so adding loses nothing.
     Add(u64),
     /// Replace the seen word by this one if it still stands there; if it does not, another CPU has just brought it up
@@ -73,19 +71,18 @@ pub enum Payment {
 }
 
 impl Charge {
-    /// Owes nothing.
-    pub const NONE: Self = Self {
-        index: 0,
-        seen_ns: 0,
-        cost_ns: 0,
-    };
-
-    /// How the limiter's word changes.
     #[inline(always)]
-    pub const fn payment(&self, now_ns: u64) -> Payment {
-        if self.cost_ns == 0 {
-            Payment::Nothing
-        } else if self.seen_ns >= now_ns {
+    pub(super) const fn of(holder: u32, limiter: Limiter, limit: &LimitRecord, units: u32) -> Self {
+        Self {
+            index: limiter.index(holder),
+            cost_ns: cost_ns(limit, units),
+        }
+    }
+
+    /// How the limiter's word changes from what stands there.
+    #[inline(always)]
+    pub const fn payment(&self, seen_ns: u64, now_ns: u64) -> Payment {
+        if seen_ns >= now_ns {
             Payment::Add(self.cost_ns)
         } else {
             Payment::Replace(now_ns + self.cost_ns)
@@ -109,25 +106,217 @@ pub const fn cost_ns(limit: &LimitRecord, units: u32) -> u64 {
 #[inline(always)]
 pub fn check<F: Facts>(
     facts: &F,
-    tenant: u32,
+    holder: u32,
     limiter: Limiter,
     limit: &LimitRecord,
     units: u32,
     now_ns: u64,
 ) -> Option<Charge> {
+    let charge = Charge::of(holder, limiter, limit, units);
     if limit.step_fp == 0 {
-        return Some(Charge::NONE);
+        return Some(charge);
     }
-    let index = limiter.index(tenant);
-    let seen_ns = facts.limiter(index);
-    let cost_ns = cost_ns(limit, units);
-    let ahead_ns = seen_ns.saturating_sub(now_ns);
-    if ahead_ns.saturating_add(cost_ns) > limit.burst_ns {
+    let ahead_ns = facts.limiter(charge.index).saturating_sub(now_ns);
+    if ahead_ns.saturating_add(charge.cost_ns) > limit.burst_ns {
         return None;
     }
-    Some(Charge {
-        index,
-        seen_ns,
-        cost_ns,
-    })
+    Some(charge)
+}
+
+/// A packet before those who hold limits on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    bank: u32,
+    /// Tenant slot.
+    tenant: u32,
+    /// The limit group of the tenant on the service; zero is none.
+    pair_group: u32,
+    /// The limit group of the service; zero is none.
+    service_group: u32,
+    kind: Kind,
+    bytes: u32,
+}
+
+/// What a packet does, as far as limits go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    /// Belongs to an open connection.
+    Continues = 0,
+    /// Opens a connection that is counted already.
+    Reopens = 1,
+    /// Opens a connection.
+    Opens = 2,
+    /// Comes from a back end.
+    Replies = 3,
+}
+
+impl Claim {
+    /// Of a packet that was decided on but for limits.
+    #[inline(always)]
+    pub(super) const fn of(decision: &Decision, bytes: u32, is_reply: bool) -> Self {
+        Self {
+            bank: (decision.generation & 1) as u32,
+            tenant: decision.tenant,
+            pair_group: decision.pair_group,
+            service_group: decision.service_group,
+            kind: match decision.flow {
+                _ if is_reply => Kind::Replies,
+                FlowFate::Opened => Kind::Opens,
+                FlowFate::Reopened => Kind::Reopens,
+                FlowFate::None | FlowFate::Kept | FlowFate::Renewed | FlowFate::Moved => Kind::Continues,
+            },
+            bytes,
+        }
+    }
+
+    /// Of a packet that is certain to go out.
+    #[inline(always)]
+    pub const fn due(decision: &Decision, bytes: u32) -> Self {
+        Self::of(decision, bytes, matches!(decision.reason, Reason::Reply))
+    }
+
+    /// As two words, to be handed to a function of its own in the kernel: the verifier then walks through what it does once
+    /// for each call, and not for each way that led there.
+    #[inline(always)]
+    pub const fn packed(&self) -> [u64; 2] {
+        [
+            self.bytes as u64 | (self.kind as u64) << 32 | (self.bank as u64) << 40,
+            self.tenant as u64 | (self.pair_group as u64) << 32 | (self.service_group as u64) << 48,
+        ]
+    }
+
+    /// The claim of [`Claim::packed`] words.
+    #[inline(always)]
+    pub const fn unpacked([what, whose]: [u64; 2]) -> Self {
+        Self {
+            bank: (what >> 40) as u32 & 1,
+            tenant: whose as u32,
+            pair_group: (whose >> 32) as u32 & 0xffff,
+            service_group: (whose >> 48) as u32,
+            kind: match (what >> 32) & 3 {
+                0 => Kind::Continues,
+                1 => Kind::Reopens,
+                2 => Kind::Opens,
+                _ => Kind::Replies,
+            },
+            bytes: what as u32,
+        }
+    }
+
+    const fn is_reply(&self) -> bool {
+        matches!(self.kind, Kind::Replies)
+    }
+}
+
+/// Why those who hold limits on a packet let it not pass, if they do not: the tenant, the tenant on the service, the service,
+/// in this order. All of them are asked before anyone is paid, so that a refused packet takes nothing from any of them.
+#[inline(always)]
+pub fn refusal<F: Facts>(facts: &F, claim: &Claim, now_ns: u64) -> Option<Reason> {
+    let Some(tenant) = facts.tenant(claim.bank, claim.tenant) else {
+        return Some(Reason::Internal);
+    };
+    match refusal_of(facts, tenant_holder(claim.tenant), &tenant.limits, claim, now_ns) {
+        Some(Reason::ConnectionRate) if tenant.flags & TENANT_FAIR_SHARE != 0 => {
+            return Some(Reason::FairShare);
+        }
+        Some(reason) => return Some(reason),
+        None => {}
+    }
+    if claim.pair_group != 0 {
+        let Some(limits) = facts.limits(claim.bank, claim.pair_group) else {
+            return Some(Reason::Internal);
+        };
+        if let Some(reason) = refusal_of(facts, claim.pair_group, limits, claim, now_ns) {
+            return Some(reason);
+        }
+    }
+    if claim.service_group != 0 {
+        let Some(limits) = facts.limits(claim.bank, claim.service_group) else {
+            return Some(Reason::Internal);
+        };
+        return match refusal_of(facts, claim.service_group, limits, claim, now_ns) {
+            Some(Reason::ConnectionRate | Reason::Concurrency) => Some(Reason::ServiceConnections),
+            Some(_) => Some(Reason::ServiceRate),
+            None => None,
+        };
+    }
+    None
+}
+
+/// Why one holder of limits lets a packet not pass, if it does not.
+#[inline(always)]
+fn refusal_of<F: Facts>(
+    facts: &F,
+    holder: u32,
+    limits: &LimitsRecord,
+    claim: &Claim,
+    now_ns: u64,
+) -> Option<Reason> {
+    let conforms =
+        |limiter, limit: &LimitRecord, units| check(facts, holder, limiter, limit, units, now_ns).is_some();
+    if claim.is_reply() {
+        let conforms = conforms(Limiter::ResponseBytes, &limits.response_bytes, claim.bytes);
+        return if conforms {
+            None
+        } else {
+            Some(Reason::ResponseRate)
+        };
+    }
+    if !matches!(claim.kind, Kind::Continues) && !conforms(Limiter::Connections, &limits.connections, 1) {
+        return Some(Reason::ConnectionRate);
+    }
+    if matches!(claim.kind, Kind::Opens)
+        && limits.concurrent_limit != 0
+        && facts.open_connections(holder) >= limits.concurrent_limit
+    {
+        return Some(Reason::Concurrency);
+    }
+    if !conforms(Limiter::Packets, &limits.packets, 1) {
+        return Some(Reason::PacketRate);
+    }
+    if !conforms(Limiter::Bytes, &limits.bytes, claim.bytes) {
+        return Some(Reason::ByteRate);
+    }
+    None
+}
+
+/// Has a packet that goes out pay those who hold limits on it.
+///
+/// Nothing is kept from [`refusal`] but who that is: a packet that is still refused, as when a table is full, leaves nothing
+/// to be given back.
+#[inline(always)]
+pub fn settle<F: Facts>(facts: &F, claim: &Claim, mut pay: impl FnMut(Charge)) {
+    if let Some(tenant) = facts.tenant(claim.bank, claim.tenant) {
+        owe(tenant_holder(claim.tenant), &tenant.limits, claim, &mut pay);
+    }
+    if claim.pair_group != 0
+        && let Some(limits) = facts.limits(claim.bank, claim.pair_group)
+    {
+        owe(claim.pair_group, limits, claim, &mut pay);
+    }
+    if claim.service_group != 0
+        && let Some(limits) = facts.limits(claim.bank, claim.service_group)
+    {
+        owe(claim.service_group, limits, claim, &mut pay);
+    }
+}
+
+/// What a packet owes one holder of limits.
+#[inline(always)]
+fn owe(holder: u32, limits: &LimitsRecord, claim: &Claim, pay: &mut impl FnMut(Charge)) {
+    let mut due = |limiter, limit: &LimitRecord, units| {
+        if limit.step_fp != 0 {
+            pay(Charge::of(holder, limiter, limit, units));
+        }
+    };
+    if claim.is_reply() {
+        due(Limiter::ResponseBytes, &limits.response_bytes, claim.bytes);
+        return;
+    }
+    if !matches!(claim.kind, Kind::Continues) {
+        due(Limiter::Connections, &limits.connections, 1);
+    }
+    due(Limiter::Packets, &limits.packets, 1);
+    due(Limiter::Bytes, &limits.bytes, claim.bytes);
 }

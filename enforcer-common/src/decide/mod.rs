@@ -16,8 +16,8 @@ pub mod trie;
 use crate::Reason;
 use crate::abi::address::{self, Address, FlowKey};
 use crate::abi::config::{
-    BACKEND_PRESENT, BACKEND_REACHABLE, FORWARD_LOCAL, LeaseRecord, NO_BACKEND, SET_WORDS, TENANT_FAIR_SHARE,
-    TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord, is_forward, takes_hop,
+    BACKEND_PRESENT, BACKEND_REACHABLE, FORWARD_LOCAL, LeaseRecord, NO_BACKEND, SET_WORDS, TENANT_PRESENT,
+    TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord, is_forward, takes_hop,
 };
 use crate::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST};
 use crate::encapsulation::outer_bytes;
@@ -25,7 +25,7 @@ use crate::schema::MAGLEV_SLOTS;
 pub use facts::{
     Decision, Facts, Flow, FlowFate, Packet, Reply, Shape, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
 };
-use limiter::Limiter;
+use limiter::Claim;
 use trie::{Destination, Source};
 
 /// Judges a packet on its way in.
@@ -118,17 +118,11 @@ fn from_backend<F: Facts>(
     if packet.hop_limit <= hops {
         return decision.refused(Reason::HopLimit);
     }
-    let limit = Limiter::ResponseBytes;
-    match limiter::check(
-        facts,
-        reply.tenant,
-        limit,
-        &tenant.response_bytes,
-        packet.bytes,
-        now_ns,
-    ) {
-        Some(charge) => decision.charges[0] = charge,
-        None => return decision.refused(Reason::ResponseRate),
+    if let Some(service) = facts.service(bank, reply.service) {
+        decision.service_group = service.limits;
+    }
+    if let Some(reason) = facts.refusal(&Claim::of(&decision, packet.bytes, true), now_ns) {
+        return decision.refused(reason);
     }
     decision.reason = Reason::Reply;
     decision.flow = FlowFate::Kept;
@@ -161,6 +155,7 @@ fn standing<F: Facts>(
     decision.rule = standing.rule;
     decision.shadow_rule = standing.shadow_rule;
     decision.shadow_reason = standing.shadow_reason;
+    decision.pair_group = standing.limits;
     match decision.reason {
         Reason::Allowed => Some(cell.set as u32),
         _ => None,
@@ -250,6 +245,7 @@ fn to_service<F: Facts>(
         return decision.refused(Reason::HopLimit);
     }
     decision.forward = service.forward;
+    decision.service_group = service.limits;
     decision.flow = match steer(facts, bank, set, packet, flow.as_ref(), &mut decision) {
         Some(fate) => fate,
         None => return decision,
@@ -259,8 +255,11 @@ fn to_service<F: Facts>(
     {
         return decision.refused(reason);
     }
+    if let Some(reason) = facts.refusal(&Claim::of(&decision, packet.bytes, false), now_ns) {
+        return decision.refused(reason);
+    }
     decision.reason = Reason::Allowed;
-    limit(facts, tenant, packet, decision, now_ns)
+    decision
 }
 
 /// Whether the packet opens a connection where the flow entry is of an earlier one. A repeated SYN of a handshake
@@ -346,41 +345,6 @@ fn reachable<F: Facts>(facts: &F, bank: u32, slot: u32, packet: &Packet, decisio
     };
     *decision = decision.refused(reason);
     false
-}
-
-/// Asks every limiter before any is charged: a refused packet takes nothing from any of them.
-#[inline(always)]
-fn limit<F: Facts>(
-    facts: &F,
-    tenant: &TenantRecord,
-    packet: &Packet,
-    mut decision: Decision,
-    now_ns: u64,
-) -> Decision {
-    let slot = decision.tenant;
-    if decision.flow.opens() {
-        let limit = Limiter::Connections;
-        match limiter::check(facts, slot, limit, &tenant.connections, 1, now_ns) {
-            Some(charge) => decision.charges[0] = charge,
-            None if tenant.flags & TENANT_FAIR_SHARE != 0 => return decision.refused(Reason::FairShare),
-            None => return decision.refused(Reason::ConnectionRate),
-        }
-    }
-    if matches!(decision.flow, FlowFate::Opened)
-        && tenant.concurrent_limit != 0
-        && facts.open_connections(slot) >= tenant.concurrent_limit
-    {
-        return decision.refused(Reason::Concurrency);
-    }
-    match limiter::check(facts, slot, Limiter::Packets, &tenant.packets, 1, now_ns) {
-        Some(charge) => decision.charges[1] = charge,
-        None => return decision.refused(Reason::PacketRate),
-    }
-    match limiter::check(facts, slot, Limiter::Bytes, &tenant.bytes, packet.bytes, now_ns) {
-        Some(charge) => decision.charges[2] = charge,
-        None => return decision.refused(Reason::ByteRate),
-    }
-    decision
 }
 
 /// The `FLOW_*` bits that a packet adds to its direction of a flow.

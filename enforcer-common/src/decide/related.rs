@@ -92,9 +92,8 @@ fn admitted<F: Facts>(facts: &F, bank: u32, mut decision: Decision, now_ns: u64)
     if let Some(reason) = stopped(tenant, &facts.lease(), now_ns) {
         return decision.refused(reason);
     }
-    match answer::charge(facts, decision.tenant, now_ns) {
-        Some(charge) => decision.charges[0] = charge,
-        None => return decision.refused(Reason::RelatedRate),
+    if answer::charge(facts, decision.tenant, now_ns).is_none() {
+        return decision.refused(Reason::RelatedRate);
     }
     decision.reason = Reason::Related;
     decision

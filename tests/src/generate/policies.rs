@@ -101,6 +101,7 @@ fn services(random: &mut Random) -> Vec<Service> {
                 labels: labels("tier", if random.percent(50) { "gold" } else { "iron" }),
                 pools,
                 forward,
+                limits: chance(random, 25, limits),
                 on_refusal: *random.pick(&[Refusal::Drop, Refusal::Reset, Refusal::Prohibited]),
             }
         })
@@ -264,14 +265,18 @@ fn hours(random: &mut Random) -> Hours {
 
 fn rules(random: &mut Random) -> Vec<Rule> {
     let mut rules: Vec<Rule> = (0..random.below(6))
-        .map(|index| Rule {
-            name: format!("rule-{index}"),
-            deny: random.percent(35),
-            shadow: random.percent(25),
-            priority: random.below(3) as i32 - 1,
-            tenants: without_repetition(tenant_selector(random)),
-            services: service_selector(random),
-            hours: chance(random, 40, hours),
+        .map(|index| {
+            let (deny, shadow) = (random.percent(35), random.percent(25));
+            Rule {
+                name: format!("rule-{index}"),
+                deny,
+                shadow,
+                priority: random.below(3) as i32 - 1,
+                tenants: without_repetition(tenant_selector(random)),
+                services: service_selector(random),
+                hours: chance(random, 40, hours),
+                limits: chance(random, 40, limits).filter(|_| !deny && !shadow),
+            }
         })
         .collect();
     // Without it most packets would be refused, and there would be little to see.
@@ -285,6 +290,7 @@ fn rules(random: &mut Random) -> Vec<Rule> {
             tenants: Selector::default(),
             services: Selector::default(),
             hours: chance(random, 10, hours),
+            limits: chance(random, 25, limits),
         };
         rules.insert(place, all);
     }

@@ -3,7 +3,7 @@
 use enforcer_common::Reason;
 
 use super::{Oracle, Prediction};
-use crate::plain::Tenant;
+use crate::plain::{Limits, Service, Tenant};
 
 /// Binary digits of a nanosecond.
 const FINE: u32 = 40;
@@ -37,9 +37,57 @@ pub(super) enum Within {
     Either,
 }
 
+/// Whose limit it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    Tenant,
+    Pair,
+    Service,
+}
+
+/// Someone who holds limits.
+#[derive(Clone, Debug)]
+pub(super) struct Holder<'a> {
+    pub(super) level: Level,
+    /// The tenant, `tenant/service` or `/service`.
+    pub(super) key: String,
+    pub(super) limits: &'a Limits,
+    /// New connections per second that count instead.
+    share: Option<u64>,
+}
+
+impl Holder<'_> {
+    fn rate(&self, limited: Limited) -> Option<u64> {
+        match limited {
+            Limited::Connections => self.share.or(self.limits.connections),
+            Limited::Packets => self.limits.packets,
+            Limited::Bytes => self.limits.bytes,
+            Limited::Responses => self.limits.responses,
+        }
+    }
+
+    /// What a packet gets that is over one of its limits.
+    pub(super) fn reason(&self, reason: Reason) -> Reason {
+        match (self.level, reason) {
+            (Level::Tenant, Reason::ConnectionRate) if self.share.is_some() => Reason::FairShare,
+            (Level::Service, Reason::ConnectionRate | Reason::Concurrency) => Reason::ServiceConnections,
+            (Level::Service, _) => Reason::ServiceRate,
+            _ => reason,
+        }
+    }
+}
+
+fn pair_key(tenant: &Tenant, service: &Service) -> String {
+    format!("{}/{}", tenant.name, service.name)
+}
+
+fn service_key(service: &Service) -> String {
+    format!("/{}", service.name)
+}
+
 impl Oracle {
     /// The share that a tenant is held to, if that is below its own limit.
-    pub(super) fn share(&self, tenant: &Tenant) -> Option<u64> {
+    fn share(&self, tenant: &Tenant) -> Option<u64> {
         let share = self.shares.get(&tenant.name).copied()?;
         tenant
             .limits
@@ -48,13 +96,56 @@ impl Oracle {
             .then_some(share)
     }
 
-    fn rate(&self, tenant: &Tenant, limited: Limited) -> Option<u64> {
-        match limited {
-            Limited::Connections => self.share(tenant).or(tenant.limits.connections),
-            Limited::Packets => tenant.limits.packets,
-            Limited::Bytes => tenant.limits.bytes,
-            Limited::Responses => tenant.limits.responses,
+    /// Whoever holds limits on what a tenant does on a service that it may use.
+    pub(super) fn holders<'a>(&'a self, tenant: &'a Tenant, service: &'a Service) -> Vec<Holder<'a>> {
+        let mut holders = vec![Holder {
+            level: Level::Tenant,
+            key: tenant.name.clone(),
+            limits: &tenant.limits,
+            share: self.share(tenant),
+        }];
+        let rule = self.rule_for(tenant, service, true);
+        if let Some(limits) = rule.and_then(|rule| rule.limits.as_ref()) {
+            holders.push(Holder {
+                level: Level::Pair,
+                key: pair_key(tenant, service),
+                limits,
+                share: None,
+            });
         }
+        if let Some(limits) = &service.limits {
+            holders.push(Holder {
+                level: Level::Service,
+                key: service_key(service),
+                limits,
+                share: None,
+            });
+        }
+        holders
+    }
+
+    /// Whether somebody holds limits by this name, at some hour.
+    pub(super) fn is_holder(&self, key: &str) -> bool {
+        let of_pair = |tenant: &Tenant, service: &Service| {
+            pair_key(tenant, service) == key
+                && self.policy.rules.iter().any(|rule| {
+                    rule.limits.is_some()
+                        && rule.tenants.chooses(&tenant.name, &tenant.labels)
+                        && rule.services.chooses(&service.name, &service.labels)
+                })
+        };
+        self.policy.tenants.iter().any(|tenant| {
+            tenant.name == key
+                || self
+                    .policy
+                    .services
+                    .iter()
+                    .any(|service| of_pair(tenant, service))
+        }) || self
+            .policy
+            .services
+            .iter()
+            .any(|service| service.limits.is_some() && service_key(service) == key)
     }
 
     /// What units cost at a rate, in fine units.
@@ -68,19 +159,19 @@ impl Oracle {
         second % rate == 0 && (second / rate * u128::from(units.min(MOST_BYTES))) % (1 << 20) == 0
     }
 
-    pub(super) fn within(&self, tenant: &Tenant, limited: Limited, units: u64, now_ns: u64) -> Within {
-        let Some(rate) = self.rate(tenant, limited) else {
+    pub(super) fn within(&self, holder: &Holder<'_>, limited: Limited, units: u64, now_ns: u64) -> Within {
+        let Some(rate) = holder.rate(limited) else {
             return Within::Yes;
         };
         let largest = match limited {
             Limited::Connections | Limited::Packets => 1,
             Limited::Bytes | Limited::Responses => MOST_BYTES,
         };
-        let asked_fine = u128::from(tenant.limits.burst_ms * 1_000_000) << FINE;
+        let asked_fine = u128::from(holder.limits.burst_ms * 1_000_000) << FINE;
         let burst_fine = asked_fine.max(Self::cost_fine(rate, largest));
         let debt = self
             .debts
-            .get(&(tenant.name.clone(), limited))
+            .get(&(holder.key.clone(), limited))
             .copied()
             .unwrap_or_default();
         let ahead_fine = debt.due_fine.saturating_sub(u128::from(now_ns) << FINE);
@@ -101,18 +192,32 @@ impl Oracle {
         }
     }
 
-    pub(super) fn charge(&mut self, tenant: &str, limited: Limited, units: u64, now_ns: u64) {
-        let Some(rate) = self
-            .policy
-            .tenants
-            .iter()
-            .find(|known| known.name == tenant)
-            .and_then(|known| self.rate(known, limited))
-        else {
-            return;
+    /// An admitted packet pays all that hold limits on it.
+    pub(super) fn charge(&mut self, rates: &[(String, Limited, u64)], units: u64, now_ns: u64) {
+        for (key, limited, rate) in rates {
+            self.charge_one(key, *limited, *rate, units, now_ns);
+        }
+    }
+
+    /// Who holds a limit of one kind on what a tenant does on a service, and its rate.
+    pub(super) fn rates(
+        &self,
+        tenant: &str,
+        service: &Service,
+        limited: Limited,
+    ) -> Vec<(String, Limited, u64)> {
+        let Some(tenant) = self.policy.tenants.iter().find(|known| known.name == tenant) else {
+            return Vec::new();
         };
+        let holders = self.holders(tenant, service).into_iter();
+        holders
+            .filter_map(|holder| Some((holder.key.clone(), limited, holder.rate(limited)?)))
+            .collect()
+    }
+
+    fn charge_one(&mut self, key: &str, limited: Limited, rate: u64, units: u64, now_ns: u64) {
         let now_fine = u128::from(now_ns) << FINE;
-        let debt = self.debts.entry((tenant.to_owned(), limited)).or_default();
+        let debt = self.debts.entry((key.to_owned(), limited)).or_default();
         if debt.due_fine + debt.slack_fine <= now_fine {
             // Both words lie in the past, and both start again from now.
             debt.due_fine = now_fine;

@@ -22,8 +22,12 @@ impl Oracle {
                 let known = &mut self.known[index];
                 known.back.add(Signs::of(segment));
                 known.back_ns = now_ns;
-                let tenant = known.tenant.clone();
-                self.charge(&tenant, Limited::Responses, segment.network_bytes(), now_ns);
+                let (tenant, to, udp) = (known.tenant.clone(), known.to, known.udp);
+                let service = self.service_at(to, udp).cloned();
+                if let Some(service) = service {
+                    let rates = self.rates(&tenant, &service, Limited::Responses);
+                    self.charge(&rates, segment.network_bytes(), now_ns);
+                }
             }
             Reason::TranslationExhausted | Reason::TableFull => self.stranded(segment),
             _ => {}
@@ -46,9 +50,10 @@ impl Oracle {
         let (Some(tenant), Some(backend)) = (&answer.tenant, &answer.backend) else {
             return;
         };
-        let Some(service) = self.service_of(segment) else {
+        let Some(service) = self.service_of(segment).cloned() else {
             return;
         };
+        let holders = self.counted_with(tenant, &service);
         let forward = service.forward;
         let Some(target) = self
             .policy
@@ -76,6 +81,8 @@ impl Oracle {
             to: segment.to,
             udp,
             tenant: tenant.clone(),
+            tenant_was_gone: false,
+            holders: holders.clone(),
             backend: backend.clone(),
             target,
             seen_as,
@@ -85,28 +92,31 @@ impl Oracle {
             back: Signs::default(),
             back_ns: 0,
             was_gone: false,
-            closed_for: None,
+            closed_for: Vec::new(),
         };
         let fate = answer.fate.unwrap_or(Fate::Continues);
         match own {
             None => self.known.push(fresh),
             Some(known) if fate == Fate::Continues => {
                 known.tenant.clone_from(tenant);
+                known.holders = holders;
+                known.tenant_was_gone = false;
                 known.here.add(signs);
                 known.here_ns = now_ns;
             }
             Some(known) => {
                 *known = Known {
-                    closed_for: known.closed_for.take(),
+                    closed_for: std::mem::take(&mut known.closed_for),
                     ..fresh
                 };
             }
         }
+        let (bytes, tenant) = (segment.network_bytes(), tenant.as_str());
         if matches!(fate, Fate::Opens | Fate::Reopens) {
-            self.charge(tenant, Limited::Connections, 1, now_ns);
+            self.charge(&self.rates(tenant, &service, Limited::Connections), 1, now_ns);
         }
-        self.charge(tenant, Limited::Packets, 1, now_ns);
-        self.charge(tenant, Limited::Bytes, segment.network_bytes(), now_ns);
+        self.charge(&self.rates(tenant, &service, Limited::Packets), 1, now_ns);
+        self.charge(&self.rates(tenant, &service, Limited::Bytes), bytes, now_ns);
     }
 
     /// Forgets what is idle for too long, and notes what has ended; says how many connections were forgotten.
@@ -127,7 +137,11 @@ impl Oracle {
             };
             let here = known.here;
             let has_ended = !known.udp && (here.reset || back.reset || (here.finished && back.finished));
-            known.closed_for = has_ended.then(|| known.tenant.clone());
+            known.closed_for = if has_ended {
+                known.holders.clone()
+            } else {
+                Vec::new()
+            };
             let timeout = if known.udp {
                 timeouts.udp
             } else if has_ended {

@@ -48,6 +48,7 @@ pub(super) fn opened(policy: &Policy) -> Policy {
         tenants: Selector::default(),
         services: Selector::default(),
         hours: None,
+        limits: None,
     });
     opened
 }
@@ -55,7 +56,7 @@ pub(super) fn opened(policy: &Policy) -> Policy {
 impl Oracle {
     /// The rule that decides: the highest priority; of equals, one that denies; of those, the first. Of the rules that are
     /// open, or of those that are closed.
-    fn rule_for(&self, tenant: &Tenant, service: &Service, open: bool) -> Option<&Rule> {
+    pub(super) fn rule_for(&self, tenant: &Tenant, service: &Service, open: bool) -> Option<&Rule> {
         let mut best: Option<&Rule> = None;
         for rule in &self.policy.rules {
             let matches = !rule.shadow

@@ -6,6 +6,7 @@ use std::thread;
 use aya::programs::Xdp;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::decide::{TCP_ACK, TCP_SYN};
+use enforcer_common::schema::tenant_holder;
 use enforcer_tests::packet::syn;
 use enforcer_tests::rig::run_xdp;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -75,7 +76,10 @@ fn over_admission_is_bounded_by_the_number_of_cpus() {
     let mut most = 0;
     for round in 0..ROUNDS {
         let dataplane = bench.rig.dataplane();
-        dataplane.maps.set_limiter(acme, Limiter::Packets, 0).unwrap();
+        dataplane
+            .maps
+            .set_limiter(tenant_holder(acme), Limiter::Packets, 0)
+            .unwrap();
         let program: &Xdp = dataplane.xdp().unwrap();
         let barrier = Barrier::new(cpus.len());
         let admitted: u64 = thread::scope(|scope| {
@@ -101,7 +105,7 @@ fn over_admission_is_bounded_by_the_number_of_cpus() {
             .rig
             .dataplane()
             .maps
-            .limiter(acme, Limiter::Packets)
+            .limiter(tenant_holder(acme), Limiter::Packets)
             .unwrap();
         assert_eq!(
             due_ns,

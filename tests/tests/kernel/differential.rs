@@ -18,13 +18,13 @@ use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::tally::DIRECTION_INGRESS;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::decide::{FlowFate, Shape};
-use enforcer_common::schema::{backend_connections, tenant_connections};
+use enforcer_common::schema::{backend_connections, holder_connections, tenant_connections, tenant_holder};
 use enforcer_tests::generate::{self, Op, Start, Surroundings, unhex};
 use enforcer_tests::model::{Model, Outcome};
 use enforcer_tests::oracle::{Answer, Fate, Oracle, Prediction, Status};
 use enforcer_tests::packet::{Segment, inspect, unwrap};
 use enforcer_tests::random::{Random, SEED_VARIABLE, count, seed};
-use enforcer_tests::rig::{Ran, Rig, START_NS, TIMEOUTS};
+use enforcer_tests::rig::{GROUPS, Ran, Rig, START_NS, TIMEOUTS};
 use enforcer_tests::world::{LOCAL_V4, NAT_V4, NAT_V6, World, next_hop};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -340,14 +340,17 @@ impl<'r> Run<'r> {
                 &self.model.replies().get(key).copied(),
             )?;
         }
-        let tenant = outcome.decision.tenant;
-        if tenant != 0 {
+        let decision = &outcome.decision;
+        let tenant = Some(decision.tenant).filter(|tenant| *tenant != 0);
+        let groups = [decision.pair_group, decision.service_group];
+        let groups = groups.into_iter().filter(|group| *group != 0);
+        for holder in tenant.map(tenant_holder).into_iter().chain(groups) {
             for limiter in Limiter::ALL {
                 let (word, model) = (
-                    maps.limiter(tenant, limiter).unwrap(),
-                    self.model.limiter(limiter.index(tenant)),
+                    maps.limiter(holder, limiter).unwrap(),
+                    self.model.limiter(limiter.index(holder)),
                 );
-                unequal(&format!("{limiter:?} of tenant {tenant}"), &word, &model)?;
+                unequal(&format!("{limiter:?} of holder {holder}"), &word, &model)?;
             }
         }
         Ok(())
@@ -360,15 +363,21 @@ impl<'r> Run<'r> {
         unequal("all flows", &flows, self.model.flows())?;
         let replies: BTreeMap<_, _> = maps.replies(usize::MAX).unwrap().into_iter().collect();
         unequal("all reply entries", &replies, self.model.replies())?;
-        for tenant in 1..TENANT_SLOTS {
+        let used = self.world.slots.limits.iter().map(|(_, group)| group).max();
+        assert!(
+            used < Some(GROUPS),
+            "this run needs more limit groups than are looked at"
+        );
+        for holder in (1..TENANT_SLOTS).map(tenant_holder).chain(1..GROUPS) {
             for limiter in Limiter::ALL {
-                let index = limiter.index(tenant);
-                let word = maps.limiter(tenant, limiter).unwrap();
+                let index = limiter.index(holder);
+                let word = maps.limiter(holder, limiter).unwrap();
                 unequal(&format!("limiter {index}"), &word, &self.model.limiter(index))?;
             }
         }
         let indexes = (0..TENANT_SLOTS)
             .map(tenant_connections)
+            .chain((1..GROUPS).map(holder_connections))
             .chain((0..BACKEND_SLOTS).map(backend_connections));
         for index in indexes {
             let open = maps.open_connections(index).unwrap();

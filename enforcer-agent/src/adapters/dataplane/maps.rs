@@ -8,8 +8,8 @@ use enforcer_common::Fields;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
-    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, MaglevTable,
-    RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitsRecord,
+    MaglevTable, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
@@ -36,6 +36,7 @@ pub struct Maps {
     rows: Array<MapData, RowRecord>,
     blocks: Array<MapData, DecisionBlock>,
     decisions: Array<MapData, DecisionRecord>,
+    limits: Array<MapData, LimitsRecord>,
     sets: Array<MapData, SetRecord>,
     maglev: Array<MapData, MaglevTable>,
     backends: Array<MapData, BackendRecord>,
@@ -103,6 +104,7 @@ impl Maps {
             rows: take(ebpf, "ROWS")?,
             blocks: take(ebpf, "BLOCKS")?,
             decisions: take(ebpf, "DECISIONS")?,
+            limits: take(ebpf, "LIMITS")?,
             sets: take(ebpf, "SETS")?,
             maglev: take(ebpf, "MAGLEV")?,
             backends: take(ebpf, "BACKENDS")?,
@@ -157,16 +159,16 @@ impl Maps {
     ///
     /// # Errors
     /// If the kernel refuses the look-up.
-    pub fn limiter(&self, tenant: u32, limiter: Limiter) -> Result<u64, DataplaneError> {
-        read(&self.limiters, "LIMITERS", limiter.index(tenant))
+    pub fn limiter(&self, holder: u32, limiter: Limiter) -> Result<u64, DataplaneError> {
+        read(&self.limiters, "LIMITERS", limiter.index(holder))
     }
 
-    /// Sets a limiter: a tenant's slot is cleared before another tenant gets it.
+    /// Sets a limiter: what holds limits is cleared before another gets its number.
     ///
     /// # Errors
     /// If the kernel refuses the update.
-    pub fn set_limiter(&mut self, tenant: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError> {
-        put(&mut self.limiters, "LIMITERS", limiter.index(tenant), &due_ns)
+    pub fn set_limiter(&mut self, holder: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError> {
+        put(&mut self.limiters, "LIMITERS", limiter.index(holder), &due_ns)
     }
 
     /// Open connections by an index of [`enforcer_common::schema::tenant_connections`] or
@@ -285,6 +287,7 @@ impl Maps {
             "ROWS" => records(&self.rows, limit),
             "BLOCKS" => self.dump_blocks(limit),
             "DECISIONS" => records(&self.decisions, limit),
+            "LIMITS" => records(&self.limits, limit),
             "SETS" => records(&self.sets, limit),
             "MAGLEV" => self.dump_maglev(limit),
             "BACKENDS" => records(&self.backends, limit),
@@ -475,6 +478,7 @@ impl Banks for Maps {
             Write::Row(_, row) => put(&mut self.rows, name, index, row),
             Write::Block(_, block) => put(&mut self.blocks, name, index, &**block),
             Write::Decision(_, record) => put(&mut self.decisions, name, index, record),
+            Write::Limits(_, record) => put(&mut self.limits, name, index, record),
             Write::Set(_, set) => put(&mut self.sets, name, index, &**set),
             Write::Maglev(_, table) => put(&mut self.maglev, name, index, &**table),
             Write::Backend(_, record) => put(&mut self.backends, name, index, record),
@@ -491,6 +495,7 @@ impl Banks for Maps {
             Write::Row(_, row) => read(&self.rows, name, index)? == *row,
             Write::Block(_, block) => read(&self.blocks, name, index)? == **block,
             Write::Decision(_, record) => read(&self.decisions, name, index)? == *record,
+            Write::Limits(_, record) => read(&self.limits, name, index)? == *record,
             Write::Set(_, set) => read(&self.sets, name, index)? == **set,
             Write::Maglev(_, table) => read(&self.maglev, name, index)? == **table,
             Write::Backend(_, record) => read(&self.backends, name, index)? == *record,

@@ -69,12 +69,12 @@ impl ports::Dataplane for Dataplane {
         self.maps.set_lease(lease)
     }
 
-    fn limiter(&self, tenant: u32, limiter: Limiter) -> Result<u64, DataplaneError> {
-        self.maps.limiter(tenant, limiter)
+    fn limiter(&self, holder: u32, limiter: Limiter) -> Result<u64, DataplaneError> {
+        self.maps.limiter(holder, limiter)
     }
 
-    fn set_limiter(&mut self, tenant: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError> {
-        self.maps.set_limiter(tenant, limiter, due_ns)
+    fn set_limiter(&mut self, holder: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError> {
+        self.maps.set_limiter(holder, limiter, due_ns)
     }
 
     fn open_connections(&self, index: u32) -> Result<u64, DataplaneError> {

@@ -13,11 +13,10 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use enforcer_common::abi::address::{Address, FlowKey};
 use enforcer_common::abi::config::HostRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
-use enforcer_common::schema::{backend_connections, tenant_connections};
 
 use super::{DataplaneError, map_directory};
 pub use crate::pure::expiry::Timeouts;
-use crate::pure::expiry::{Seen, is_old_orphan, reply_key_of};
+use crate::pure::expiry::{Counted, Seen, is_old_orphan, reply_key_of};
 
 /// A flow that was removed, for the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,22 +66,6 @@ const fn tuple(key: &FlowKey) -> Tuple {
     (source, destination, source_port_be, destination_port_be, protocol)
 }
 
-/// Where a flow is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Counted {
-    tenant: u32,
-    backend: u32,
-}
-
-impl Counted {
-    const fn of(flow: &FlowRecord) -> Self {
-        Self {
-            tenant: flow.tenant,
-            backend: flow.backend,
-        }
-    }
-}
-
 fn open<T>(directory: &Path, name: &'static str, wrap: fn(MapData) -> Map) -> Result<T, DataplaneError>
 where
     T: TryFrom<Map, Error = MapError>,
@@ -124,7 +107,7 @@ impl FlowSweeper {
                 name: "FLOWS",
                 source,
             })?;
-            for index in [tenant_connections(flow.tenant), backend_connections(flow.backend)] {
+            for index in Counted::of(&flow).indexes() {
                 if let Some(count) = open.get_mut(index as usize) {
                     *count += 1;
                 }
@@ -257,20 +240,20 @@ impl FlowSweeper {
         if before == now {
             return Ok(());
         }
-        if let Some(Counted { tenant, backend }) = before {
-            self.add_closed([tenant, backend], u64::MAX)?;
+        if let Some(counted) = before {
+            self.add_closed(counted, u64::MAX)?;
             self.ended.remove(&tuple);
         }
-        if let Some(counted @ Counted { tenant, backend }) = now {
-            self.add_closed([tenant, backend], 1)?;
+        if let Some(counted) = now {
+            self.add_closed(counted, 1)?;
             self.ended.insert(tuple, counted);
         }
         Ok(())
     }
 
     /// `by` wraps round: `u64::MAX` takes one away.
-    fn add_closed(&mut self, [tenant, backend]: [u32; 2], by: u64) -> Result<(), DataplaneError> {
-        for index in [tenant_connections(tenant), backend_connections(backend)] {
+    fn add_closed(&mut self, counted: Counted, by: u64) -> Result<(), DataplaneError> {
+        for index in counted.indexes() {
             let closed = get(&self.closed, "CONNECTIONS_CLOSED", index)?.wrapping_add(by);
             self.set_closed(index, closed)?;
         }

@@ -2,7 +2,7 @@
 
 use enforcer_common::decide::Flow;
 use enforcer_common::decide::limiter::Limiter;
-use enforcer_common::schema::tenant_connections;
+use enforcer_common::schema::{holder_connections, tenant_holder};
 use jiff::Timestamp;
 
 use crate::api::reply::PolicyExplainReply;
@@ -76,18 +76,17 @@ impl Core {
             lease: self.lease.map_or_else(Lease::default, Lease),
             ..Snapshot::default()
         };
-        for slot in self.directory.tenants.keys() {
+        let tenants = self.directory.tenants.keys().map(|slot| tenant_holder(*slot));
+        let groups = self.state.slots.limits.iter().map(|(_, group)| group);
+        for holder in tenants.chain(groups) {
             for limiter in Limiter::ALL {
-                snapshot.limiters.insert(
-                    limiter.index(*slot),
-                    maps.limiter(*slot, limiter).map_err(internal)?,
-                );
+                let word = maps.limiter(holder, limiter).map_err(internal)?;
+                snapshot.limiters.insert(limiter.index(holder), word);
             }
-            snapshot.open_connections.insert(
-                *slot,
-                maps.open_connections(tenant_connections(*slot))
-                    .map_err(internal)?,
-            );
+            let open = maps
+                .open_connections(holder_connections(holder))
+                .map_err(internal)?;
+            snapshot.open_connections.insert(holder, open);
         }
         let key = question.key();
         if let Some(record) = maps.flow(&key).map_err(internal)? {

@@ -9,6 +9,7 @@ use enforcer_common::abi::address::Address;
 use enforcer_common::abi::config::LeaseRecord;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::decide::{Packet, Shape, TCP_SYN, judge};
+use enforcer_common::schema::tenant_holder;
 
 use super::script::{Step, policy};
 use super::world::{World, difference};
@@ -416,7 +417,7 @@ impl Simulation {
         for (name, slot) in new.tenants.iter() {
             let is_new = old.tenants.get(name).is_none() && self.known.generation != 0;
             let owes = |limiter: Limiter| {
-                let word = world.kernel.limiters.get(&limiter.index(slot));
+                let word = world.kernel.limiters.get(&limiter.index(tenant_holder(slot)));
                 word.is_some_and(|due_ns| *due_ns != 0)
             };
             assert!(

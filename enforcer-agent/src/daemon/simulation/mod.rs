@@ -29,7 +29,7 @@ use enforcer_common::abi::event::{EVENT_REFUSED, EventRecord};
 use enforcer_common::abi::tally::DIRECTION_INGRESS;
 use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::DEFAULT_TENANTS;
-use enforcer_common::schema::tenant_connections;
+use enforcer_common::schema::{tenant_connections, tenant_holder};
 use tokio::sync::watch;
 
 use self::invariants::Known;
@@ -259,7 +259,10 @@ impl Simulation {
         let due_ns = world.now_ns + 5_000_000;
         for tenant in 1..DEFAULT_TENANTS {
             for limiter in Limiter::ALL {
-                world.kernel.limiters.insert(limiter.index(tenant), due_ns);
+                world
+                    .kernel
+                    .limiters
+                    .insert(limiter.index(tenant_holder(tenant)), due_ns);
             }
         }
         let nobody = (DIRECTION_INGRESS, 0, Reason::NoRule as u32);

@@ -173,15 +173,15 @@ impl Dataplane for Ports {
         Ok(())
     }
 
-    fn limiter(&self, tenant: u32, limiter: Limiter) -> Result<u64, DataplaneError> {
+    fn limiter(&self, holder: u32, limiter: Limiter) -> Result<u64, DataplaneError> {
         let world = self.map("limiter")?;
-        let due_ns = world.kernel.limiters.get(&limiter.index(tenant));
+        let due_ns = world.kernel.limiters.get(&limiter.index(holder));
         Ok(due_ns.copied().unwrap_or(0))
     }
 
-    fn set_limiter(&mut self, tenant: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError> {
+    fn set_limiter(&mut self, holder: u32, limiter: Limiter, due_ns: u64) -> Result<(), DataplaneError> {
         let mut world = self.map("set limiter")?;
-        world.kernel.limiters.insert(limiter.index(tenant), due_ns);
+        world.kernel.limiters.insert(limiter.index(holder), due_ns);
         Ok(())
     }
 

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{
     BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitRecord,
-    NO_BACKEND, RowRecord, SET_WORDS, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    LimitsRecord, NO_BACKEND, RowRecord, SET_WORDS, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::decide::{Facts, Flow, Reply};
-use enforcer_common::schema::{BANKS, tenant_connections};
+use enforcer_common::schema::{BANKS, holder_connections};
 
 use super::random::Random;
 use crate::adapters::dataplane::Tally;
@@ -182,6 +182,7 @@ impl Kernel {
             Write::Decision(index, record) => {
                 put(&mut tables.decisions, *index, *record, DecisionRecord::ZERO);
             }
+            Write::Limits(index, record) => put(&mut tables.limits, *index, *record, LimitsRecord::ZERO),
             Write::Set(index, set) => put(&mut tables.sets, *index, **set, SetRecord::ZERO),
             Write::Maglev(index, table) => {
                 put(
@@ -225,6 +226,7 @@ impl Kernel {
             Write::Row(index, row) => tables.rows.get(*index as usize) == Some(row),
             Write::Block(index, block) => tables.blocks.get(*index as usize) == Some(&**block),
             Write::Decision(index, record) => tables.decisions.get(*index as usize) == Some(record),
+            Write::Limits(index, record) => tables.limits.get(*index as usize) == Some(record),
             Write::Set(index, set) => tables.sets.get(*index as usize) == Some(&**set),
             Write::Maglev(index, table) => tables.maglev.get(*index as usize) == Some(table),
             Write::Backend(index, record) => tables.backends.get(*index as usize) == Some(record),
@@ -317,6 +319,10 @@ impl Facts for World {
         decisions.get(usize::from(number))
     }
 
+    fn limits(&self, bank: u32, group: u32) -> Option<&LimitsRecord> {
+        self.kernel.banks[bank as usize].limits.get(group as usize)
+    }
+
     /// Nothing that is refused here is answered.
     fn answers(&self) -> LimitRecord {
         LimitRecord::ZERO
@@ -359,10 +365,10 @@ impl Facts for World {
         self.kernel.limiters.get(&index).copied().unwrap_or(0)
     }
 
-    fn open_connections(&self, tenant: u32) -> u64 {
+    fn open_connections(&self, holder: u32) -> u64 {
         self.kernel
             .open
-            .get(&tenant_connections(tenant))
+            .get(&holder_connections(holder))
             .copied()
             .unwrap_or(0)
     }

@@ -128,9 +128,9 @@ fn codes_that_are_not_declared_are_errors() {
     type Spoil = fn(&mut EventRecord);
     let cases: [(&str, Spoil); 4] = [
         ("kind", |event| event.kind = 99),
-        ("reason", |event| event.reason = 31),
+        ("reason", |event| event.reason = 99),
         ("direction", |event| event.direction = 2),
-        ("shadow reason", |event| event.shadow_reason = 31),
+        ("shadow reason", |event| event.shadow_reason = 99),
     ];
     for (field, spoil) in cases {
         let mut event = event();

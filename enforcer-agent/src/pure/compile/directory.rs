@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::pairs::active_pool;
+use super::eligible::active_pool;
 use super::{Family, Layout};
 use crate::pure::policy::judgement::ConstraintSet;
 use crate::pure::policy::resolved::{Action, Forward, Mode, PortRange, Protocol, ResolvedPolicy};

@@ -8,12 +8,17 @@
 //! | --- | --- |
 //! | names to small integers that stay the same from one compile to the next | [`slots`] |
 //! | addresses to tenants and services | [`trie`] |
+//! | what holds limits beside tenants | [`groups`] |
 //! | (tenant, service) to decision, eligible set and Maglev table | [`pairs`] |
+//! | what the host has to have | [`requirements`] |
 //! | slots and rules back to names | [`directory`] |
 
 pub mod directory;
+mod eligible;
+mod groups;
 pub mod pairs;
 mod records;
+mod requirements;
 mod shared;
 pub mod slots;
 pub mod trie;
@@ -24,6 +29,7 @@ use std::sync::Arc;
 
 use enforcer_common::abi::address::{self, Address};
 use enforcer_common::abi::config::HostRecord;
+use enforcer_common::schema::MAX_LIMIT_GROUPS;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -34,6 +40,7 @@ use super::policy::resolved::{Backend, Forward, Pool, ResolvedPolicy, Service};
 use super::policy::selection::Selection;
 use super::tables::Tables;
 pub use directory::Directory;
+use groups::Groups;
 pub use slots::Slots;
 
 /// Everything that the tables depend on.
@@ -310,6 +317,7 @@ struct Layout<'a> {
     tenant_slots: Arc<Vec<u32>>,
     /// In the order of the policy's rules.
     rule_numbers: Arc<Vec<u32>>,
+    groups: Arc<Groups>,
     names: directory::Names,
     /// Whether policy, slots and host are those of the last compile with the same cache.
     same_policy: bool,
@@ -336,6 +344,7 @@ struct Numbered {
     slots: Slots,
     tenant_slots: Arc<Vec<u32>>,
     rule_numbers: Arc<Vec<u32>>,
+    groups: Arc<Groups>,
     names: directory::Names,
 }
 
@@ -354,6 +363,7 @@ impl Numbered {
                 .iter()
                 .flat_map(|pool| pool.backends.iter().map(|backend| backend.name.clone())),
             policy.rules.iter().map(|rule| rule.name.clone()),
+            groups::keys(policy, MAX_LIMIT_GROUPS as usize - 1),
         )?;
         let tenants = policy.tenants.iter();
         let tenant_slots: Vec<u32> = tenants.map(|tenant| slots.tenants.slot(&tenant.name)).collect();
@@ -363,6 +373,7 @@ impl Numbered {
             policy: Arc::clone(policy),
             host: inputs.host.clone(),
             names: directory::Names::of(policy, &tenant_slots, &rule_numbers),
+            groups: Arc::new(Groups::of(policy, &slots.limits)),
             slots,
             tenant_slots: Arc::new(tenant_slots),
             rule_numbers: Arc::new(rule_numbers),
@@ -417,8 +428,7 @@ impl Cache {
             None => Numbered::of(policy, inputs)?,
         };
         let layout = lay_out(inputs, &numbered, same_policy);
-        require_nat_addresses(&layout)?;
-        require_outer_sources(&layout)?;
+        requirements::check(&layout)?;
         let capacity = inputs.host.capacity.trie_nodes;
         let full = |trie::Full| CompileError::Capacity {
             what: "trie nodes",
@@ -435,6 +445,7 @@ impl Cache {
             rows: decisions.rows,
             blocks: decisions.blocks,
             decisions: decisions.decisions,
+            limits: decisions.limits,
             sets: decisions.sets,
             maglev: decisions.maglev,
             backends: records::backend_records(&layout).into(),
@@ -480,41 +491,6 @@ pub fn compile(inputs: &Inputs<'_>) -> Result<Compiled, CompileError> {
         ..*inputs
     };
     Cache::default().compile(&policy, &inputs)
-}
-
-fn require_nat_addresses(layout: &Layout<'_>) -> Result<(), CompileError> {
-    let mut services = layout.services.iter();
-    let without = services.find(|service| {
-        service.service.forward == Forward::Nat && !layout.inputs.host.has_nat_address(service.family)
-    });
-    match without {
-        Some(service) => Err(CompileError::NoNatAddress {
-            service: service.service.name.clone(),
-            family: service.family.name(),
-        }),
-        None => Ok(()),
-    }
-}
-
-fn require_outer_sources(layout: &Layout<'_>) -> Result<(), CompileError> {
-    let encapsulated = layout.services.iter().map(|slotted| slotted.service);
-    for service in encapsulated.filter(|service| service.forward.encapsulates()) {
-        let pools = service
-            .pools
-            .iter()
-            .map(|pool| &layout.inputs.policy.pools[*pool]);
-        let mut families = pools
-            .flat_map(|pool| &pool.backends)
-            .map(|backend| Family::of(backend.address));
-        if let Some(family) = families.find(|family| !layout.inputs.host.has_outer_source(*family)) {
-            return Err(CompileError::NoOuterSource {
-                service: service.name.clone(),
-                forward: service.forward,
-                family: family.name(),
-            });
-        }
-    }
-    Ok(())
 }
 
 /// The families of every service, each with the service's index in the policy.
@@ -565,6 +541,7 @@ fn lay_out<'a>(inputs: &Inputs<'a>, numbered: &Numbered, same_policy: bool) -> L
         inputs: *inputs,
         tenant_slots: Arc::clone(&numbered.tenant_slots),
         rule_numbers: Arc::clone(&numbered.rule_numbers),
+        groups: Arc::clone(&numbered.groups),
         names: numbered.names.clone(),
         same_policy,
         services,

@@ -13,14 +13,15 @@ use std::sync::Arc;
 
 use enforcer_common::Reason;
 use enforcer_common::abi::config::{
-    BLOCK_CELLS, DecisionBlock, DecisionCell, DecisionRecord, MaglevTable, ROW_BLOCKS, RowRecord, SET_WORDS,
-    SetRecord,
+    BLOCK_CELLS, DecisionBlock, DecisionCell, DecisionRecord, LimitsRecord, MaglevTable, ROW_BLOCKS,
+    RowRecord, SET_WORDS, SetRecord,
 };
 use enforcer_common::schema::{MAGLEV_SLOTS, MAX_DECISIONS};
 
-use super::{BackendStatus, CompileError, Family, Layout, SlottedBackend, SlottedService};
+use super::eligible::eligible;
+use super::{BackendStatus, CompileError, Layout};
 use crate::pure::maglev::{self, Entry};
-use crate::pure::policy::judgement::{Bindings, ConstraintSet, Judgements, compliant_backends};
+use crate::pure::policy::judgement::{Bindings, ConstraintSet, Judgements};
 use crate::pure::policy::resolved::{Action, ResolvedPolicy, Rule};
 use crate::pure::policy::selection::Selection;
 use crate::pure::tables::{EMPTY_MAGLEV, Table};
@@ -40,6 +41,7 @@ pub(super) struct Decisions {
     pub(super) rows: Table<RowRecord>,
     pub(super) blocks: Table<DecisionBlock>,
     pub(super) decisions: Table<DecisionRecord>,
+    pub(super) limits: Table<LimitsRecord>,
     pub(super) sets: Table<SetRecord>,
     pub(super) maglev: Table<Arc<MaglevTable>>,
 }
@@ -51,6 +53,8 @@ pub(super) struct Kept {
     /// What [`Decisions`] were made from, besides what the rules say.
     answers: Vec<(Reason, u16)>,
     rule_numbers: Arc<Vec<u32>>,
+    /// Limit groups of the pairs that rules with limits speak of.
+    pair_groups: Vec<(usize, usize, u32)>,
     /// What the answers were made from, besides the policy, its slots and the host.
     states: States,
     decisions: Decisions,
@@ -121,18 +125,6 @@ struct Answers {
     maglev: Vec<Arc<MaglevTable>>,
 }
 
-/// The back ends that a (service, constraints) may use at the moment.
-struct Eligible<'a> {
-    /// Compliant, whatever their state.
-    compliant: usize,
-    /// May keep flows.
-    members: Vec<&'a SlottedBackend<'a>>,
-    /// Take new flows.
-    takers: Vec<&'a SlottedBackend<'a>>,
-    /// Classes that the takers' pool sheds. It follows from the takers, who are all of one pool.
-    shed_classes: u64,
-}
-
 // === impl Kept ===
 
 impl Kept {
@@ -164,13 +156,23 @@ impl Kept {
         // Until this compile has succeeded nothing is known to fit together.
         self.states = States::default();
         let answers = Answers::of(layout, ruled, &mut self.maglev)?;
-        let same = is_kept && answers.of_need == self.answers && layout.rule_numbers == self.rule_numbers;
+        let pair_groups = ruled.pair_groups(layout);
+        let same = is_kept
+            && answers.of_need == self.answers
+            && layout.rule_numbers == self.rule_numbers
+            && pair_groups == self.pair_groups;
         if !same {
             let mut records = Records::default();
             self.decisions = records.all(layout, ruled, &answers.of_need)?;
             self.answers = answers.of_need;
             self.rule_numbers = Arc::clone(&layout.rule_numbers);
+            self.pair_groups = pair_groups;
         }
+        let judgement = |tenant, service| ruled.judgements.get(tenant, service);
+        keep_if_equal(
+            &mut self.decisions.limits,
+            layout.groups.records(layout, judgement),
+        );
         keep_if_equal(&mut self.decisions.sets, answers.sets);
         keep_if_equal(&mut self.decisions.maglev, answers.maglev);
         self.states = states;
@@ -227,6 +229,14 @@ impl Ruled {
             }
         }
         ruled
+    }
+
+    /// The limit groups of the pairs that rules with limits speak of.
+    fn pair_groups(&self, layout: &Layout<'_>) -> Vec<(usize, usize, u32)> {
+        let policy = layout.inputs.policy;
+        layout
+            .groups
+            .each_pair(policy, |tenant, service| self.judgements.get(tenant, service))
     }
 
     /// Whether another policy says the same, but for what is not looked at here: limits, sources, labels, lines.
@@ -318,32 +328,12 @@ fn maglev_table(entries: &[Entry]) -> Arc<MaglevTable> {
     Arc::new(table)
 }
 
-// === impl Eligible ===
-
-impl Eligible<'_> {
-    /// Who may keep flows, by slot, and who takes new ones, by key.
-    fn content(&self) -> ([u64; SET_WORDS], Vec<Entry>) {
-        let mut members = [0u64; SET_WORDS];
-        for backend in &self.members {
-            members[(backend.slot / 64) as usize] |= 1 << (backend.slot % 64);
-        }
-        let entry = |taker: &&SlottedBackend<'_>| Entry {
-            key: maglev::key_of(&taker.backend.name),
-            backend: u16::try_from(taker.slot).expect("back-end slots fit 16 bits"),
-            weight: taker.status.weight,
-        };
-        let mut entries: Vec<Entry> = self.takers.iter().map(entry).collect();
-        entries.sort_unstable();
-        (members, entries)
-    }
-}
-
 /// The distinct records so far.
 #[derive(Default)]
 struct Records {
-    decisions: Numbered<[u32; 4]>,
+    decisions: Numbered<[u32; 5]>,
     /// By rule that decides, plus one: the last decision asked for and its number. Most rules have only one.
-    last: Vec<([u32; 4], u16)>,
+    last: Vec<([u32; 5], u16)>,
     blocks: Numbered<[(u16, u16); BLOCK_CELLS as usize]>,
     rows: Numbered<[u32; ROW_BLOCKS as usize]>,
 }
@@ -384,7 +374,7 @@ impl Records {
         answers: &[(Reason, u16)],
     ) -> Result<Decisions, CompileError> {
         let policy = layout.inputs.policy;
-        self.last = vec![([0; 4], 0); policy.rules.len() + 1];
+        self.last = vec![([0; 5], 0); policy.rules.len() + 1];
         self.decisions.number(key_of(&UNUSED));
         self.blocks.number([(0, 0); BLOCK_CELLS as usize]);
         let mut row_of_tenant = Vec::with_capacity(policy.tenants.len());
@@ -401,11 +391,13 @@ impl Records {
                 });
             }
         }
-        let record = |[reason, rule, shadow_rule, shadow_reason]: &[u32; 4]| DecisionRecord {
+        let record = |[reason, rule, shadow_rule, shadow_reason, limits]: &[u32; 5]| DecisionRecord {
             reason: *reason,
             rule: *rule,
             shadow_rule: *shadow_rule,
             shadow_reason: *shadow_reason,
+            limits: *limits,
+            reserved: 0,
         };
         let block = |cells: &[(u16, u16); BLOCK_CELLS as usize]| DecisionBlock {
             cells: cells.map(|(decision, set)| DecisionCell { decision, set }),
@@ -484,6 +476,9 @@ impl Records {
             number(layout, rule),
             number(layout, judgement.shadowed_by),
             shadow_reason as u32,
+            layout
+                .groups
+                .of_pair(layout.inputs.policy, judgement, (tenant, service)),
         ];
         let last = &mut self.last[rule.map_or(0, |rule| rule + 1)];
         if last.0 != key {
@@ -491,7 +486,7 @@ impl Records {
                 what: "distinct decisions",
                 capacity: MAX_DECISIONS,
                 field: None,
-                advice: "let fewer shadow rules apply to the same tenants and services",
+                advice: "let fewer shadow rules, and rules with limits, apply to the same tenants and services",
             };
             *last = (key, u16::try_from(self.decisions.number(key)).map_err(|_| full)?);
         }
@@ -499,80 +494,19 @@ impl Records {
     }
 }
 
-fn key_of(record: &DecisionRecord) -> [u32; 4] {
+fn key_of(record: &DecisionRecord) -> [u32; 5] {
     let DecisionRecord {
         reason,
         rule,
         shadow_rule,
         shadow_reason,
+        limits,
+        reserved: _,
     } = *record;
-    [reason, rule, shadow_rule, shadow_reason]
+    [reason, rule, shadow_rule, shadow_reason, limits]
 }
 
 /// A rule as records hold it: its number plus one, or zero.
 fn number(layout: &Layout<'_>, rule: Option<usize>) -> u32 {
     rule.map_or(0, |rule| layout.rule_numbers[rule] + 1)
-}
-
-/// New flows go to the first pool in order of preference that has not failed and has a back end that takes them; if
-/// there is none, a failed pool with such a back end is better than nothing.
-fn eligible<'a>(
-    layout: &'a Layout<'a>,
-    service: &SlottedService<'_>,
-    constraints: ConstraintSet,
-) -> Eligible<'a> {
-    let compliant: Vec<(usize, &SlottedBackend<'_>)> =
-        compliant_backends(layout.inputs.policy, service.service, constraints)
-            .map(|(pool, backend)| (pool, &layout.backends[pool][backend]))
-            .filter(|(_, backend)| {
-                service.service.forward.encapsulates()
-                    || Family::of(backend.backend.address) == service.family
-            })
-            .collect();
-    let able = |pool: usize| {
-        let of_pool = compliant.iter().filter(move |(of, _)| *of == pool);
-        of_pool
-            .map(|(_, backend)| *backend)
-            .filter(|backend| backend.status.takes_new_flows())
-            .collect::<Vec<_>>()
-    };
-    let has_failed = |pool: &usize| {
-        layout
-            .inputs
-            .failed_pools
-            .contains(&layout.inputs.policy.pools[*pool].name)
-    };
-    let (failed, good): (Vec<usize>, Vec<usize>) =
-        service.service.pools.iter().partition(|pool| has_failed(pool));
-    let takers = good
-        .into_iter()
-        .chain(failed)
-        .map(able)
-        .find(|takers| !takers.is_empty())
-        .unwrap_or_default();
-    let shed_classes = takers.first().map_or(0, |taker| layout.shed_classes(taker.pool));
-    Eligible {
-        shed_classes,
-        compliant: compliant.len(),
-        members: compliant
-            .iter()
-            .map(|(_, backend)| *backend)
-            .filter(|backend| backend.status.healthy)
-            .collect(),
-        takers,
-    }
-}
-
-/// Which of a service's pools, by index in the policy, takes the new flows of a tenant; `None` if none can.
-///
-/// For reports: the tables hold only the outcome.
-pub(super) fn active_pool(
-    layout: &Layout<'_>,
-    service: &SlottedService<'_>,
-    constraints: ConstraintSet,
-) -> Option<String> {
-    eligible(layout, service, constraints)
-        .takers
-        .first()
-        .map(|backend| backend.pool.name.clone())
 }

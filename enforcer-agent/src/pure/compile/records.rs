@@ -5,9 +5,9 @@
 
 use enforcer_common::abi::config::{
     BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_GUE, FORWARD_IPIP,
-    FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, LimitRecord, MAX_UNITS, SERVICE_PRESENT, SERVICE_PROHIBITS,
-    SERVICE_RESETS, STEP_SHIFT, ServiceRecord, TENANT_FAIR_SHARE, TENANT_PRESENT, TENANT_QUOTA,
-    TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord,
+    FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, LimitRecord, LimitsRecord, MAX_UNITS, SERVICE_PRESENT,
+    SERVICE_PROHIBITS, SERVICE_RESETS, STEP_SHIFT, ServiceRecord, TENANT_FAIR_SHARE, TENANT_PRESENT,
+    TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord,
 };
 use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 
@@ -19,14 +19,6 @@ pub(super) fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<
     let mut records = vec![TenantRecord::ZERO; layout.inputs.host.capacity.tenant_slots() as usize];
     for (index, tenant) in layout.inputs.policy.tenants.iter().enumerate() {
         let suspended = layout.inputs.suspended.contains(&tenant.name);
-        let Limits {
-            new_connections_per_second,
-            packets_per_second,
-            bytes_per_second,
-            response_bytes_per_second,
-            concurrent_connections,
-            burst_ns,
-        } = tenant.limits;
         let exhausted = match layout.inputs.exhausted.get(&tenant.name) {
             None => 0,
             Some(Exhausted::NewFlows) => TENANT_QUOTA_NEW,
@@ -38,7 +30,8 @@ pub(super) fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<
             .filter(|class| layout.inputs.policy.classes[*class].shed_above_percent.is_some())
             .map_or(0, class_bit);
         let share = layout.inputs.fair_rates.get(&tenant.name).copied();
-        let held = share.filter(|share| new_connections_per_second.is_none_or(|limit| *share < limit));
+        let limit = tenant.limits.new_connections_per_second;
+        let held = share.filter(|share| limit.is_none_or(|limit| *share < limit));
         let record = TenantRecord {
             row: row_of_tenant[index],
             flags: TENANT_PRESENT
@@ -46,15 +39,30 @@ pub(super) fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<
                 | if suspended { TENANT_SUSPENDED } else { 0 }
                 | if held.is_some() { TENANT_FAIR_SHARE } else { 0 },
             shed_class,
-            connections: limit_record(held.or(new_connections_per_second), burst_ns, Unit::Events),
-            packets: limit_record(packets_per_second, burst_ns, Unit::Events),
-            bytes: limit_record(bytes_per_second, burst_ns, Unit::Bytes),
-            response_bytes: limit_record(response_bytes_per_second, burst_ns, Unit::Bytes),
-            concurrent_limit: concurrent_connections.map_or(0, u64::from),
+            limits: limits_record(&tenant.limits, held),
         };
         records[layout.tenant_slots[index] as usize] = record;
     }
     records
+}
+
+/// Limits as the programs have them; `held`: new connections per second that count instead.
+pub(super) fn limits_record(limits: &Limits, held: Option<u64>) -> LimitsRecord {
+    let Limits {
+        new_connections_per_second,
+        packets_per_second,
+        bytes_per_second,
+        response_bytes_per_second,
+        concurrent_connections,
+        burst_ns,
+    } = *limits;
+    LimitsRecord {
+        connections: limit_record(held.or(new_connections_per_second), burst_ns, Unit::Events),
+        packets: limit_record(packets_per_second, burst_ns, Unit::Events),
+        bytes: limit_record(bytes_per_second, burst_ns, Unit::Bytes),
+        response_bytes: limit_record(response_bytes_per_second, burst_ns, Unit::Bytes),
+        concurrent_limit: concurrent_connections.map_or(0, u64::from),
+    }
 }
 
 /// The burst is at least what the largest packet, or one connection, costs: otherwise it could never pass.
@@ -97,6 +105,8 @@ pub(super) fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
                     Refusal::Reset => SERVICE_RESETS,
                     Refusal::Prohibited => SERVICE_PROHIBITS,
                 },
+            limits: layout.groups.of_service(service.index),
+            ..ServiceRecord::ZERO
         };
     }
     records

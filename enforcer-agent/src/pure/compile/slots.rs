@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
+use enforcer_common::schema::{MAX_BACKENDS, MAX_LIMIT_GROUPS, MAX_SERVICES};
 use serde::{Deserialize, Serialize};
 
 use super::{CompileError, Family};
@@ -31,6 +31,9 @@ pub struct Slots {
     /// judgement would not do: flows outlive it.
     #[serde(default)]
     pub rules: SlotMap,
+    /// Limit groups, from 1: see [`super::groups`].
+    #[serde(default)]
+    pub limits: SlotMap,
 }
 
 /// Slots by name.
@@ -61,6 +64,7 @@ impl Slots {
         services: impl Iterator<Item = String>,
         backends: impl Iterator<Item = String>,
         rules: impl Iterator<Item = String>,
+        limits: Option<Vec<String>>,
     ) -> Result<Self, CompileError> {
         let full = |what, capacity, field| CompileError::Capacity {
             what,
@@ -88,6 +92,14 @@ impl Slots {
                 .rules
                 .next(rules, 0..RULE_NUMBERS)
                 .ok_or(full("rules", RULE_NUMBERS, None))?,
+            limits: limits
+                .and_then(|keys| self.limits.next(keys.into_iter(), 1..MAX_LIMIT_GROUPS))
+                .ok_or(CompileError::Capacity {
+                    what: "limits of services, and of tenants on services,",
+                    capacity: MAX_LIMIT_GROUPS - 1,
+                    field: None,
+                    advice: "let rules with `limits` choose fewer tenants or services",
+                })?,
         })
     }
 }

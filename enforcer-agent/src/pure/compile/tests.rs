@@ -46,6 +46,7 @@ spec:
 
 mod cached;
 mod full;
+mod groups;
 mod ports;
 mod random;
 mod stability;
@@ -488,18 +489,18 @@ fn limits_let_one_largest_packet_pass() {
     let compiled = World::new(POLICY).compile().unwrap();
     let globex = compiled.tables.tenants[compiled.slots.tenants.get("globex").unwrap() as usize];
     assert_eq!(
-        globex.packets,
+        globex.limits.packets,
         LimitRecord {
             step_fp: 1_000_000 << 20,
             burst_ns: 1_000_000_000
         }
     );
     assert_eq!(
-        globex.bytes.burst_ns,
+        globex.limits.bytes.burst_ns,
         65_535 * 100_000,
         "at 10k a byte costs 100 microseconds"
     );
-    assert_eq!(globex.connections, LimitRecord::ZERO);
+    assert_eq!(globex.limits.connections, LimitRecord::ZERO);
 }
 
 #[test]

@@ -414,6 +414,7 @@ fn rule_object(rule: &Rule) -> Value {
         tenants: Selection::default(),
         services: Selection::default(),
         schedule: rule.schedule.clone(),
+        limits: rule.limits.clone(),
         file: None,
         ..*rule
     };

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use enforcer_common::abi::flow::FLOW_ESTABLISHED;
 use enforcer_common::decide::limiter::Limiter;
+use enforcer_common::schema::tenant_holder;
 
 use super::super::compile::{HostFacts, NextHop, Slots, compile};
 use super::super::policy::load;
@@ -129,7 +130,7 @@ fn a_tenant_that_is_held_to_its_share() {
     // The burst of a second, and what was paid for it up to now.
     let explanation = ask(|snapshot| {
         for tenant in 1..4 {
-            let word = Limiter::Connections.index(tenant);
+            let word = Limiter::Connections.index(tenant_holder(tenant));
             snapshot.limiters.insert(word, 6_000_000_000);
         }
     });
@@ -142,6 +143,46 @@ fn a_tenant_that_is_held_to_its_share() {
     ] {
         assert!(found.contains(finding), "{finding}\n{found}");
     }
+}
+
+#[test]
+fn limits_of_a_rule_and_of_a_service() {
+    let policy = POLICY.replace(
+        "{name: everyone, action: Allow",
+        "{name: everyone, limits: {newConnectionsPerSecond: 4}, action: Allow",
+    );
+    let policy = policy.replace(
+        "{name: assistant, ",
+        "{name: assistant, limits: {newConnectionsPerSecond: 9, concurrentConnections: 3}, ",
+    );
+    assert_ne!(policy, POLICY);
+    let ask = |change: fn(&mut Snapshot)| {
+        let (time, ends) = (
+            (policy.as_str(), Timestamp::UNIX_EPOCH),
+            ("10.20.0.7:4000", "192.0.2.20:443"),
+        );
+        ask_while(time, ends, (&[], &[]), &[], change)
+    };
+    let found = findings(&ask(|_| {}));
+    for finding in [
+        "The tenant has no limits.",
+        "On this service: 4 new connections per second: 0% of the burst of 1000 ms is used up.",
+        "All tenants on this service together: 9 new connections per second: 0%",
+        "All tenants on this service together: 0 of 3 connections are open.",
+    ] {
+        assert!(found.contains(finding), "{finding}\n{found}");
+    }
+    let full = ask(|snapshot| snapshot.open_connections.extend((1..200).map(|group| (group, 3))));
+    assert_eq!(full.reason(), Some(Reason::ServiceConnections));
+    let found = findings(&full);
+    assert!(
+        found.contains("together: 3 of 3 connections are open."),
+        "{found}"
+    );
+    assert!(
+        found.contains("The service is over one of its own limits"),
+        "{found}"
+    );
 }
 
 #[test]
@@ -220,7 +261,7 @@ fn a_limit_that_is_used_up() {
         // The tenant `studio` is in slot 3; its debt is the whole burst.
         snapshot
             .limiters
-            .insert(Limiter::Connections.index(3), 10_000_000_000);
+            .insert(Limiter::Connections.index(tenant_holder(3)), 10_000_000_000);
     });
     assert_eq!(explanation.reason(), Some(Reason::ConnectionRate));
     let found = findings(&explanation);

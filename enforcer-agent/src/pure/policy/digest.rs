@@ -163,6 +163,7 @@ fn is_same_rule(one: &Arc<Rule>, other: &Arc<Rule>) -> bool {
         tenants,
         services,
         schedule,
+        limits,
         line: _,
         file: _,
     } = &**one;
@@ -174,6 +175,7 @@ fn is_same_rule(one: &Arc<Rule>, other: &Arc<Rule>) -> bool {
             && *tenants == other.tenants
             && *services == other.services
             && *schedule == other.schedule
+            && *limits == other.limits
 }
 
 // === impl Digest ===

@@ -112,9 +112,9 @@ records! {
         "quotas" => pub quotas: Option<List<Quota>>,
     }
 
-    /// Limits of a tenant. What is left out is unlimited. A packet over a limit is dropped, counted under the limit's
-    /// reason, and takes nothing from any limit.
-    #[schemars(extend("x-compilesTo" = "the limiters of the `TENANTS` record: step and burst"))]
+    /// Limits of a tenant, of each tenant on a service, or of a service. What is left out is unlimited. A packet over a limit is
+    /// dropped, counted under the limit's reason, and takes nothing from any limit.
+    #[schemars(extend("x-compilesTo" = "the limiters of the `TENANTS` record, or a `LIMITS` record: step and burst"))]
     pub struct Limits {
         /// New connections; for UDP, new flows.
         #[schemars(extend("x-unit" = "connections/s, 1 to 10^9", "examples" = [50]))]
@@ -125,7 +125,7 @@ records! {
         /// Bytes to services, from the IP header on.
         #[schemars(extend("x-unit" = "bytes/s, 4 to 10^12", "examples" = ["50Mi"]))]
         "bytesPerSecond" => pub bytes_per_second: Option<Scalar<Count>>,
-        /// Bytes back to the tenant, from the IP header on. Not with `L2Dsr`, `Ipip` and `Gue`, whose answers do not come by.
+        /// Bytes back to the client, from the IP header on. Not with `L2Dsr`, `Ipip` and `Gue`, whose answers do not come by.
         #[schemars(extend("x-unit" = "bytes/s, 4 to 10^12", "examples" = ["20Mi"]))]
         "responseBytesPerSecond" => pub response_bytes_per_second: Option<Scalar<Count>>,
         /// Connections open at the same time.
@@ -179,6 +179,9 @@ records! {
         "pools" => pub pools: List<Scalar<Name>>,
         /// How packets get to the back end.
         "forward" => pub forward: Scalar<Forward>,
+        /// What all tenants together may use at most. Whoever comes when it is used up is refused (`ServiceConnections`,
+        /// `ServiceRate`), whatever is left of its own limits.
+        "limits" => pub limits: Option<Limits>,
         /// What the sender of a refused packet is answered, for a reason that lies with the tenant, the rules or the pools. The
         /// agent's configuration bounds how often.
         #[schemars(extend("default" = "Drop"))]
@@ -285,6 +288,9 @@ records! {
         "services" => pub services: Option<Spanned<Selector>>,
         /// When the rule exists. Left out, always.
         "schedule" => pub schedule: Option<Spanned<Schedule>>,
+        /// What each of the tenants may use at most of each of the services, where this rule allows it: beside the
+        /// tenant's own limits, and never more than these.
+        "limits" => pub limits: Option<Spanned<Limits>>,
     }
 
     /// When a rule exists: a window that comes back on some days of every week. A rule that is closed is passed over;

@@ -145,7 +145,7 @@ pub struct Quota {
     pub time_zone: Zone,
 }
 
-/// Limits of a tenant; `None` is unlimited.
+/// Limits of a tenant, of a tenant on a service, or of a service; `None` is unlimited.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
@@ -155,7 +155,7 @@ pub struct Limits {
     pub packets_per_second: Option<u64>,
     /// Bytes of IP packets towards services.
     pub bytes_per_second: Option<u64>,
-    /// Bytes of IP packets back to the tenant.
+    /// Bytes of IP packets back to clients.
     pub response_bytes_per_second: Option<u64>,
     /// Connections open at the same time.
     pub concurrent_connections: Option<u32>,
@@ -254,6 +254,9 @@ pub struct Service {
     pub forward: Forward,
     /// What the sender of a refused packet is answered.
     pub on_refusal: Refusal,
+    /// What all tenants together may use at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
 }
 
 /// A group of back ends.
@@ -358,6 +361,9 @@ pub struct Rule {
     /// When it exists; always, if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
+    /// What each of the tenants may use at most of each of the services, where it decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// The line of the text where the rule begins, to point at it; no part of what is enforced, nor of the digest.
     #[serde(skip)]
     pub line: u32,

@@ -12,6 +12,7 @@ use enforcer_common::decide::{Decision, FlowFate, flow_bits, reply_key};
 use enforcer_common::encapsulation::{flow_label, gue_source_port, outer_source};
 use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::Frame;
+use enforcer_common::schema::tenant_holder;
 
 use super::{Outer, Replay, Sent};
 
@@ -55,7 +56,7 @@ impl Replay {
             FlowFate::Opened => self.open(journey)?,
             FlowFate::None => return Err(Reason::Internal),
         };
-        self.pay(&decision.charges, now_ns);
+        self.settle(decision, frame.packet.bytes, now_ns);
         let nat = self.nat_source(&key, decision.forward, translated_port_be);
         let onward = reply_key(&key, backend.address, backend.port_be, nat).reversed();
         let forward = decision.forward;
@@ -114,7 +115,7 @@ impl Replay {
     fn use_reply(&mut self, frame: &Frame, decision: &Decision, now_ns: u64) -> Result<ReplyRecord, Reason> {
         let key = frame.packet.key;
         let mut reply = *self.replies.get(&key).ok_or(Reason::Internal)?;
-        self.pay(&decision.charges, now_ns);
+        self.settle(decision, frame.packet.bytes, now_ns);
         reply.packets += 1;
         reply.bytes += u64::from(frame.packet.bytes);
         reply.seen_ns = now_ns;
@@ -144,12 +145,13 @@ impl Replay {
         Ok(flow.translated_port_be)
     }
 
-    /// Writes what was decided anew; a connection that changed hands is counted with its new tenant.
+    /// Writes what was decided anew; a connection that changed hands is counted with whom it belongs to now.
     fn renew(&mut self, flow: &mut FlowRecord, decision: &Decision) {
-        if flow.tenant != decision.tenant {
-            self.count_opened_of_tenant(flow.tenant, -1);
-            self.count_opened_of_tenant(decision.tenant, 1);
-        }
+        self.move_connection(tenant_holder(flow.tenant), tenant_holder(decision.tenant));
+        self.move_connection(flow.pair_group.into(), decision.pair_group);
+        self.move_connection(flow.service_group.into(), decision.service_group);
+        flow.pair_group = decision.pair_group as u16;
+        flow.service_group = decision.service_group as u16;
         flow.tenant = decision.tenant;
         flow.service = decision.service - 1;
         flow.rule = decision.rule;
@@ -213,7 +215,8 @@ impl Replay {
             backend: decision.backend - 1,
             state: flow_bits(&frame.packet),
             forward: decision.forward,
-            reserved: 0,
+            pair_group: decision.pair_group as u16,
+            service_group: decision.service_group as u16,
             backend_port_be: backend.port_be,
             translated_port_be: port_be,
             backend_address: backend.address,
@@ -225,7 +228,9 @@ impl Replay {
             return Err(Reason::TableFull);
         }
         self.set_flow(key, flow);
-        self.count_opened_of_tenant(flow.tenant, 1);
+        self.move_connection(0, tenant_holder(decision.tenant));
+        self.move_connection(0, decision.pair_group);
+        self.move_connection(0, decision.service_group);
         self.count_opened_of_backend(flow.backend, 1);
         Ok(port_be)
     }

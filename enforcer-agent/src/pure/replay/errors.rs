@@ -3,7 +3,7 @@
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{FORWARD_L2DSR, FORWARD_LOCAL, encapsulates, takes_hop};
 use enforcer_common::abi::reason::{Effect, Reason};
-use enforcer_common::decide::{Decision, reply_key};
+use enforcer_common::decide::{Decision, answer, reply_key};
 use enforcer_common::parse::{Frame, Quoted};
 
 use super::{Answered, Outcome, Replay, Sent};
@@ -33,7 +33,8 @@ impl Replay {
         };
         match sent {
             Some(sent) => {
-                self.pay(&decision.charges, now_ns);
+                let owed = answer::owed(&self.snapshot, decision.tenant);
+                self.pay(&owed, now_ns);
                 outcome(decision, Some(sent))
             }
             None => outcome(decision.refused(Reason::Internal), None),

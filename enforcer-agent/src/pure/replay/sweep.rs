@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use enforcer_common::abi::address::FlowKey;
 
 use super::Replay;
-use crate::pure::expiry::is_old_orphan;
+use crate::pure::expiry::{Counted, is_old_orphan};
 
 /// What a sweep did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,14 +61,14 @@ impl Replay {
         let seen = self.seen(key, &flow);
         let (has_ended, expires_ns) = (seen.has_ended(), seen.expires_ns(&self.timeouts));
         if !seen.is_expired(&self.timeouts, now_ns) {
-            self.count_ended(*key, has_ended.then_some([flow.tenant, flow.backend]));
+            self.count_ended(*key, has_ended.then(|| Counted::of(&flow)));
             self.look_again(*key, expires_ns);
             return false;
         }
         if let Some(at) = self.reply_key_of(key, &flow) {
             self.remove_own_reply(&at, key);
         }
-        self.count_ended(*key, Some([flow.tenant, flow.backend]));
+        self.count_ended(*key, Some(Counted::of(&flow)));
         self.remove_flow(key);
         true
     }

@@ -131,12 +131,8 @@ impl Simulation {
     fn limits_on(&self, before: &Decision, after: &Decision, made: [Made; 2], was_admitted: bool) -> Limits {
         let admits = |decision: &Decision| decision.reason.effect() == Effect::Forwarded;
         let limits = [
-            admits(before)
-                .then(|| self.before.limits_of(before.tenant))
-                .flatten(),
-            admits(after)
-                .then(|| self.after.limits_of(after.tenant))
-                .flatten(),
+            admits(before).then(|| self.before.limits_on(before)).flatten(),
+            admits(after).then(|| self.after.limits_on(after)).flatten(),
         ];
         match limits {
             [None, None] => Limits::Nothing,

@@ -1,10 +1,11 @@
 //! One of the two policies that are compared: compiled, with its own flows and limiters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Range;
 
 use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::config::LimitsRecord;
 use enforcer_common::decide::Decision;
 use enforcer_common::parse::{Frame, Quoted};
 use jiff::Timestamp;
@@ -13,7 +14,6 @@ use super::{SWEEP_INTERVAL_NS, Surroundings};
 use crate::pure::compile::{CompileError, Compiled, Directory, Inputs, compile};
 use crate::pure::neutral::Neutral;
 use crate::pure::policy::ResolvedPolicy;
-use crate::pure::policy::resolved::Limits;
 use crate::pure::policy::schedule::{closed_rules, next_change};
 use crate::pure::policy::selection::Selection;
 use crate::pure::replay::Replay;
@@ -37,8 +37,6 @@ pub(super) struct Side {
     pub(super) digest: String,
     pub(super) directory: Directory,
     pub(super) replay: Replay,
-    /// By tenant slot; tenants without any limit are left out.
-    limits: BTreeMap<u32, Limits>,
     /// Where back ends listen.
     servers: BTreeSet<SocketAddr>,
     /// Whole intervals since the first packet after which this side was swept.
@@ -61,15 +59,6 @@ impl Side {
         let generation = 1;
         replay.install(tables, generation, neutral.host().record());
         let has_schedules = policy.rules.iter().any(|rule| rule.schedule.is_some());
-        let limits = directory.tenants.iter().filter_map(|(slot, name)| {
-            // Sorted by name.
-            let at = policy
-                .tenants
-                .binary_search_by(|tenant| tenant.name.cmp(name))
-                .ok()?;
-            let limits = &policy.tenants[at].limits;
-            has_limits(limits).then(|| (*slot, limits.clone()))
-        });
         Ok(Self {
             policy: policy.clone(),
             neutral,
@@ -78,7 +67,6 @@ impl Side {
             stuck: None,
             name: policy.name.clone(),
             digest: policy.digest().to_string(),
-            limits: limits.collect(),
             servers: directory
                 .backends
                 .values()
@@ -150,32 +138,16 @@ impl Side {
         self.replay.replies().get(key).map(|reply| reply.forward)
     }
 
-    /// The limits of a tenant's slot; `None` if it has none.
-    pub(super) fn limits_of(&self, tenant: u32) -> Option<&Limits> {
-        self.limits.get(&tenant)
+    /// The limits that bind what got this decision; `None` if there are none.
+    pub(super) fn limits_on(&self, decision: &Decision) -> Option<[LimitsRecord; 3]> {
+        let limits = self.replay.limits_on(decision);
+        limits
+            .iter()
+            .any(|limits| *limits != LimitsRecord::ZERO)
+            .then_some(limits)
     }
 
     pub(super) fn is_server(&self, address: &SocketAddr) -> bool {
         self.servers.contains(address)
     }
-}
-
-fn has_limits(limits: &Limits) -> bool {
-    let Limits {
-        new_connections_per_second,
-        packets_per_second,
-        bytes_per_second,
-        response_bytes_per_second,
-        concurrent_connections,
-        burst_ns: _,
-    } = limits;
-    [
-        new_connections_per_second,
-        packets_per_second,
-        bytes_per_second,
-        response_bytes_per_second,
-    ]
-    .into_iter()
-    .any(Option::is_some)
-        || concurrent_connections.is_some()
 }

@@ -3,7 +3,7 @@
 use enforcer_common::Reason;
 use enforcer_common::decide::TCP_ACK;
 use enforcer_common::decide::limiter::Limiter;
-use enforcer_common::schema::tenant_connections;
+use enforcer_common::schema::{tenant_connections, tenant_holder};
 use enforcer_tests::packet::{Segment, syn};
 
 use super::{from_backend, homeward, onward};
@@ -201,7 +201,7 @@ pub(super) fn limiters() -> Scenario {
                     .rig
                     .dataplane()
                     .maps
-                    .limiter(slot, Limiter::Packets)
+                    .limiter(tenant_holder(slot), Limiter::Packets)
                     .unwrap();
                 assert_eq!(due_ns, now_ns + 1_000_000_000, "{tenant}");
             }

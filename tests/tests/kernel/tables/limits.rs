@@ -189,15 +189,20 @@ pub(super) fn one_refusal_pays_nothing() -> Scenario {
         "each limiter holds exactly what the admitted packets cost",
         |bench| {
             use enforcer_common::decide::limiter::Limiter;
+            use enforcer_common::schema::tenant_holder;
             let (tight, now_ns) = (bench.world.tenant("tight"), bench.rig.now_ns());
             let maps = &bench.rig.dataplane().maps;
-            let ahead = |limiter| maps.limiter(tight, limiter).unwrap() - now_ns;
+            let ahead = |limiter| maps.limiter(tenant_holder(tight), limiter).unwrap() - now_ns;
             // Four connections at a sixth of a second, and a quarter of a second has passed.
             assert_eq!(ahead(Limiter::Connections), 4 * 166_666_666 - 250_000_000);
             assert_eq!(ahead(Limiter::Packets), 5 * 250_000_000 - 250_000_000);
             // The debt of the first 5600 bytes was paid by then; 3400 bytes at 65535 a second are left.
             assert_eq!(ahead(Limiter::Bytes), 51_880_674);
-            assert_eq!(maps.limiter(tight, Limiter::ResponseBytes).unwrap(), 0);
+            assert_eq!(
+                maps.limiter(tenant_holder(tight), Limiter::ResponseBytes)
+                    .unwrap(),
+                0
+            );
         },
     ));
     Scenario {

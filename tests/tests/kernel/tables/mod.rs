@@ -7,6 +7,7 @@ mod egress;
 mod forward;
 mod generations;
 mod governors;
+mod levels;
 mod limits;
 mod local;
 mod related;
@@ -158,6 +159,10 @@ fn everything() -> Vec<Scenario> {
         shapes::link_layer,
         shapes::ip_headers,
         shapes::fragments,
+        levels::rates,
+        levels::packets_and_bytes,
+        levels::connections_open,
+        levels::changes,
         limits::connections,
         limits::packets,
         limits::bytes,

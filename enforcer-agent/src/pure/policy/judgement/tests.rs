@@ -223,6 +223,7 @@ fn rules(tenants: usize, services: usize) -> impl Strategy<Value = Vec<Rule>> {
         tenants,
         services,
         schedule,
+        limits: None,
         line: 0,
         file: None,
     });
@@ -318,6 +319,7 @@ fn tenants_that_all_rules_treat_alike_share_a_row() {
         tenants,
         services: Selection::all(70),
         schedule: None,
+        limits: None,
         line: 0,
         file: None,
     };

@@ -57,6 +57,7 @@ pub(super) fn add_rule(
         tenants: Selection::all(tenants),
         services: Selection::all(services),
         schedule: None,
+        limits: None,
         line: action.line(),
         file: reporter.file(action).map(std::sync::Arc::from),
     };

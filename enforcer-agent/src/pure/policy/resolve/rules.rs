@@ -10,7 +10,9 @@ use super::super::resolved::{Action, Constraint, Mode, Rule};
 use super::super::source::Place;
 use super::super::suggest::quoted;
 use super::selectors::{self, Subjects};
-use super::{Placed, names, report_repetition, report_same_but_for_case, scalar, schedule, sort_by_name};
+use super::{
+    Placed, names, report_repetition, report_same_but_for_case, scalar, schedule, sort_by_name, tenants,
+};
 
 /// The rules in the order of judgement.
 pub(super) fn resolve_rules(
@@ -38,6 +40,7 @@ fn resolve_rule(reporter: &mut Reporter<'_>, rule: &model::Rule, subjects: &Subj
         tenants,
         services,
         schedule,
+        limits,
     } = rule;
     let _ = scalar::name(reporter, name);
     let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
@@ -46,10 +49,22 @@ fn resolve_rule(reporter: &mut Reporter<'_>, rule: &model::Rule, subjects: &Subj
         .and_then(|text| scalar::number(reporter, text, range, "priority"));
     let mode = mode.as_ref().and_then(|text| scalar::choice(reporter, text));
     let place = Place::from(name);
+    let action = scalar::choice(reporter, action).unwrap_or(Action::Deny);
+    let mode = mode.unwrap_or(Mode::Enforce);
+    if let Some(limits) = limits
+        && (action == Action::Deny || mode == Mode::Shadow)
+    {
+        let message = format!(
+            "rule {} lets nothing pass that it could limit",
+            quoted(&name.value)
+        );
+        let help = "Limits belong to a rule with `action: Allow` that is enforced; leave them out here.";
+        reporter.error(Code::NoEffect, limits, message, help);
+    }
     let value = Rule {
         name: name.value.clone(),
-        action: scalar::choice(reporter, action).unwrap_or(Action::Deny),
-        mode: mode.unwrap_or(Mode::Enforce),
+        action,
+        mode,
         priority: priority
             .and_then(|priority| i32::try_from(priority).ok())
             .unwrap_or(0),
@@ -58,6 +73,9 @@ fn resolve_rule(reporter: &mut Reporter<'_>, rule: &model::Rule, subjects: &Subj
         schedule: schedule
             .as_ref()
             .and_then(|schedule| schedule::resolve(reporter, schedule)),
+        limits: limits
+            .as_ref()
+            .map(|limits| tenants::resolve_limits(reporter, &limits.value)),
         line: place.line(),
         file: reporter.file(place).map(Arc::from),
     };

@@ -8,7 +8,7 @@ use super::super::model::{self, List, Scalar, Text};
 use super::super::resolved::{Forward, Pool, PortRange, Protocol, Service};
 use super::super::source::Place;
 use super::super::suggest::quoted;
-use super::{Name, Placed, network, scalar, sort_by_name, unknown_name};
+use super::{Name, Placed, network, scalar, sort_by_name, tenants, unknown_name};
 
 /// What services claim: by address and protocol, the ports that they begin at, with the service's name.
 type Claims<'a> = BTreeMap<(IpAddr, Protocol), BTreeMap<u16, (PortRange, &'a Text)>>;
@@ -44,6 +44,7 @@ fn resolve_service<'a>(
         pools: pool_names,
         forward,
         on_refusal,
+        limits,
     } = service;
     let _ = scalar::name(reporter, name);
     if addresses.value.is_empty() {
@@ -75,6 +76,9 @@ fn resolve_service<'a>(
             .as_ref()
             .and_then(|text| scalar::choice(reporter, text))
             .unwrap_or_default(),
+        limits: limits
+            .as_ref()
+            .map(|limits| tenants::resolve_limits(reporter, limits)),
     };
     Placed {
         value,

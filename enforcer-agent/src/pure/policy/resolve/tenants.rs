@@ -92,7 +92,8 @@ pub(super) fn resolve(
 
 /// What of a tenant depends on nothing else, and nothing else but a check of guarantees on it.
 pub(in super::super) fn resolve_allowance(reporter: &mut Reporter<'_>, tenant: &model::Tenant) -> Allowance {
-    let limits = resolve_limits(reporter, tenant.limits.as_ref());
+    let limits = tenant.limits.as_ref();
+    let limits = limits.map_or(NO_LIMITS, |limits| resolve_limits(reporter, limits));
     Allowance {
         guaranteed: resolve_guaranteed(reporter, tenant.guaranteed.as_ref(), &limits),
         quotas: resolve_quotas(reporter, tenant.quotas.as_ref()),
@@ -192,10 +193,8 @@ fn claim<'a>(
     prefixes
 }
 
-fn resolve_limits(reporter: &mut Reporter<'_>, limits: Option<&model::Limits>) -> Limits {
-    let Some(limits) = limits else {
-        return NO_LIMITS;
-    };
+/// Whoever's limits they are.
+pub(super) fn resolve_limits(reporter: &mut Reporter<'_>, limits: &model::Limits) -> Limits {
     let model::Limits {
         new_connections_per_second,
         packets_per_second,
