@@ -12,7 +12,7 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use enforcer_common::abi::event::{
     EVENT_FLOW_MOVED, EVENT_FLOW_OPENED, EVENT_REFUSED, EVENT_WINDOW_SHIFT, EventRecord,
 };
-use enforcer_common::abi::reason::{Effect, REASON_SLOTS};
+use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::{TallyRecord, tally_index};
 use enforcer_common::decide::{Decision, FlowFate, Packet};
 
@@ -35,7 +35,7 @@ pub(crate) fn count(
     // is not preempted by another that writes it (XDP and TC both run with bottom halves off), and it is never freed.
     let block = unsafe { &mut *block };
     // The compiler knows that reasons are fewer than tallies and would leave the bounds check out; the verifier does not.
-    let reason = core::hint::black_box(decision.reason as u32) % REASON_SLOTS;
+    let reason = core::hint::black_box(decision.reason as u32);
     let Some(tally) = block.reasons.get_mut(reason as usize) else {
         return;
     };
@@ -43,7 +43,7 @@ pub(crate) fn count(
     tally.bytes += u64::from(packet.bytes);
     let kind = match (decision.reason.effect(), decision.flow) {
         (Effect::Refused, _) => EVENT_REFUSED,
-        (Effect::Forwarded, FlowFate::Opened | FlowFate::Reopened) => EVENT_FLOW_OPENED,
+        (Effect::Forwarded, FlowFate::Opened | FlowFate::Reopened | FlowFate::Stateless) => EVENT_FLOW_OPENED,
         (Effect::Forwarded, FlowFate::Moved) => EVENT_FLOW_MOVED,
         (Effect::Forwarded | Effect::Passed, _) => return,
     };

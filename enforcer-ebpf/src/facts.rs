@@ -263,6 +263,14 @@ impl Facts for MapFacts {
     }
 
     #[inline(always)]
+    fn flows_per_tenant(&self) -> u64 {
+        match host() {
+            Some(host) => host.flows_per_tenant,
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
     fn answers(&self) -> LimitRecord {
         match host() {
             Some(host) => host.answers,

@@ -16,9 +16,11 @@ use enforcer_common::abi::address::{Address, FlowKey, from_v4};
 use enforcer_common::abi::config::{
     BackendRecord, FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, HostRecord, answers_directly, encapsulates,
 };
-use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
+use enforcer_common::abi::flow::{FLOW_RST, FlowRecord, ReplyRecord};
 use enforcer_common::continuation::Errand;
-use enforcer_common::decide::{Decision, Facts as _, FlowFate, flow_bits, is_v4, reply_key};
+use enforcer_common::decide::{
+    Decision, Facts as _, FlowFate, flow_bits, is_v4, may_be_stateless, reply_key,
+};
 use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::Frame;
 use enforcer_common::schema::{backend_connections, banked, holder_connections, tenant_holder};
@@ -39,6 +41,8 @@ pub(crate) struct Sent {
     /// Set if another program is to send it, and then says the verdict.
     pub(crate) errand: Option<Errand>,
     pub(crate) translated_port_be: u16,
+    /// Whether there was no room for its flow's entry after all.
+    pub(crate) stateless: bool,
 }
 
 // === impl Sent ===
@@ -51,6 +55,7 @@ impl Sent {
             verdict,
             errand: None,
             translated_port_be: 0,
+            stateless: false,
         }
     }
 
@@ -65,6 +70,7 @@ impl Sent {
                 ..Errand::NONE
             }),
             translated_port_be: 0,
+            stateless: false,
         }
     }
 }
@@ -83,10 +89,18 @@ pub(crate) fn forward(
         .backend(bank, decision.backend - 1)
         .ok_or(Reason::Internal)?;
     let host = facts::host().ok_or(Reason::Internal)?;
+    let mut stateless = false;
     let translated_port_be = match decision.flow {
         FlowFate::Kept | FlowFate::Renewed => keep(host, facts, frame, decision, now_ns)?,
         FlowFate::Moved | FlowFate::Reopened => retarget(ctx, host, facts, frame, decision, backend, now_ns)?,
-        FlowFate::Opened => open(ctx, host, frame, decision, backend, now_ns)?,
+        FlowFate::Opened => match open(ctx, host, frame, decision, backend, now_ns) {
+            Err(Reason::TableFull) if may_be_stateless(facts, decision) => {
+                stateless = true;
+                frame.packet.key.source_port_be
+            }
+            outcome => outcome?,
+        },
+        FlowFate::Stateless => frame.packet.key.source_port_be,
         FlowFate::None => return Err(Reason::Internal),
     };
     settle(decision, frame.packet.bytes, now_ns);
@@ -100,6 +114,7 @@ pub(crate) fn forward(
         }
     };
     sent.translated_port_be = translated_port_be;
+    sent.stateless = stateless;
     Ok(sent)
 }
 
@@ -177,6 +192,15 @@ pub(crate) fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
     }
     // SAFETY: (need) a helper is a foreign call. (soundness) it takes numbers; the kernel checks the interface.
     unsafe { bpf_redirect(ifindex, 0) as u32 }
+}
+
+/// Marks the connection of a packet that is refused for its back end's sake as reset: it is open no more.
+#[inline(always)]
+pub(crate) fn abandon(facts: &MapFacts) {
+    if let Some(entry) = facts.found_flow() {
+        // SAFETY: as in `touch_reply`.
+        unsafe { (*entry).state |= FLOW_RST };
+    }
 }
 
 #[inline(always)]

@@ -48,8 +48,8 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::continuation::{Continuation, Errand};
-use enforcer_common::decide;
 use enforcer_common::decide::answer::Answer;
+use enforcer_common::decide::{self, FlowFate};
 use enforcer_common::parse;
 
 use crate::facts::MapFacts;
@@ -85,6 +85,10 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
                 verdict = sent.verdict;
                 translated_port_be = sent.translated_port_be;
                 errand = sent.errand;
+                if sent.stateless {
+                    decision.reason = Reason::Stateless;
+                    decision.flow = FlowFate::Stateless;
+                }
             }
             Err(reason) => {
                 decision = decision.refused(reason);
@@ -102,6 +106,9 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
     if let Some(errand) = errand {
         maps::go_on(&ctx, Continuation::Encapsulate, errand);
         return xdp_action::XDP_ABORTED;
+    }
+    if matches!(decision.reason, Reason::BackendIneligible) {
+        flows::abandon(&facts);
     }
     if verdict == xdp_action::XDP_DROP {
         let kind = decide::answer::kind(&facts, &decision, &frame.packet);

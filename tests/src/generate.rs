@@ -107,6 +107,9 @@ pub struct Start {
     pub flow_entries: u32,
     /// Ports that `Nat` may use.
     pub nat_ports: u16,
+    /// Entries of the flow table that one tenant may have; zero: all.
+    #[serde(default)]
+    pub flows_per_tenant: u64,
     /// What is enforced at first.
     pub policy: Policy,
 }
@@ -145,6 +148,11 @@ pub fn start(random: &mut Random, flow_entries: u32) -> Start {
     Start {
         flow_entries,
         nat_ports,
+        flows_per_tenant: if random.percent(30) {
+            2 + random.below(12)
+        } else {
+            0
+        },
         policy: policy(random),
     }
 }

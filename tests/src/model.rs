@@ -171,7 +171,7 @@ fn event_of(
 ) -> Option<EventRecord> {
     let kind = match (decision.reason.effect(), decision.flow) {
         (Effect::Refused, _) => EVENT_REFUSED,
-        (Effect::Forwarded, FlowFate::Opened | FlowFate::Reopened) => EVENT_FLOW_OPENED,
+        (Effect::Forwarded, FlowFate::Opened | FlowFate::Reopened | FlowFate::Stateless) => EVENT_FLOW_OPENED,
         (Effect::Forwarded, FlowFate::Moved) => EVENT_FLOW_MOVED,
         (Effect::Forwarded | Effect::Passed, _) => return None,
     };

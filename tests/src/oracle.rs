@@ -172,6 +172,8 @@ pub struct Oracle {
     local: Vec<IpAddr>,
     /// Whether tables or ports may run out: then the oracle allows for it.
     tight: bool,
+    /// Entries of the flow table that one tenant may have; zero: all.
+    share: u64,
     known: Vec<Known>,
     debts: BTreeMap<(String, Limited), Debt>,
 }
@@ -234,9 +236,17 @@ impl Oracle {
             nat,
             local,
             tight,
+            share: 0,
             known: Vec::new(),
             debts: BTreeMap::new(),
         }
+    }
+
+    /// One tenant may have so many entries of the flow table; zero: all.
+    #[must_use]
+    pub fn with_share(mut self, share: u64) -> Self {
+        self.share = share;
+        self
     }
 
     /// The policy that is enforced, as it was given.
@@ -406,7 +416,12 @@ impl Oracle {
         }
         let fates = self.fates(segment, &choice);
         let mut opens = None;
+        let is_established = self.known(segment).is_some_and(|known| known.here.beyond_syn);
         for (fate, backends) in &fates {
+            if *fate == Fate::Moves && service.resets && !service.udp && is_established {
+                prediction.reasons.insert(Reason::BackendIneligible);
+                continue;
+            }
             if backends.is_empty() {
                 prediction.reasons.insert(Reason::NoHealthyBackend);
                 continue;
@@ -440,13 +455,22 @@ impl Oracle {
         let passes = holders
             .iter()
             .all(|holder| self.passes(holder, segment, fate, now_ns, &mut prediction));
+        let is_counted = holders.iter().any(|holder| holder.limits.concurrent.is_some());
+        let without_room = if service.stateless && service.forward.is_direct() && !is_counted {
+            Reason::Stateless
+        } else {
+            Reason::TableFull
+        };
+        let has_share =
+            fate != Fate::Opens || self.share == 0 || self.open_connections(&tenant.name) < self.share;
         if passes {
-            prediction.reasons.insert(Reason::Allowed);
+            let reason = if has_share { Reason::Allowed } else { without_room };
+            prediction.reasons.insert(reason);
         }
         if self.tight && fate != Fate::Continues && prediction.reasons.contains(&Reason::Allowed) {
             prediction
                 .reasons
-                .extend([Reason::TableFull, Reason::TranslationExhausted]);
+                .extend([without_room, Reason::TableFull, Reason::TranslationExhausted]);
         }
         prediction
     }

@@ -134,6 +134,12 @@ pub struct Service {
     /// What all tenants together may use.
     #[serde(default)]
     pub limits: Option<Limits>,
+    /// Whether packets go on where there is no room for their flow.
+    #[serde(default)]
+    pub stateless: bool,
+    /// Whether a connection is reset whose back end is no longer eligible.
+    #[serde(default)]
+    pub resets: bool,
 }
 
 /// What the sender of a refused packet is answered.
@@ -338,6 +344,12 @@ fn service_value(service: &Service) -> Value {
     });
     if let Some(limits) = &service.limits {
         value["limits"] = limits_value(limits);
+    }
+    if service.stateless {
+        value["onTableFull"] = json!("Forward");
+    }
+    if service.resets {
+        value["onIneligible"] = json!("Reset");
     }
     value
 }

@@ -113,6 +113,7 @@ impl World {
             outer_v6: OUTER_V6.parse().ok(),
             local_addresses: vec![LOCAL_V4.into(), NAT_V4.into()],
             events_per_window: 1_000_000,
+            flows_per_tenant: 0,
             capacity: Capacity::default(),
         };
         let mut world = Self {

@@ -203,6 +203,7 @@ fn a_replay_says_what_the_kernel_says() {
         start.policy.rules.iter_mut().for_each(|rule| rule.hours = None);
         let mut world = World::new(&start.policy.text()).unwrap();
         world.host.nat_port_count = start.nat_ports;
+        world.host.flows_per_tenant = start.flows_per_tenant;
         // A simulation knows no links: every packet fits.
         for next_hop in world
             .backends

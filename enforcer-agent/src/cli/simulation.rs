@@ -21,6 +21,7 @@ const FLOW_TABLE: FlowTable = FlowTable {
     tcp_opening_timeout: Duration::from_secs(30),
     tcp_closing_timeout: Duration::from_secs(10),
     udp_timeout: Duration::from_secs(60),
+    tenant_share_percent: 50,
 };
 /// Likewise.
 const NAT: Nat = Nat {
@@ -87,6 +88,7 @@ fn surroundings(
                 .chain(nat.ipv6.map(Into::into))
                 .collect(),
             events_per_window: 0,
+            flows_per_tenant: table.entries_per_tenant(capacity.flows),
             capacity,
         },
         flow_entries: capacity.flows,

@@ -232,6 +232,7 @@ impl Checker<'_> {
             tcp_opening_timeout,
             tcp_closing_timeout,
             udp_timeout,
+            tenant_share,
         } = section;
         let timeout = |text: &str| duration(text, Duration::from_secs(1)..=7 * DAY);
         FlowTable {
@@ -239,6 +240,11 @@ impl Checker<'_> {
             tcp_opening_timeout: self.value(tcp_opening_timeout, "30s", timeout),
             tcp_closing_timeout: self.value(tcp_closing_timeout, "10s", timeout),
             udp_timeout: self.value(udp_timeout, "60s", timeout),
+            tenant_share_percent: self.value(tenant_share, "50%", |text| match quantity::percentage(text) {
+                Ok(0) => Err("a tenant needs some share of the table".to_owned()),
+                Ok(share) => Ok(share),
+                Err(why) => Err(why.to_string()),
+            }),
         }
     }
 

@@ -122,6 +122,18 @@ pub struct FlowTable {
     pub tcp_closing_timeout: Duration,
     /// UDP.
     pub udp_timeout: Duration,
+    /// How much of the table one tenant may have, in percent.
+    pub tenant_share_percent: u8,
+}
+
+// === impl FlowTable ===
+
+impl FlowTable {
+    /// Entries that one tenant may have of a table with so many; at least one.
+    #[must_use]
+    pub fn entries_per_tenant(&self, entries: u32) -> u64 {
+        (u64::from(entries) * u64::from(self.tenant_share_percent) / 100).max(1)
+    }
 }
 
 /// How back ends' metrics are fetched.
@@ -271,6 +283,7 @@ struct FlowTableSection {
     tcp_opening_timeout: Option<Text>,
     tcp_closing_timeout: Option<Text>,
     udp_timeout: Option<Text>,
+    tenant_share: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -46,6 +46,7 @@ fn the_least_configuration_gets_every_default() {
                 tcp_opening_timeout: Duration::from_secs(30),
                 tcp_closing_timeout: Duration::from_secs(10),
                 udp_timeout: Duration::from_secs(60),
+                tenant_share_percent: 50,
             },
             telemetry: Telemetry {
                 interval: Duration::from_secs(1),

@@ -103,6 +103,7 @@ impl Core {
             outer_v6: config.encapsulation.ipv6,
             local_addresses,
             events_per_window: config.audit.events_per_window,
+            flows_per_tenant: config.flow_table.entries_per_tenant(dataplane.capacity().flows),
             capacity: dataplane.capacity(),
         };
         let has = dataplane.capacity();

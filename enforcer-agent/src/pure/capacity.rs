@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn memory_is_as_documented() {
         let mebibytes = |capacity: Capacity, cpus| capacity.memory_bytes(cpus) >> 20;
-        assert_eq!(mebibytes(Capacity::default(), 2), 50);
+        assert_eq!(mebibytes(Capacity::default(), 2), 52);
         let large = Capacity {
             tenants: 16_383,
             trie_nodes: 32_768,
@@ -216,6 +216,6 @@ mod tests {
             decision_blocks: 65_536,
             ..Capacity::default()
         };
-        assert_eq!(mebibytes(large, 2), 271);
+        assert_eq!(mebibytes(large, 2), 299);
     }
 }

@@ -64,6 +64,7 @@ impl Neutral {
                 outer_v6: Some(Ipv6Net::from(NAT_V6)),
                 local_addresses: Vec::new(),
                 events_per_window: 0,
+                flows_per_tenant: 0,
                 capacity: Capacity::LARGEST,
             },
             backends: backends

@@ -27,7 +27,7 @@ use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::answer::{self, Answer};
 use enforcer_common::decide::limiter::{self, Charge, Claim, Payment};
 use enforcer_common::decide::related;
-use enforcer_common::decide::{Decision, Flow, Packet, Reply, judge, judge_egress};
+use enforcer_common::decide::{Decision, Flow, FlowFate, Packet, Reply, judge, judge_egress};
 use enforcer_common::parse::{Frame, Quoted};
 use enforcer_common::schema::{backend_connections, holder_connections};
 
@@ -100,6 +100,8 @@ pub struct Sent {
     pub outer: Option<Outer>,
     /// Port in place of the client's, where its flow is translated; otherwise the client's port, and zero for replies.
     pub translated_port_be: u16,
+    /// Whether there was no room for its flow's entry after all.
+    pub stateless: bool,
 }
 
 /// What goes around a packet; the rest of the header follows from it and the packet.
@@ -158,6 +160,7 @@ impl Replay {
         self.snapshot.tables = tables;
         self.snapshot.generation = generation;
         self.snapshot.answers = Answers(host.answers);
+        self.snapshot.flows_per_tenant = host.flows_per_tenant;
         self.host = host;
         self.touched.extend(self.flows.keys());
         self.may_have_orphans = true;
@@ -194,7 +197,11 @@ impl Replay {
         };
         match carried_out {
             Ok(sent) => Outcome {
-                decision,
+                decision: if sent.stateless {
+                    stateless(decision)
+                } else {
+                    decision
+                },
                 sent: Some(sent),
                 answer: Answered::NOTHING,
             },
@@ -209,6 +216,9 @@ impl Replay {
             sent: None,
             answer: Answered::NOTHING,
         };
+        if decision.reason == Reason::BackendIneligible {
+            self.abandon(&packet.key);
+        }
         let answer = answer::kind(&self.snapshot, &decision, packet);
         if answer == Answer::None || decision.reason.effect() != Effect::Refused {
             return outcome;
@@ -395,6 +405,15 @@ impl Replay {
     /// Where a flow's replies are looked for; `None` where the back end answers the client directly.
     fn reply_key_of(&self, key: &FlowKey, flow: &FlowRecord) -> Option<FlowKey> {
         expiry::reply_key_of(&self.host, key, flow)
+    }
+}
+
+/// A packet for whose flow there was no room after all.
+const fn stateless(decision: Decision) -> Decision {
+    Decision {
+        reason: Reason::Stateless,
+        flow: FlowFate::Stateless,
+        ..decision
     }
 }
 

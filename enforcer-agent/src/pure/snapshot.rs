@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub lease: Lease,
     /// How many refused packets are answered.
     pub answers: Answers,
+    /// Entries of the flow table that one tenant may have; zero: as many as there are.
+    pub flows_per_tenant: u64,
 }
 
 /// A lease; by default one that nobody gave, which never lapses.
@@ -128,6 +130,10 @@ impl Facts for Snapshot {
 
     fn open_connections(&self, holder: u32) -> u64 {
         self.open_connections.get(&holder).copied().unwrap_or(0)
+    }
+
+    fn flows_per_tenant(&self) -> u64 {
+        self.flows_per_tenant
     }
 
     fn answers(&self) -> LimitRecord {

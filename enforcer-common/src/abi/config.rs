@@ -85,6 +85,10 @@ pub const SERVICE_PRESENT: u32 = 1;
 pub const SERVICE_RESETS: u32 = 2;
 /// A refused packet is answered with ICMP: administratively prohibited.
 pub const SERVICE_PROHIBITS: u32 = 4;
+/// Where there is no room for a flow's entry, packets go by the Maglev table alone.
+pub const SERVICE_STATELESS: u32 = 8;
+/// A TCP connection whose back end is no longer eligible is reset, not given another.
+pub const SERVICE_RESETS_INELIGIBLE: u32 = 16;
 /// Rewrite source and destination: the back end sees the balancer.
 pub const FORWARD_NAT: u32 = 1;
 /// Rewrite the destination only: the back end sees the client and routes its answers through the balancer.
@@ -256,7 +260,7 @@ record! {
 
 record! {
     /// What is particular to this host, not to the policy.
-    pub struct HostRecord, 88 bytes {
+    pub struct HostRecord, 96 bytes {
         /// The address that `Nat` puts in place of the client's, IPv4; all zero: none.
         pub nat_v4: u32,
         /// First port of the range that `Nat` may use.
@@ -267,6 +271,8 @@ record! {
         pub nat_v6: Address,
         /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
         pub events_per_window: u64,
+        /// Entries of the flow table that one tenant may have. Zero: as many as there are.
+        pub flows_per_tenant: u64,
         /// Refused packets of one tenant, and of all strangers together, that are answered. All zero: none.
         pub answers: LimitRecord,
         /// Source of encapsulated packets, IPv4: the fixed bits.

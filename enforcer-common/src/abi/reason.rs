@@ -49,7 +49,7 @@ pub enum Effect {
 }
 
 /// Slots a tenant has in the tally table: room for every number below it.
-pub const REASON_SLOTS: u32 = 32;
+pub const REASON_SLOTS: u32 = 40;
 
 reasons! {
     Allowed = 0, Forwarded, "The packet was admitted and forwarded to a back end.";
@@ -84,6 +84,8 @@ reasons! {
     RelatedRate = 29, Refused, "More ICMP errors about this tenant's connections came than are sent on.";
     ServiceConnections = 30, Refused, "The service is over what all tenants together may open: its rate of new connections, or connections at once.";
     ServiceRate = 31, Refused, "The service is over a rate of packets or bytes of all tenants together.";
+    Stateless = 32, Forwarded, "The packet was admitted and forwarded by the Maglev table alone, since there is no room for an entry of its flow.";
+    BackendIneligible = 33, Refused, "The connection's back end is no longer eligible, and the service resets such connections.";
 }
 
 const _: () = {

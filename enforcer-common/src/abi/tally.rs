@@ -35,7 +35,7 @@ record! {
 
 record! {
     /// The tallies of one (tenant, direction) on one CPU: one record, so that one look-up reads all reasons.
-    pub struct TallyBlock, 1792 bytes {
+    pub struct TallyBlock, 2240 bytes {
         /// By [`crate::Reason`] number.
         pub reasons: [TallyRecord; REASON_SLOTS as usize],
     }

@@ -59,6 +59,7 @@ pub fn kind<F: Facts>(facts: &F, decision: &Decision, packet: &Packet) -> Answer
     };
     match decision.reason {
         Reason::TooBig => Answer::TooBig,
+        Reason::BackendIneligible => Answer::Reset,
         Reason::UnknownTenant
         | Reason::NoRule
         | Reason::RuleDeny

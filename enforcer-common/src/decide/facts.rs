@@ -124,6 +124,8 @@ pub trait Facts {
     fn limiter(&self, index: u32) -> u64;
     /// Connections that are open of a holder of limits: see [`crate::schema::tenant_holder`].
     fn open_connections(&self, holder: u32) -> u64;
+    /// Entries of the flow table that one tenant may have. Zero: as many as there are.
+    fn flows_per_tenant(&self) -> u64;
     /// How many refused packets of a tenant are answered. All zero: none.
     fn answers(&self) -> LimitRecord;
     /// Why those who hold limits on a packet let it not pass, if they do not. (The programs have it in a function of its own.)
@@ -151,6 +153,8 @@ pub enum FlowFate {
     Reopened,
     /// Made.
     Opened,
+    /// There is no room for one, and the packet goes by the Maglev table alone.
+    Stateless,
 }
 
 impl FlowFate {
@@ -158,7 +162,7 @@ impl FlowFate {
     #[inline(always)]
     #[must_use]
     pub const fn opens(self) -> bool {
-        matches!(self, Self::Opened | Self::Reopened)
+        matches!(self, Self::Opened | Self::Reopened | Self::Stateless)
     }
 }
 

@@ -162,7 +162,7 @@ impl Claim {
             service_group: decision.service_group,
             kind: match decision.flow {
                 _ if is_reply => Kind::Replies,
-                FlowFate::Opened => Kind::Opens,
+                FlowFate::Opened | FlowFate::Stateless => Kind::Opens,
                 FlowFate::Reopened => Kind::Reopens,
                 FlowFate::None | FlowFate::Kept | FlowFate::Renewed | FlowFate::Moved => Kind::Continues,
             },
@@ -210,7 +210,8 @@ impl Claim {
 }
 
 /// Why those who hold limits on a packet let it not pass, if they do not: the tenant, the tenant on the service, the service,
-/// in this order. All of them are asked before anyone is paid, so that a refused packet takes nothing from any of them.
+/// in this order, and then the tenant's share of the flow table. All of them are asked before anyone is paid, so that a
+/// refused packet takes nothing from any of them.
 #[inline(always)]
 pub fn refusal<F: Facts>(facts: &F, claim: &Claim, now_ns: u64) -> Option<Reason> {
     let Some(tenant) = facts.tenant(claim.bank, claim.tenant) else {
@@ -235,13 +236,34 @@ pub fn refusal<F: Facts>(facts: &F, claim: &Claim, now_ns: u64) -> Option<Reason
         let Some(limits) = facts.limits(claim.bank, claim.service_group) else {
             return Some(Reason::Internal);
         };
-        return match refusal_of(facts, claim.service_group, limits, claim, now_ns) {
-            Some(Reason::ConnectionRate | Reason::Concurrency) => Some(Reason::ServiceConnections),
-            Some(_) => Some(Reason::ServiceRate),
-            None => None,
-        };
+        match refusal_of(facts, claim.service_group, limits, claim, now_ns) {
+            Some(Reason::ConnectionRate | Reason::Concurrency) => return Some(Reason::ServiceConnections),
+            Some(_) => return Some(Reason::ServiceRate),
+            None => {}
+        }
+    }
+    let share = facts.flows_per_tenant();
+    let opens = matches!(claim.kind, Kind::Opens);
+    if opens && share != 0 && facts.open_connections(tenant_holder(claim.tenant)) >= share {
+        return Some(Reason::TableFull);
     }
     None
+}
+
+/// Whether someone limits how many connections are open at once: then each needs an entry, to be counted.
+#[inline(always)]
+pub fn counts_connections<F: Facts>(facts: &F, claim: &Claim) -> bool {
+    let counts = |limits: Option<&LimitsRecord>| match limits {
+        Some(limits) => limits.concurrent_limit != 0,
+        None => false,
+    };
+    let of_tenant = match facts.tenant(claim.bank, claim.tenant) {
+        Some(tenant) => tenant.limits.concurrent_limit != 0,
+        None => false,
+    };
+    of_tenant
+        || (claim.pair_group != 0 && counts(facts.limits(claim.bank, claim.pair_group)))
+        || (claim.service_group != 0 && counts(facts.limits(claim.bank, claim.service_group)))
 }
 
 /// Why one holder of limits lets a packet not pass, if it does not.

@@ -16,8 +16,9 @@ pub mod trie;
 use crate::Reason;
 use crate::abi::address::{self, Address, FlowKey};
 use crate::abi::config::{
-    BACKEND_PRESENT, BACKEND_REACHABLE, FORWARD_LOCAL, LeaseRecord, NO_BACKEND, SET_WORDS, TENANT_PRESENT,
-    TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord, is_forward, takes_hop,
+    BACKEND_PRESENT, BACKEND_REACHABLE, FORWARD_LOCAL, LeaseRecord, NO_BACKEND, SERVICE_RESETS_INELIGIBLE,
+    SERVICE_STATELESS, SET_WORDS, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED,
+    TenantRecord, answers_directly, is_forward, takes_hop,
 };
 use crate::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST};
 use crate::encapsulation::outer_bytes;
@@ -246,7 +247,15 @@ fn to_service<F: Facts>(
     }
     decision.forward = service.forward;
     decision.service_group = service.limits;
-    decision.flow = match steer(facts, bank, set, packet, flow.as_ref(), &mut decision) {
+    decision.flow = match steer(
+        facts,
+        bank,
+        set,
+        service.flags,
+        packet,
+        flow.as_ref(),
+        &mut decision,
+    ) {
         Some(fate) => fate,
         None => return decision,
     };
@@ -255,11 +264,27 @@ fn to_service<F: Facts>(
     {
         return decision.refused(reason);
     }
-    if let Some(reason) = facts.refusal(&Claim::of(&decision, packet.bytes, false), now_ns) {
-        return decision.refused(reason);
+    match facts.refusal(&Claim::of(&decision, packet.bytes, false), now_ns) {
+        None => decision.reason = Reason::Allowed,
+        Some(Reason::TableFull) if may_be_stateless(facts, &decision) => {
+            decision.reason = Reason::Stateless;
+            decision.flow = FlowFate::Stateless;
+        }
+        Some(reason) => return decision.refused(reason),
     }
-    decision.reason = Reason::Allowed;
     decision
+}
+
+/// Whether a packet for whose flow there is no room may go by the Maglev table alone: its service says so, and nobody limits
+/// how many connections are open.
+#[inline(always)]
+pub fn may_be_stateless<F: Facts>(facts: &F, decision: &Decision) -> bool {
+    let bank = (decision.generation & 1) as u32;
+    let says_so = match facts.service(bank, decision.service.wrapping_sub(1)) {
+        Some(service) => service.flags & SERVICE_STATELESS != 0 && answers_directly(service.forward),
+        None => false,
+    };
+    says_so && !limiter::counts_connections(facts, &Claim::of(decision, 0, false))
 }
 
 /// Whether the packet opens a connection where the flow entry is of an earlier one. A repeated SYN of a handshake
@@ -271,12 +296,14 @@ fn reopens(packet: &Packet, flow: &Flow) -> bool {
         && flow.state & (FLOW_FIN | FLOW_RST | FLOW_ESTABLISHED) != 0
 }
 
-/// Chooses the back end: the flow's own if it is still eligible, else by the Maglev table.
+/// Chooses the back end: the flow's own if it is still eligible, else by the Maglev table, unless the service would rather
+/// have the connection reset.
 #[inline(always)]
 fn steer<F: Facts>(
     facts: &F,
     bank: u32,
     set: u32,
+    service_flags: u32,
     packet: &Packet,
     flow: Option<&Flow>,
     decision: &mut Decision,
@@ -293,6 +320,12 @@ fn steer<F: Facts>(
             } else {
                 FlowFate::Renewed
             });
+        } else if service_flags & SERVICE_RESETS_INELIGIBLE != 0
+            && packet.key.protocol == TCP
+            && flow.state & FLOW_ESTABLISHED != 0
+        {
+            *decision = decision.refused(Reason::BackendIneligible);
+            return None;
         } else {
             fate = FlowFate::Moved;
         }

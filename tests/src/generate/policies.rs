@@ -102,6 +102,8 @@ fn services(random: &mut Random) -> Vec<Service> {
                 pools,
                 forward,
                 limits: chance(random, 25, limits),
+                stateless: forward.is_direct() && random.percent(50),
+                resets: !udp && random.percent(40),
                 on_refusal: *random.pick(&[Refusal::Drop, Refusal::Reset, Refusal::Prohibited]),
             }
         })

@@ -15,6 +15,16 @@ impl Oracle {
     pub fn observe(&mut self, segment: &Segment, answer: &Answer, now_ns: u64) {
         match answer.reason {
             Reason::Allowed => self.admitted(segment, answer, now_ns),
+            Reason::Stateless => self.charged_only(segment, answer, now_ns),
+            Reason::BackendIneligible => {
+                let udp = is_udp(segment);
+                let own = |known: &&mut Known| {
+                    known.from == segment.from && known.to == segment.to && known.udp == udp
+                };
+                if let Some(known) = self.known.iter_mut().find(own) {
+                    known.here.reset = true;
+                }
+            }
             Reason::Reply => {
                 let Some(index) = self.answered(segment) else {
                     return;
@@ -44,6 +54,17 @@ impl Oracle {
             known.back = Signs::default();
             known.back_ns = 0;
         }
+    }
+
+    /// A packet for whose connection there is no room: it pays like any other, and is not remembered.
+    fn charged_only(&mut self, segment: &Segment, answer: &Answer, now_ns: u64) {
+        let Some((tenant, service)) = answer.tenant.as_ref().zip(self.service_of(segment).cloned()) else {
+            return;
+        };
+        self.charge(&self.rates(tenant, &service, Limited::Connections), 1, now_ns);
+        self.charge(&self.rates(tenant, &service, Limited::Packets), 1, now_ns);
+        let bytes = segment.network_bytes();
+        self.charge(&self.rates(tenant, &service, Limited::Bytes), bytes, now_ns);
     }
 
     fn admitted(&mut self, segment: &Segment, answer: &Answer, now_ns: u64) {

@@ -38,6 +38,7 @@ impl Prediction {
         let mut reasons = self.reasons.clone();
         match &answer.backend {
             _ if self.is_nameless => {}
+            None if answer.reason == Reason::BackendIneligible => {}
             None if self.backends.is_empty() || reasons.contains(&Reason::NoHealthyBackend) => {}
             Some(backend) if self.backends.contains(backend) => {
                 if self.unreachable.contains(backend) {

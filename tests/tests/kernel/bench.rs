@@ -115,6 +115,13 @@ impl Row {
         self.sent(tenant, Verdict::Redirect, out, None)
     }
 
+    /// Goes out by another interface, and there is no room for its flow.
+    pub(crate) fn stateless(self, tenant: &'static str, out: &Segment) -> Self {
+        let mut row = self.opens(tenant, out);
+        row.reason = Reason::Stateless;
+        row
+    }
+
     /// Gives its flow another back end and goes out by another interface.
     pub(crate) fn moves(self, tenant: &'static str, out: &Segment) -> Self {
         self.sent(tenant, Verdict::Redirect, out, Some(EVENT_FLOW_MOVED))
@@ -330,6 +337,12 @@ impl Bench {
         );
         if row.reason.effect() != Effect::Forwarded {
             let (mut before, mut after) = (state, self.state());
+            if row.reason == Reason::BackendIneligible {
+                // Its flow is marked as reset.
+                for (_, flow) in before.flows.iter_mut().chain(&mut after.flows) {
+                    flow.state = 0;
+                }
+            }
             if row.verdict == Verdict::Transmit {
                 // The answer is paid for, and only that.
                 let paid = tenant as usize * Limiter::ALL.len() + Limiter::Answers as usize;

@@ -96,6 +96,7 @@ impl<'r> Run<'r> {
         let mut world = World::new(&start.policy.text()).map_err(|error| error.to_string())?;
         world.host.events_per_window = u64::MAX;
         world.host.nat_port_count = start.nat_ports;
+        world.host.flows_per_tenant = start.flows_per_tenant;
         rig.set_now(START_NS).unwrap();
         rig.forget_traffic(TENANT_SLOTS).unwrap();
         rig.set_lease(&LeaseRecord::ZERO).unwrap();
@@ -106,7 +107,7 @@ impl<'r> Run<'r> {
         let mut run = Self {
             rig,
             model: Model::new(start.flow_entries),
-            oracle: Oracle::new(start.policy.clone(), nat, local, tight),
+            oracle: Oracle::new(start.policy.clone(), nat, local, tight).with_share(start.flows_per_tenant),
             world,
             now_ns: START_NS,
             steps: 0,
@@ -417,7 +418,7 @@ impl<'r> Run<'r> {
                 .map(|backend| backend.name.clone()),
             port: flow.map_or(0, |flow| u16::from_be(flow.translated_port_be)),
             fate: match (decision.reason, decision.flow) {
-                (Reason::Allowed, FlowFate::Opened) => Some(Fate::Opens),
+                (Reason::Allowed, FlowFate::Opened) | (Reason::Stateless, _) => Some(Fate::Opens),
                 (Reason::Allowed, FlowFate::Kept | FlowFate::Renewed) => Some(Fate::Continues),
                 (Reason::Allowed, FlowFate::Moved) => Some(Fate::Moves),
                 (Reason::Allowed, FlowFate::Reopened) => Some(Fate::Reopens),

@@ -323,6 +323,10 @@ impl Facts for World {
         self.kernel.banks[bank as usize].limits.get(group as usize)
     }
 
+    fn flows_per_tenant(&self) -> u64 {
+        0
+    }
+
     /// Nothing that is refused here is answered.
     fn answers(&self) -> LimitRecord {
         LimitRecord::ZERO

@@ -100,6 +100,8 @@ pub struct HostFacts {
     pub local_addresses: Vec<IpAddr>,
     /// Audit events that one (tenant, reason, CPU) may send in each window before they are only counted.
     pub events_per_window: u64,
+    /// Entries of the flow table that one tenant may have; zero: as many as there are.
+    pub flows_per_tenant: u64,
     /// How much fits into its maps.
     pub capacity: Capacity,
 }
@@ -241,6 +243,7 @@ impl HostFacts {
                 .nat_v6
                 .map_or([0; 4], |address| address_of(IpAddr::V6(address))),
             events_per_window: self.events_per_window,
+            flows_per_tenant: self.flows_per_tenant,
             ..HostRecord::ZERO
         }
     }

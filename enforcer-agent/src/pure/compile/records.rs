@@ -6,14 +6,15 @@
 use enforcer_common::abi::config::{
     BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_DNAT, FORWARD_GUE, FORWARD_IPIP,
     FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, LimitRecord, LimitsRecord, MAX_UNITS, SERVICE_PRESENT,
-    SERVICE_PROHIBITS, SERVICE_RESETS, STEP_SHIFT, ServiceRecord, TENANT_FAIR_SHARE, TENANT_PRESENT,
-    TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord,
+    SERVICE_PROHIBITS, SERVICE_RESETS, SERVICE_RESETS_INELIGIBLE, SERVICE_STATELESS, STEP_SHIFT,
+    ServiceRecord, TENANT_FAIR_SHARE, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED,
+    TenantRecord,
 };
 use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 
 use super::{Exhausted, Layout, NextHop, SlottedBackend, address_of, class_bit};
 use crate::pure::policy::limits::{Unit, step_fp};
-use crate::pure::policy::resolved::{Forward, Limits, Refusal};
+use crate::pure::policy::resolved::{Forward, Ineligible, Limits, Refusal, TableFull};
 
 pub(super) fn tenant_records(layout: &Layout<'_>, row_of_tenant: &[u32]) -> Vec<TenantRecord> {
     let mut records = vec![TenantRecord::ZERO; layout.inputs.host.capacity.tenant_slots() as usize];
@@ -104,6 +105,14 @@ pub(super) fn service_records(layout: &Layout<'_>) -> Vec<ServiceRecord> {
                     Refusal::Drop => 0,
                     Refusal::Reset => SERVICE_RESETS,
                     Refusal::Prohibited => SERVICE_PROHIBITS,
+                }
+                | match service.service.on_table_full {
+                    TableFull::Refuse => 0,
+                    TableFull::Forward => SERVICE_STATELESS,
+                }
+                | match service.service.on_ineligible {
+                    Ineligible::Move => 0,
+                    Ineligible::Reset => SERVICE_RESETS_INELIGIBLE,
                 },
             limits: layout.groups.of_service(service.index),
             ..ServiceRecord::ZERO

@@ -100,6 +100,7 @@ impl World {
             outer_v6: "2001:db8:fe::/64".parse().ok(),
             local_addresses: vec!["10.9.0.254".parse().unwrap(), "10.9.0.250".parse().unwrap()],
             events_per_window: 8,
+            flows_per_tenant: 0,
             capacity: Capacity::default(),
         };
         let (failed_pools, suspended) = (BTreeSet::new(), BTreeSet::new());

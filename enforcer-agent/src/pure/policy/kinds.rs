@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
-use super::resolved::{Action, Forward, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric, Refusal};
+use super::resolved::{
+    Action, Forward, Ineligible, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric, Refusal, TableFull,
+};
 use super::schedule::Day;
 use super::shape::{FromNode, Movable, Reader, Scalar, Spanned, Text};
 use super::source::Place;
@@ -69,6 +71,8 @@ choices! {
     Forward: "forward mode", "How a packet gets to the back end.", [Nat, Dnat, L2Dsr, Ipip, Gue, Local];
     Refusal: "answer to refused packets", "What the sender of a refused packet is answered: nothing; a TCP reset, and UDP as with the last; ICMP, administratively prohibited.",
         [Drop, Reset, Prohibited];
+    TableFull: "way with a full table", "What becomes of a new connection for which the flow table has no room.", [Refuse, Forward];
+    Ineligible: "way with connections whose back end is ineligible", "What becomes of an open TCP connection whose back end is no longer eligible: its packets go to another one, or it is reset.", [Move, Reset];
     LeaseExpiry: "lease expiry", "What happens when the agent has not renewed its lease.", [Hold, RefuseNew, RefuseAll];
     Operator: "operator", "What must hold of a label, as Kubernetes defines it: `NotIn` holds of a label that is not there.",
         [In, NotIn, Exists, DoesNotExist];

@@ -12,7 +12,9 @@ use super::kinds::{
     Share, TimeOfDay, TimeZone, True, Url,
 };
 pub use super::kinds::{Choice, Kind, LabelTexts, LabelValue};
-use super::resolved::{Action, Forward, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric, Refusal};
+use super::resolved::{
+    Action, Forward, Ineligible, LeaseExpiry, Mode, Operator, Protocol, QuotaMetric, Refusal, TableFull,
+};
 use super::schedule::Day;
 use super::shape::records;
 pub use super::shape::{List, Scalar, Spanned, Text};
@@ -186,6 +188,15 @@ records! {
         /// agent's configuration bounds how often.
         #[schemars(extend("default" = "Drop"))]
         "onRefusal" => pub on_refusal: Option<Scalar<Refusal>>,
+        /// What becomes of a new connection for which the flow table, or the tenant's share of it, has no room. `Forward` only
+        /// with `L2Dsr`, `Ipip` and `Gue`, whose packets need no entry to be forwarded; tenants with a limit of concurrent
+        /// connections are refused all the same, since nothing would count them.
+        #[schemars(extend("default" = "Refuse"))]
+        "onTableFull" => pub on_table_full: Option<Scalar<TableFull>>,
+        /// What becomes of an open TCP connection whose back end is no longer eligible: ill, gone, or forbidden by a
+        /// constraint. Moved, the new back end knows nothing of it; reset, the client can try again at once.
+        #[schemars(extend("default" = "Move"))]
+        "onIneligible" => pub on_ineligible: Option<Scalar<Ineligible>>,
     }
 
     /// A group of back ends that can stand in for one another.

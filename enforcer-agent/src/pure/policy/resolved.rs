@@ -193,6 +193,12 @@ pub enum Forward {
 // === impl Forward ===
 
 impl Forward {
+    /// Whether back ends answer clients without passing here.
+    #[must_use]
+    pub const fn answers_directly(self) -> bool {
+        matches!(self, Self::L2Dsr | Self::Ipip | Self::Gue)
+    }
+
     /// Whether packets go out inside others, so that the families of inside and outside may differ.
     #[must_use]
     pub const fn encapsulates(self) -> bool {
@@ -225,6 +231,26 @@ pub enum Refusal {
     Prohibited,
 }
 
+/// What becomes of a new connection for which the flow table has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum TableFull {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// Its packets go by the Maglev table alone, each judged like one that opens a connection.
+    Forward,
+}
+
+/// What becomes of an open TCP connection whose back end is no longer eligible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Ineligible {
+    /// Its packets go to another back end.
+    #[default]
+    Move,
+    /// The client is told by a reset.
+    Reset,
+}
+
 /// The ports of a service: one, or several in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortRange {
@@ -254,6 +280,12 @@ pub struct Service {
     pub forward: Forward,
     /// What the sender of a refused packet is answered.
     pub on_refusal: Refusal,
+    /// What becomes of a new connection for which the flow table has no room.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_table_full: TableFull,
+    /// What becomes of an open TCP connection whose back end is no longer eligible.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_ineligible: Ineligible,
     /// What all tenants together may use at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
@@ -384,6 +416,11 @@ pub struct Constraint {
     pub services: Selection,
     /// What a back end's labels must be like for it to be eligible; never empty.
     pub require: Requirement,
+}
+
+/// What is as it is by default stands in no digest: it was so before there was a choice.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 // === impl ResolvedPolicy ===

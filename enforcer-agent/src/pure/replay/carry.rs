@@ -6,9 +6,9 @@ use enforcer_common::abi::config::{
     BackendRecord, FORWARD_GUE, FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, answers_directly, encapsulates,
     takes_hop,
 };
-use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
+use enforcer_common::abi::flow::{FLOW_RST, FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::Reason;
-use enforcer_common::decide::{Decision, FlowFate, flow_bits, reply_key};
+use enforcer_common::decide::{Decision, FlowFate, flow_bits, may_be_stateless, reply_key};
 use enforcer_common::encapsulation::{flow_label, gue_source_port, outer_source};
 use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::Frame;
@@ -50,10 +50,18 @@ impl Replay {
             now_ns,
         };
         let key = frame.packet.key;
+        let mut stateless = false;
         let translated_port_be = match decision.flow {
             FlowFate::Kept | FlowFate::Renewed => self.keep(frame, decision, now_ns)?,
             FlowFate::Moved | FlowFate::Reopened => self.retarget(journey)?,
-            FlowFate::Opened => self.open(journey)?,
+            FlowFate::Opened => match self.open(journey) {
+                Err(Reason::TableFull) if may_be_stateless(&self.snapshot, decision) => {
+                    stateless = true;
+                    key.source_port_be
+                }
+                outcome => outcome?,
+            },
+            FlowFate::Stateless => key.source_port_be,
             FlowFate::None => return Err(Reason::Internal),
         };
         self.settle(decision, frame.packet.bytes, now_ns);
@@ -70,7 +78,16 @@ impl Replay {
             quoted: None,
             outer: encapsulates(forward).then(|| self.outer(&key, forward, &backend)),
             translated_port_be,
+            stateless,
         })
+    }
+
+    /// Marks a connection that is refused for its back end's sake as reset: it is open no more.
+    pub(super) fn abandon(&mut self, key: &FlowKey) {
+        if let Some(mut flow) = self.flows.get(key).copied() {
+            flow.state |= FLOW_RST;
+            self.set_flow(*key, flow);
+        }
     }
 
     /// Sends a back end's reply to the client.
@@ -84,6 +101,7 @@ impl Replay {
             quoted: None,
             outer: None,
             translated_port_be: 0,
+            stateless: false,
         })
     }
 
@@ -109,6 +127,7 @@ impl Replay {
             quoted: None,
             outer: None,
             translated_port_be: 0,
+            stateless: false,
         })
     }
 

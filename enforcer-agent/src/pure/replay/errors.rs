@@ -63,6 +63,7 @@ impl Replay {
             link: (!stays).then_some((backend.next_hop_mac, backend.own_mac)),
             outer: encapsulates(forward).then(|| self.outer(&frame.packet.key, forward, backend)),
             translated_port_be: 0,
+            stateless: false,
         })
     }
 
@@ -81,6 +82,7 @@ impl Replay {
             link: Some((reply.client_mac, reply.own_mac)),
             outer: None,
             translated_port_be: 0,
+            stateless: false,
         })
     }
 }

@@ -11,6 +11,7 @@ mod levels;
 mod limits;
 mod local;
 mod related;
+mod room;
 mod shapes;
 mod tunnels;
 
@@ -172,6 +173,9 @@ fn everything() -> Vec<Scenario> {
         capacity::flow_table,
         capacity::flow_table_behind_nat,
         capacity::ports,
+        room::full,
+        room::shares,
+        room::ineligible,
         egress::table,
         generations::rules,
         generations::back_ends,

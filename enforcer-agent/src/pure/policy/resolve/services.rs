@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::super::diagnostic::{Code, Reporter};
 use super::super::model::{self, List, Scalar, Text};
-use super::super::resolved::{Forward, Pool, PortRange, Protocol, Service};
+use super::super::resolved::{Forward, Ineligible, Pool, PortRange, Protocol, Service, TableFull};
 use super::super::source::Place;
 use super::super::suggest::quoted;
 use super::{Name, Placed, network, scalar, sort_by_name, tenants, unknown_name};
@@ -44,6 +44,8 @@ fn resolve_service<'a>(
         pools: pool_names,
         forward,
         on_refusal,
+        on_table_full,
+        on_ineligible,
         limits,
     } = service;
     let _ = scalar::name(reporter, name);
@@ -62,6 +64,29 @@ fn resolve_service<'a>(
     if let (Some(ports), Some(protocol)) = (ports, protocol) {
         claim(reporter, name, &addresses, (ports, protocol), claims);
     }
+    let forward = scalar::choice(reporter, forward).unwrap_or(Forward::Nat);
+    let table_full = on_table_full
+        .as_ref()
+        .and_then(|text| scalar::choice(reporter, text));
+    if let Some(text) = on_table_full
+        && table_full == Some(TableFull::Forward)
+        && !forward.answers_directly()
+    {
+        let message = format!("`{forward:?}` forwards nothing without an entry in the flow table");
+        let help =
+            "Answers find their way back by it: leave the field out, or forward by `L2Dsr`, `Ipip` or `Gue`.";
+        reporter.error(Code::Forwarding, text, message, help);
+    }
+    let ineligible = on_ineligible
+        .as_ref()
+        .and_then(|text| scalar::choice(reporter, text));
+    if let Some(text) = on_ineligible
+        && ineligible == Some(Ineligible::Reset)
+        && protocol == Some(Protocol::Udp)
+    {
+        let help = "UDP knows no resets: leave the field out.";
+        reporter.error(Code::NoEffect, text, "only TCP connections can be reset", help);
+    }
     let mut addresses: Vec<IpAddr> = addresses.into_iter().map(|(address, _)| address).collect();
     addresses.sort_unstable();
     let value = Service {
@@ -71,11 +96,13 @@ fn resolve_service<'a>(
         protocol: protocol.unwrap_or(Protocol::Tcp),
         labels: scalar::labels(reporter, labels.as_ref()),
         pools: resolve_pools(reporter, name, pool_names, pools),
-        forward: scalar::choice(reporter, forward).unwrap_or(Forward::Nat),
+        forward,
         on_refusal: on_refusal
             .as_ref()
             .and_then(|text| scalar::choice(reporter, text))
             .unwrap_or_default(),
+        on_table_full: table_full.unwrap_or_default(),
+        on_ineligible: ineligible.unwrap_or_default(),
         limits: limits
             .as_ref()
             .map(|limits| tenants::resolve_limits(reporter, limits)),
