@@ -2,6 +2,8 @@
 //!
 //! A case answers one figure for each run, and where something else has to be taken off, that as its base in the same run.
 
+pub mod driver;
+mod packets;
 mod policy;
 
 use serde::Serialize;
@@ -57,6 +59,15 @@ pub enum BenchError {
     /// The agent refused.
     #[error("the agent: {0}")]
     Agent(#[from] enforcer_agent::api::client::ClientError),
+    /// The rig that packets run through.
+    #[error(transparent)]
+    Rig(#[from] crate::rig::RigError),
+    /// The policy that packets are judged by.
+    #[error(transparent)]
+    World(#[from] crate::world::WorldError),
+    /// The program that makes packets.
+    #[error(transparent)]
+    Driver(#[from] driver::DriverError),
     /// Something could not be read or started.
     #[error("{what}: {source}")]
     Io {
@@ -78,8 +89,16 @@ pub enum BenchError {
 /// Something that can be measured.
 struct Case {
     name: &'static str,
-    /// The figures of each run, by unit.
-    run: fn(&Options) -> Result<Vec<Series>, BenchError>,
+    work: Work,
+}
+
+/// How.
+#[derive(Clone, Copy)]
+enum Work {
+    /// By itself: answers the figures of each run, by unit.
+    Alone(fn(&Options) -> Result<Vec<Series>, BenchError>),
+    /// By running packets through the loaded programs.
+    Packets(packets::Spec),
 }
 
 /// The figures of one case in one unit.
@@ -87,20 +106,36 @@ struct Series {
     case: &'static str,
     unit: &'static str,
     runs: Vec<f64>,
+    /// What is to be taken off each run; empty if nothing is.
+    bases: Vec<f64>,
+}
+
+/// What the cases of one run share.
+#[derive(Default)]
+struct Session {
+    /// Loaded programs under a policy, for as long as the cases want the same ones.
+    loaded: Option<packets::Loaded>,
 }
 
 /// Every case, in the order in which they run.
-const CASES: [Case; 6] = policy::CASES;
+fn cases() -> impl Iterator<Item = Case> {
+    policy::CASES.into_iter().chain(packets::CASES)
+}
 
 /// Runs the cases and hands over each result as it is there.
 ///
 /// # Errors
 /// [`BenchError`]: the first case that fails ends the run.
 pub fn run(options: &Options, mut show: impl FnMut(&Measured)) -> Result<(), BenchError> {
+    let mut session = Session::default();
     let mut any = false;
-    for case in CASES.iter().filter(|case| matches(&options.case, case.name)) {
+    for case in cases().filter(|case| matches(&options.case, case.name)) {
         any = true;
-        for series in (case.run)(options)? {
+        let series = match case.work {
+            Work::Alone(work) => work(options)?,
+            Work::Packets(spec) => vec![packets::measure(&mut session.loaded, case.name, &spec, options)?],
+        };
+        for series in series {
             show(&Measured::of(series));
         }
     }
@@ -111,21 +146,42 @@ pub fn run(options: &Options, mut show: impl FnMut(&Measured)) -> Result<(), Ben
     }
 }
 
+// === impl Series ===
+
+impl Series {
+    /// Figures from which nothing is to be taken off.
+    const fn plain(case: &'static str, unit: &'static str, runs: Vec<f64>) -> Self {
+        Self {
+            case,
+            unit,
+            runs,
+            bases: Vec::new(),
+        }
+    }
+}
+
 // === impl Measured ===
 
 impl Measured {
     fn of(series: Series) -> Self {
-        let Series { case, unit, mut runs } = series;
+        let Series {
+            case,
+            unit,
+            mut runs,
+            mut bases,
+        } = series;
         runs.sort_by(f64::total_cmp);
+        bases.sort_by(f64::total_cmp);
         let median = runs[runs.len() / 2];
+        let base = bases.get(bases.len() / 2).copied().unwrap_or(0.0);
         Self {
             case,
             unit,
             median,
             min: runs[0],
             max: runs[runs.len() - 1],
-            base: 0.0,
-            net: median,
+            base,
+            net: median - base,
         }
     }
 }
@@ -177,13 +233,19 @@ mod tests {
     fn the_median_is_the_middle_one() {
         let runs = vec![9.0, 1.0, 5.0];
         let measured = Measured::of(Series {
-            case: "a",
-            unit: "ms",
-            runs,
+            bases: vec![0.5, 3.0, 2.0],
+            ..Series::plain("a", "ms", runs)
         });
         assert_eq!(
-            [measured.min, measured.median, measured.max, measured.net],
-            [1.0, 5.0, 9.0, 5.0]
+            [
+                measured.min,
+                measured.median,
+                measured.max,
+                measured.base,
+                measured.net
+            ],
+            [1.0, 5.0, 9.0, 2.0, 3.0]
         );
+        assert_eq!(Measured::of(Series::plain("a", "ms", vec![7.0])).net, 7.0);
     }
 }

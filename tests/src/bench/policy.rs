@@ -16,7 +16,7 @@ use enforcer_agent::pure::compile::{HostFacts, Inputs, Slots, compile};
 use enforcer_agent::pure::policy::selection::Selection;
 use enforcer_agent::pure::policy::{Digester, Loader, PolicySource, load};
 
-use super::{BenchError, Case, Options, Series};
+use super::{BenchError, Case, Options, Series, Work};
 use crate::harness::{Agent, AgentSettings};
 use crate::lab::Lab;
 use crate::large::{self, Size};
@@ -24,27 +24,27 @@ use crate::large::{self, Size};
 pub(super) const CASES: [Case; 6] = [
     Case {
         name: "policy/check",
-        run: check,
+        work: Work::Alone(check),
     },
     Case {
         name: "policy/check-edit",
-        run: check_edit,
+        work: Work::Alone(check_edit),
     },
     Case {
         name: "policy/compile",
-        run: compile_case,
+        work: Work::Alone(compile_case),
     },
     Case {
         name: "policy/apply",
-        run: apply,
+        work: Work::Alone(apply),
     },
     Case {
         name: "policy/limit-edit",
-        run: limit_edit,
+        work: Work::Alone(limit_edit),
     },
     Case {
         name: "policy/suspend",
-        run: suspend,
+        work: Work::Alone(suspend),
     },
 ];
 
@@ -156,21 +156,9 @@ fn measure<T, E: std::fmt::Debug>(
         }
     }
     Ok(vec![
-        Series {
-            case,
-            unit: "ms",
-            runs: times,
-        },
-        Series {
-            case,
-            unit: "ms CPU",
-            runs: cpu_times,
-        },
-        Series {
-            case,
-            unit: "MiB",
-            runs: peaks,
-        },
+        Series::plain(case, "ms", times),
+        Series::plain(case, "ms CPU", cpu_times),
+        Series::plain(case, "MiB", peaks),
     ])
 }
 
@@ -296,16 +284,8 @@ fn apply(options: &Options) -> Result<Vec<Series>, BenchError> {
     }
     let peak = running.peak()?;
     Ok(vec![
-        Series {
-            case,
-            unit: "ms",
-            runs: times,
-        },
-        Series {
-            case,
-            unit: "MiB",
-            runs: vec![peak],
-        },
+        Series::plain(case, "ms", times),
+        Series::plain(case, "MiB", vec![peak]),
     ])
 }
 
@@ -329,16 +309,8 @@ fn limit_edit(options: &Options) -> Result<Vec<Series>, BenchError> {
         in_kernel.push((seen - start).as_secs_f64() * 1000.0);
     }
     Ok(vec![
-        Series {
-            case,
-            unit: "ms",
-            runs: times,
-        },
-        Series {
-            case,
-            unit: "ms to the kernel",
-            runs: in_kernel,
-        },
+        Series::plain(case, "ms", times),
+        Series::plain(case, "ms to the kernel", in_kernel),
     ])
 }
 
@@ -361,9 +333,5 @@ fn suspend(options: &Options) -> Result<Vec<Series>, BenchError> {
         running.ask(request)?;
         times.push(milliseconds(start));
     }
-    Ok(vec![Series {
-        case,
-        unit: "ms",
-        runs: times,
-    }])
+    Ok(vec![Series::plain(case, "ms", times)])
 }

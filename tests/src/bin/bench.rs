@@ -27,8 +27,8 @@ fn main() -> ExitCode {
     let options = Options { json, quick, case };
     if !json {
         println!(
-            "{:<24}{:>10}{:>12}{:>12}{:>12}",
-            "case", "unit", "median", "min", "max"
+            "{:<36}{:>10}{:>11}{:>11}{:>11}{:>11}{:>11}",
+            "case", "unit", "median", "min", "max", "base", "net"
         );
     }
     let mut broken = None;
@@ -57,8 +57,12 @@ fn show(measured: &Measured, json: bool) -> io::Result<()> {
             median,
             min,
             max,
-            ..
+            base,
+            net,
         } = measured;
-        writeln!(out, "{case:<24}{unit:>10}{median:>12.1}{min:>12.1}{max:>12.1}")
+        writeln!(
+            out,
+            "{case:<36}{unit:>10}{median:>11.1}{min:>11.1}{max:>11.1}{base:>11.1}{net:>11.1}"
+        )
     }
 }
