@@ -32,7 +32,7 @@ use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::XdpContext;
-use enforcer_common::abi::driver::{DriverPlan, SHORT_WORDS, TEMPLATE_WORDS};
+use enforcer_common::abi::driver::{DriverPlan, SHORT_WORDS};
 
 use crate::resize::move_start;
 use crate::rewrite::put;
@@ -73,22 +73,26 @@ fn make(ctx: &XdpContext) -> Option<()> {
     let has = core::hint::black_box(ctx.data_end() - ctx.data());
     move_start(ctx, has as i32 - plan.frame_bytes as i32)?;
     let window = PacketWindow::xdp(ctx);
-    for (word, value) in plan.template.iter().enumerate().take(SHORT_WORDS) {
-        put(&window, 8 * word as u32, *value)?;
-    }
+    let (short, rest) = plan.template.split_at(SHORT_WORDS);
+    write(&window, 0, short)?;
     if plan.frame_bytes > 8 * SHORT_WORDS as u32 {
-        for (word, value) in plan
-            .template
-            .iter()
-            .enumerate()
-            .take(TEMPLATE_WORDS)
-            .skip(SHORT_WORDS)
-        {
-            put(&window, 8 * word as u32, *value)?;
-        }
+        write(&window, SHORT_WORDS, rest)?;
     }
     put(&window, plan.source_offset, address.to_be())?;
     put(&window, plan.port_offset, port.to_be())
+}
+
+/// Writes words from the n-th word of the packet on.
+#[inline(always)]
+fn write(window: &PacketWindow, first: usize, words: &[u64]) -> Option<()> {
+    for (word, value) in words.iter().enumerate() {
+        let target = window.at::<u64>(8 * (first + word) as u32)?;
+        // SAFETY: (need) packet bytes are reached through a pointer. (soundness) `at` has checked that all of the word
+        // lies inside the packet. The kernel begins the packets of test runs on a multiple of eight, and `make` has
+        // moved the start back to there, so the write is aligned: `put` makes eight writes of one.
+        unsafe { target.write(*value) };
+    }
+    Some(())
 }
 
 /// Leaves the packet to the host.
