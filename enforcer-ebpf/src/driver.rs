@@ -33,9 +33,10 @@ use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::XdpContext;
 use enforcer_common::abi::driver::{DriverPlan, SHORT_WORDS};
+use enforcer_common::checksum::Delta;
 
 use crate::resize::move_start;
-use crate::rewrite::put;
+use crate::rewrite::{get, put};
 use crate::window::PacketWindow;
 
 /// Which frames to make.
@@ -79,7 +80,20 @@ fn make(ctx: &XdpContext) -> Option<()> {
         write(&window, SHORT_WORDS, rest)?;
     }
     put(&window, plan.source_offset, address.to_be())?;
-    put(&window, plan.port_offset, port.to_be())
+    put(&window, plan.port_offset, port.to_be())?;
+    let moved = Delta::ZERO.double_word(plan.first_source.to_be(), address.to_be());
+    if plan.header_checksum_offset != 0 {
+        correct(&window, plan.header_checksum_offset, moved)?;
+    }
+    let moved = moved.word((plan.first_port as u16).to_be(), port.to_be());
+    correct(&window, plan.checksum_offset, moved)
+}
+
+/// Brings a checksum in line with what was changed.
+#[inline(always)]
+fn correct(window: &PacketWindow, offset: u32, changes: Delta) -> Option<()> {
+    let checksum = get(window, offset)?;
+    put(window, offset, changes.apply(checksum))
 }
 
 /// Writes words from the n-th word of the packet on.

@@ -5,6 +5,7 @@
 pub mod driver;
 mod packets;
 mod policy;
+mod traffic;
 
 use serde::Serialize;
 
@@ -99,6 +100,8 @@ enum Work {
     Alone(fn(&Options) -> Result<Vec<Series>, BenchError>),
     /// By running packets through the loaded programs.
     Packets(packets::Spec),
+    /// By sending packets over virtual links.
+    Traffic(traffic::Spec),
 }
 
 /// The figures of one case in one unit.
@@ -119,7 +122,8 @@ struct Session {
 
 /// Every case, in the order in which they run.
 fn cases() -> impl Iterator<Item = Case> {
-    policy::CASES.into_iter().chain(packets::CASES)
+    let policy = policy::CASES.into_iter();
+    policy.chain(packets::CASES).chain(traffic::CASES)
 }
 
 /// Runs the cases and hands over each result as it is there.
@@ -134,6 +138,7 @@ pub fn run(options: &Options, mut show: impl FnMut(&Measured)) -> Result<(), Ben
         let series = match case.work {
             Work::Alone(work) => work(options)?,
             Work::Packets(spec) => vec![packets::measure(&mut session.loaded, case.name, &spec, options)?],
+            Work::Traffic(spec) => traffic::measure(case.name, &spec, options)?,
         };
         for series in series {
             show(&Measured::of(series));

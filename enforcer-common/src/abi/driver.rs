@@ -9,7 +9,7 @@ pub const SHORT_WORDS: usize = 8;
 
 record! {
     /// Which frames are made: a template in which the source address and port of the n-th flow are put.
-    pub struct DriverPlan, 128 bytes {
+    pub struct DriverPlan, 136 bytes {
         /// Frames that were made so far; the driver counts on.
         pub made: u64,
         /// There are two to the power of this many flows.
@@ -30,7 +30,11 @@ record! {
         pub source_step: u32,
         /// The first source port, in host order.
         pub first_port: u32,
-        /// Zero.
+        /// Where the checksum of the IPv4 header stands; zero if there is none.
+        pub header_checksum_offset: u32,
+        /// Where the checksum of TCP or UDP stands.
+        pub checksum_offset: u32,
+        /// Zero: brings the size to a multiple of eight.
         pub reserved: u32,
         /// The frame of the first flow.
         pub template: [u64; TEMPLATE_WORDS],

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aya::maps::{Array, MapData, MapError, ProgramArray};
-use aya::programs::{ProgramError, ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::programs::{ProgramError, ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use enforcer_common::abi::driver::{DriverPlan, SHORT_WORDS, TEMPLATE_WORDS};
 
@@ -119,6 +119,23 @@ impl Driver {
         self.test_run(plan, packets, TestRunAttrs::new())
     }
 
+    /// The n-th frame of a plan, as it is made.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn frame(&mut self, plan: &DriverPlan, n: u64) -> Result<Vec<u8>, DriverError> {
+        let plan = DriverPlan { made: n, ..*plan };
+        self.set(&plan, Measured::Nothing(Verdict::Pass))?;
+        let mut out = vec![0; LONG_BYTES];
+        let result = program(&mut self.ebpf, DRIVER)?.test_run(TestRunOptions {
+            data_in: Some(&vec![0; plan.frame_bytes as usize]),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        Ok(out)
+    }
+
     /// Sends so many packets out by the interface that the driver was loaded for.
     ///
     /// # Errors
@@ -140,6 +157,16 @@ impl Driver {
     ) -> Result<Run, DriverError> {
         let program = program(&mut self.ebpf, answering(verdict))?;
         run(program, plan, packets, TestRunAttrs::new())
+    }
+
+    /// Has an interface of the current namespace answer every frame so, in the driver of the device.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn attach(&mut self, device: &str, verdict: Verdict) -> Result<(), DriverError> {
+        let program = program(&mut self.ebpf, answering(verdict))?;
+        program.attach(device, XdpMode::Driver)?;
+        Ok(())
     }
 
     fn set(&mut self, plan: &DriverPlan, measured: Measured<'_>) -> Result<(), DriverError> {
@@ -192,6 +219,8 @@ pub fn plan(segment: &Segment, flow_bits: u32, port_bits: u32, source_step: u32)
         frame_bytes: wanted as u32,
         source_offset: source_offset as u32,
         port_offset: if v4 { 34 } else { 54 },
+        header_checksum_offset: if v4 { 24 } else { 0 },
+        checksum_offset: if v4 { 50 } else { 70 },
         port_bits: port_bits.min(flow_bits),
         first_source: u32::from_be_bytes(source),
         source_step,

@@ -25,7 +25,7 @@ use crate::packet::{Segment, tcp};
 use crate::rig::{Rig, RigError, Verdict};
 
 pub(super) use cases::CASES;
-use worlds::Surroundings;
+pub(super) use worlds::Surroundings;
 
 /// What is measured.
 #[derive(Clone, Copy)]
@@ -329,11 +329,11 @@ fn now_ns() -> u64 {
 }
 
 /// This thread on one CPU, until it is dropped: what it starts later may run anywhere.
-struct Pinned(CpuSet);
+pub(super) struct Pinned(CpuSet);
 
 impl Pinned {
     /// To the last one that it may use, since interrupts tend to go to the first.
-    fn to_one_cpu() -> Result<Self, BenchError> {
+    pub(super) fn to_one_cpu() -> Result<Self, BenchError> {
         let refused = |source: rustix::io::Errno| BenchError::Io {
             what: "one CPU for the measurement",
             source: source.into(),

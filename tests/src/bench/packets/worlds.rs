@@ -7,7 +7,7 @@ use crate::world::{BACKEND_IFINDEX, INGRESS_IFINDEX, World, WorldError};
 
 /// A policy, and how much fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Surroundings {
+pub(in crate::bench) enum Surroundings {
     /// A few tenants and services, tables as large as they are by default. Packets go out where they came in.
     Usual,
     /// The same, but the back ends are behind another interface.
@@ -67,7 +67,7 @@ impl Surroundings {
     }
 
     /// The policy and the host.
-    pub(super) fn world(self, quick: bool) -> Result<World, WorldError> {
+    pub(in crate::bench) fn world(self, quick: bool) -> Result<World, WorldError> {
         let capacity = match self {
             Self::Usual | Self::TwoInterfaces => Capacity::default(),
             Self::Roomy => Capacity {
