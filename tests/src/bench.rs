@@ -42,6 +42,21 @@ pub struct Measured {
     pub net: f64,
 }
 
+/// What a case came to, in one unit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// Figures.
+    Measured(Measured),
+    /// It did not run.
+    Skipped {
+        /// Its name.
+        case: &'static str,
+        /// The program that is not installed here.
+        skipped_without: &'static str,
+    },
+}
+
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
@@ -102,6 +117,8 @@ enum Work {
     Packets(packets::Spec),
     /// By sending packets over virtual links.
     Traffic(traffic::Spec),
+    /// By requests over virtual links.
+    Http(traffic::http::Proxy),
 }
 
 /// The figures of one case in one unit.
@@ -130,24 +147,49 @@ fn cases() -> impl Iterator<Item = Case> {
 ///
 /// # Errors
 /// [`BenchError`]: the first case that fails ends the run.
-pub fn run(options: &Options, mut show: impl FnMut(&Measured)) -> Result<(), BenchError> {
+pub fn run(options: &Options, mut show: impl FnMut(&Outcome)) -> Result<(), BenchError> {
     let mut session = Session::default();
     let mut any = false;
     for case in cases().filter(|case| matches(&options.case, case.name)) {
         any = true;
+        if let Some(program) = case.work.missing() {
+            show(&Outcome::Skipped {
+                case: case.name,
+                skipped_without: program,
+            });
+            continue;
+        }
         let series = match case.work {
             Work::Alone(work) => work(options)?,
             Work::Packets(spec) => vec![packets::measure(&mut session.loaded, case.name, &spec, options)?],
             Work::Traffic(spec) => traffic::measure(case.name, &spec, options)?,
+            Work::Http(by) => traffic::http::measure(case.name, by, options)?,
         };
         for series in series {
-            show(&Measured::of(series));
+            show(&Outcome::Measured(Measured::of(series)));
         }
     }
     if any {
         Ok(())
     } else {
         Err(BenchError::NoCase(options.case.clone()))
+    }
+}
+
+// === impl Work ===
+
+impl Work {
+    /// The first program that it needs and that is not on PATH.
+    fn missing(&self) -> Option<&'static str> {
+        let needs = match self {
+            Self::Alone(_) | Self::Packets(_) => &[],
+            Self::Traffic(spec) => spec.needs(),
+            Self::Http(by) => by.needs(),
+        };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let is_there =
+            |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+        needs.iter().copied().find(|program| !is_there(program))
     }
 }
 

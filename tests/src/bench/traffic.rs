@@ -5,6 +5,7 @@
 //! link's other end, whose receive loop runs on the same CPU. A sender with sockets would cost more than what it measures.
 //! What sender and links take is the base: as many frames, in the same run, to a device whose program drops them at once.
 
+pub(super) mod http;
 mod labs;
 
 use std::time::Instant;
@@ -16,6 +17,7 @@ use super::driver;
 use super::packets::Pinned;
 use super::{BenchError, Case, Options, Series, Work};
 use crate::packet::{Mac, Segment, tcp};
+use http::Proxy;
 use labs::{Bed, Mediator};
 
 /// What is measured.
@@ -49,7 +51,7 @@ const CLIENT: &str = "10.1.0.0:1024";
 const IPIP: &str = "192.0.2.40:8000";
 const DNAT: &str = "192.0.2.20:8000";
 
-pub(super) const CASES: [Case; 8] = [
+pub(super) const CASES: [Case; 12] = [
     case("e2e/xdp-drop", Mediator::Drop, Fate::Refused, STRANGER, IPIP),
     case("e2e/xdp-tx", Mediator::Return, Fate::Returned, STRANGER, IPIP),
     case("e2e/drop", Mediator::Enforcer, Fate::Refused, STRANGER, IPIP),
@@ -76,12 +78,23 @@ pub(super) const CASES: [Case; 8] = [
         CLIENT,
         DNAT,
     ),
+    http("e2e/http/routed", Proxy::Routing),
+    http("e2e/http/enforcer-dnat", Proxy::Enforcer),
+    http("e2e/http/nft-dnat", Proxy::Nftables),
+    http("e2e/http/haproxy", Proxy::Haproxy),
 ];
 
 const fn case(name: &'static str, by: Mediator, fate: Fate, from: &'static str, to: &'static str) -> Case {
     Case {
         name,
         work: Work::Traffic(Spec { by, fate, from, to }),
+    }
+}
+
+const fn http(name: &'static str, by: Proxy) -> Case {
+    Case {
+        name,
+        work: Work::Http(by),
     }
 }
 
@@ -150,6 +163,11 @@ impl Counted {
 // === impl Spec ===
 
 impl Spec {
+    /// Programs that have to be installed.
+    pub(super) const fn needs(&self) -> &'static [&'static str] {
+        self.by.needs()
+    }
+
     fn plan(&self, link_destination: Mac) -> DriverPlan {
         let segment = tcp(self.from, self.to).flags(TCP_ACK);
         let segment = driver::framed(&Segment {

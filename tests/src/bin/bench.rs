@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
-use enforcer_tests::bench::{Measured, Options, run};
+use enforcer_tests::bench::{Measured, Options, Outcome, run};
 
 /// Measures named cases over several runs each.
 #[derive(Debug, Parser)]
@@ -32,8 +32,8 @@ fn main() -> ExitCode {
         );
     }
     let mut broken = None;
-    let outcome = run(&options, |measured| {
-        broken = broken.take().or(show(measured, json).err());
+    let outcome = run(&options, |outcome| {
+        broken = broken.take().or(show(outcome, json).err());
     });
     match (outcome, broken) {
         (Ok(()), None) => ExitCode::SUCCESS,
@@ -46,12 +46,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn show(measured: &Measured, json: bool) -> io::Result<()> {
+fn show(outcome: &Outcome, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
-        writeln!(out, "{}", serde_json::to_string(measured)?)
-    } else {
-        let Measured {
+        return writeln!(out, "{}", serde_json::to_string(outcome)?);
+    }
+    match outcome {
+        Outcome::Measured(Measured {
             case,
             unit,
             median,
@@ -59,10 +60,13 @@ fn show(measured: &Measured, json: bool) -> io::Result<()> {
             max,
             base,
             net,
-        } = measured;
-        writeln!(
+        }) => writeln!(
             out,
-            "{case:<36}{unit:>10}{median:>11.1}{min:>11.1}{max:>11.1}{base:>11.1}{net:>11.1}"
-        )
+            "{case:<36}{unit:>10}{median:>11.2}{min:>11.2}{max:>11.2}{base:>11.2}{net:>11.2}"
+        ),
+        Outcome::Skipped {
+            case,
+            skipped_without,
+        } => writeln!(out, "{case:<36}   skipped: {skipped_without} is not installed"),
     }
 }

@@ -15,6 +15,7 @@ use crate::lab::topology::{Leaf, Routed, routed};
 use crate::lab::{Host, Lab};
 use crate::packet::Mac;
 use crate::rig::{Rig, RigError, Verdict};
+use crate::world::World;
 
 /// What stands between the sender and the back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,18 @@ pub(super) enum Mediator {
     NftMeter,
     /// nftables: destination NAT by connection tracking, and the kernel's routing.
     NftDnat,
+}
+
+// === impl Mediator ===
+
+impl Mediator {
+    /// Programs that have to be installed.
+    pub(super) const fn needs(self) -> &'static [&'static str] {
+        match self {
+            Self::Drop | Self::Return | Self::Enforcer => &[],
+            Self::NftSet | Self::NftMeter | Self::NftDnat => &["nft"],
+        }
+    }
 }
 
 /// Sources in the set of [`Mediator::NftSet`].
@@ -90,7 +103,11 @@ impl Bed {
             }
             Mediator::Enforcer => {
                 attached.push(attach(&gpu.host, &gpu.port.device, Verdict::Drop)?);
-                rig = Some(enforcer(&network)?);
+                rig = Some(enforce(
+                    &network,
+                    Surroundings::TwoInterfaces.world(false)?,
+                    &["sender"],
+                )?);
             }
             Mediator::NftSet | Mediator::NftMeter | Mediator::NftDnat => nftables(&lab, &network, by)?,
         }
@@ -139,9 +156,8 @@ fn attach(host: &Host, device: &str, verdict: Verdict) -> Result<Driver, BenchEr
     Ok(driver)
 }
 
-/// The shipped programs on the sender's device, under the policy of the packet cases.
-fn enforcer(network: &Routed) -> Result<Rig, BenchError> {
-    let mut world = Surroundings::TwoInterfaces.world(false)?;
+/// The shipped programs on some of the balancer's devices; every back end is the host `gpu`.
+pub(super) fn enforce(network: &Routed, mut world: World, devices: &[&str]) -> Result<Rig, BenchError> {
     let (balancer, gpu) = (&network.balancer, &network.back_ends[0]);
     let next_hop = NextHop {
         ifindex: index(balancer, "gpu")?,
@@ -156,19 +172,26 @@ fn enforcer(network: &Routed) -> Result<Rig, BenchError> {
     rig.set_host(&world.host.record())?;
     rig.install(world.compile()?.tables)?;
     let dataplane = rig.dataplane();
-    let attached = balancer.enter(|| dataplane.attach("sender", AttachMode::Native))?;
-    attached.map_err(RigError::from)?;
+    for device in devices {
+        let attached = balancer.enter(|| dataplane.attach(device, AttachMode::Native))?;
+        attached.map_err(RigError::from)?;
+    }
     Ok(rig)
+}
+
+/// Has a device without a program of its own take frames that XDP programs at the other end send: its receive loop is the
+/// one that coalescing has, and the other end is told of it when that is turned on while the device is up.
+pub(super) fn take_frames(host: &Host, device: &str) -> Result<(), BenchError> {
+    for gro in ["off", "on"] {
+        host.run(&format!("ethtool -K {device} gro {gro}"))?;
+    }
+    Ok(())
 }
 
 /// Rules of the balancer, and of the back end one that drops what arrives, as early as sockets' packets can be dropped.
 fn nftables(lab: &Lab, network: &Routed, by: Mediator) -> Result<(), BenchError> {
     let (balancer, gpu) = (&network.balancer, &network.back_ends[0]);
-    // Frames of another XDP program reach a stack by the receive loop that coalescing has. That it is there the other end
-    // is told when it is turned on while the device is up.
-    for gro in ["off", "on"] {
-        balancer.run(&format!("ethtool -K sender gro {gro}"))?;
-    }
+    take_frames(balancer, "sender")?;
     balancer.add_route("10.1.0.0/16", &network.clients[0].ipv4.to_string())?;
     let early = "type filter hook ingress device \"sender\" priority 0;";
     let rules = match by {
@@ -201,7 +224,7 @@ fn nftables(lab: &Lab, network: &Routed, by: Mediator) -> Result<(), BenchError>
     load(lab, &gpu.host, "sink.nft", &sink)
 }
 
-fn load(lab: &Lab, host: &Host, name: &str, rules: &str) -> Result<(), BenchError> {
+pub(super) fn load(lab: &Lab, host: &Host, name: &str, rules: &str) -> Result<(), BenchError> {
     let path = lab.directory().join(name);
     std::fs::write(&path, rules).map_err(|source| BenchError::Io {
         what: "rules of nftables",
