@@ -57,6 +57,17 @@ pub enum Outcome {
     },
 }
 
+/// Where it was measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// What the processor calls itself.
+    pub cpu: String,
+    /// How many of it there are.
+    pub cpus: usize,
+    /// The kernel's release.
+    pub kernel: String,
+}
+
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
@@ -173,6 +184,24 @@ pub fn run(options: &Options, mut show: impl FnMut(&Outcome)) -> Result<(), Benc
         Ok(())
     } else {
         Err(BenchError::NoCase(options.case.clone()))
+    }
+}
+
+// === impl Machine ===
+
+impl Machine {
+    /// This one.
+    #[must_use]
+    pub fn here() -> Self {
+        let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = about.lines().find_map(|line| line.strip_prefix("model name"));
+        Self {
+            cpu: cpu
+                .map_or("?", |name| name.trim_start_matches([' ', '\t', ':']))
+                .to_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        }
     }
 }
 

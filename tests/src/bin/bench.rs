@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
-use enforcer_tests::bench::{Measured, Options, Outcome, run};
+use enforcer_tests::bench::{Machine, Measured, Options, Outcome, run};
 
 /// Measures named cases over several runs each.
 #[derive(Debug, Parser)]
@@ -25,11 +25,8 @@ struct Arguments {
 fn main() -> ExitCode {
     let Arguments { json, quick, case } = Arguments::parse();
     let options = Options { json, quick, case };
-    if !json {
-        println!(
-            "{:<36}{:>10}{:>11}{:>11}{:>11}{:>11}{:>11}",
-            "case", "unit", "median", "min", "max", "base", "net"
-        );
+    if head(&Machine::here(), json).is_err() {
+        return ExitCode::FAILURE;
     }
     let mut broken = None;
     let outcome = run(&options, |outcome| {
@@ -44,6 +41,21 @@ fn main() -> ExitCode {
         // Whoever read the output has gone.
         (Ok(()), Some(_)) => ExitCode::FAILURE,
     }
+}
+
+/// Names the machine, and the columns of a table.
+fn head(machine: &Machine, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        return writeln!(out, "{}", serde_json::to_string(machine)?);
+    }
+    let Machine { cpu, cpus, kernel } = machine;
+    writeln!(out, "{cpus} CPUs, {cpu}; Linux {kernel}")?;
+    writeln!(
+        out,
+        "{:<36}{:>10}{:>11}{:>11}{:>11}{:>11}{:>11}",
+        "case", "unit", "median", "min", "max", "base", "net"
+    )
 }
 
 fn show(outcome: &Outcome, json: bool) -> io::Result<()> {
