@@ -22,7 +22,8 @@ const TOOLCHAIN_VARIABLE: &str = "ENFORCER_BPF_TOOLCHAIN";
 const BUILD_WITH_VARIABLE: &str = "ENFORCER_BUILD_SCRIPT_TOOLCHAIN";
 const LINKED_TOOLCHAIN: &str = "bpf";
 const NIGHTLY_TOOLCHAIN: &str = "nightly";
-const OBJECT_NAMES: [&str; 2] = ["enforcer", "decapsulator"];
+/// The agent embeds the first two; the last is for benchmarks, and found by whoever depends on this crate.
+const OBJECT_NAMES: [&str; 3] = ["enforcer", "decapsulator", "driver"];
 const ADVICE: &str = "run `cargo xtask setup`, which finds or installs what is missing";
 
 /// What the outer cargo and rustup set for the host build and would leak into the kernel build.
@@ -99,6 +100,8 @@ fn build_kernel_object() -> Result<()> {
         fs::copy(&object, out_dir.join(name))
             .with_context(|| format!("cannot copy {} to {}", object.display(), out_dir.display()))?;
     }
+    // Build scripts of crates that depend on this one get it as `DEP_ENFORCER_OBJECTS`.
+    println!("cargo::metadata=objects={}", out_dir.display());
     Ok(())
 }
 

@@ -2,7 +2,10 @@
 //!
 //! A case answers one figure for each run, and where something else has to be taken off, that as its base in the same run.
 
+pub mod driver;
+mod packets;
 mod policy;
+mod traffic;
 
 use serde::Serialize;
 
@@ -39,6 +42,32 @@ pub struct Measured {
     pub net: f64,
 }
 
+/// What a case came to, in one unit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// Figures.
+    Measured(Measured),
+    /// It did not run.
+    Skipped {
+        /// Its name.
+        case: &'static str,
+        /// The program that is not installed here.
+        skipped_without: &'static str,
+    },
+}
+
+/// Where it was measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// What the processor calls itself.
+    pub cpu: String,
+    /// How many of it there are.
+    pub cpus: usize,
+    /// The kernel's release.
+    pub kernel: String,
+}
+
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
@@ -57,6 +86,15 @@ pub enum BenchError {
     /// The agent refused.
     #[error("the agent: {0}")]
     Agent(#[from] enforcer_agent::api::client::ClientError),
+    /// The rig that packets run through.
+    #[error(transparent)]
+    Rig(#[from] crate::rig::RigError),
+    /// The policy that packets are judged by.
+    #[error(transparent)]
+    World(#[from] crate::world::WorldError),
+    /// The program that makes packets.
+    #[error(transparent)]
+    Driver(#[from] driver::DriverError),
     /// Something could not be read or started.
     #[error("{what}: {source}")]
     Io {
@@ -78,8 +116,20 @@ pub enum BenchError {
 /// Something that can be measured.
 struct Case {
     name: &'static str,
-    /// The figures of each run, by unit.
-    run: fn(&Options) -> Result<Vec<Series>, BenchError>,
+    work: Work,
+}
+
+/// How.
+#[derive(Clone, Copy)]
+enum Work {
+    /// By itself: answers the figures of each run, by unit.
+    Alone(fn(&Options) -> Result<Vec<Series>, BenchError>),
+    /// By running packets through the loaded programs.
+    Packets(packets::Spec),
+    /// By sending packets over virtual links.
+    Traffic(traffic::Spec),
+    /// By requests over virtual links.
+    Http(traffic::http::Proxy),
 }
 
 /// The figures of one case in one unit.
@@ -87,21 +137,47 @@ struct Series {
     case: &'static str,
     unit: &'static str,
     runs: Vec<f64>,
+    /// What is to be taken off each run; empty if nothing is.
+    bases: Vec<f64>,
+}
+
+/// What the cases of one run share.
+#[derive(Default)]
+struct Session {
+    /// Loaded programs under a policy, for as long as the cases want the same ones.
+    loaded: Option<packets::Loaded>,
 }
 
 /// Every case, in the order in which they run.
-const CASES: [Case; 6] = policy::CASES;
+fn cases() -> impl Iterator<Item = Case> {
+    let policy = policy::CASES.into_iter();
+    policy.chain(packets::CASES).chain(traffic::CASES)
+}
 
 /// Runs the cases and hands over each result as it is there.
 ///
 /// # Errors
 /// [`BenchError`]: the first case that fails ends the run.
-pub fn run(options: &Options, mut show: impl FnMut(&Measured)) -> Result<(), BenchError> {
+pub fn run(options: &Options, mut show: impl FnMut(&Outcome)) -> Result<(), BenchError> {
+    let mut session = Session::default();
     let mut any = false;
-    for case in CASES.iter().filter(|case| matches(&options.case, case.name)) {
+    for case in cases().filter(|case| matches(&options.case, case.name)) {
         any = true;
-        for series in (case.run)(options)? {
-            show(&Measured::of(series));
+        if let Some(program) = case.work.missing() {
+            show(&Outcome::Skipped {
+                case: case.name,
+                skipped_without: program,
+            });
+            continue;
+        }
+        let series = match case.work {
+            Work::Alone(work) => work(options)?,
+            Work::Packets(spec) => vec![packets::measure(&mut session.loaded, case.name, &spec, options)?],
+            Work::Traffic(spec) => traffic::measure(case.name, &spec, options)?,
+            Work::Http(by) => traffic::http::measure(case.name, by, options)?,
+        };
+        for series in series {
+            show(&Outcome::Measured(Measured::of(series)));
         }
     }
     if any {
@@ -111,21 +187,77 @@ pub fn run(options: &Options, mut show: impl FnMut(&Measured)) -> Result<(), Ben
     }
 }
 
+// === impl Machine ===
+
+impl Machine {
+    /// This one.
+    #[must_use]
+    pub fn here() -> Self {
+        let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = about.lines().find_map(|line| line.strip_prefix("model name"));
+        Self {
+            cpu: cpu
+                .map_or("?", |name| name.trim_start_matches([' ', '\t', ':']))
+                .to_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        }
+    }
+}
+
+// === impl Work ===
+
+impl Work {
+    /// The first program that it needs and that is not on PATH.
+    fn missing(&self) -> Option<&'static str> {
+        let needs = match self {
+            Self::Alone(_) | Self::Packets(_) => &[],
+            Self::Traffic(spec) => spec.needs(),
+            Self::Http(by) => by.needs(),
+        };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let is_there =
+            |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+        needs.iter().copied().find(|program| !is_there(program))
+    }
+}
+
+// === impl Series ===
+
+impl Series {
+    /// Figures from which nothing is to be taken off.
+    const fn plain(case: &'static str, unit: &'static str, runs: Vec<f64>) -> Self {
+        Self {
+            case,
+            unit,
+            runs,
+            bases: Vec::new(),
+        }
+    }
+}
+
 // === impl Measured ===
 
 impl Measured {
     fn of(series: Series) -> Self {
-        let Series { case, unit, mut runs } = series;
+        let Series {
+            case,
+            unit,
+            mut runs,
+            mut bases,
+        } = series;
         runs.sort_by(f64::total_cmp);
+        bases.sort_by(f64::total_cmp);
         let median = runs[runs.len() / 2];
+        let base = bases.get(bases.len() / 2).copied().unwrap_or(0.0);
         Self {
             case,
             unit,
             median,
             min: runs[0],
             max: runs[runs.len() - 1],
-            base: 0.0,
-            net: median,
+            base,
+            net: median - base,
         }
     }
 }
@@ -177,13 +309,19 @@ mod tests {
     fn the_median_is_the_middle_one() {
         let runs = vec![9.0, 1.0, 5.0];
         let measured = Measured::of(Series {
-            case: "a",
-            unit: "ms",
-            runs,
+            bases: vec![0.5, 3.0, 2.0],
+            ..Series::plain("a", "ms", runs)
         });
         assert_eq!(
-            [measured.min, measured.median, measured.max, measured.net],
-            [1.0, 5.0, 9.0, 5.0]
+            [
+                measured.min,
+                measured.median,
+                measured.max,
+                measured.base,
+                measured.net
+            ],
+            [1.0, 5.0, 9.0, 2.0, 3.0]
         );
+        assert_eq!(Measured::of(Series::plain("a", "ms", vec![7.0])).net, 7.0);
     }
 }

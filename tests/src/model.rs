@@ -18,8 +18,9 @@ use enforcer_common::decide::answer::Answer;
 use enforcer_common::decide::{Decision, FlowFate, Packet};
 use enforcer_common::parse::{parse, quoted};
 
-use crate::packet::{Complaint, complain, reset};
-use crate::rig::{TIMEOUTS, Verdict};
+use crate::generate::hex;
+use crate::packet::{Complaint, complain, inspect, reset, unwrap};
+use crate::rig::{Ran, TIMEOUTS, Verdict};
 use crate::world::INGRESS_IFINDEX;
 use rewrite::rewritten;
 
@@ -48,6 +49,42 @@ pub struct Model {
     replay: Replay,
     /// Packets, by (direction, tenant, reason).
     pub packets: BTreeMap<(u32, u32, Reason), u64>,
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// Every byte of what the program left of `sent` is as the model says, but for the checksums; these add up wherever
+    /// they did before.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn same_frame(&self, sent: &[u8], ran: &Ran) -> Result<(), String> {
+        let (kernel, model) = (&ran.frame, &self.frame);
+        if kernel.len() != model.len() {
+            return Err(format!(
+                "length of the frame: kernel {}, model {}",
+                kernel.len(),
+                model.len()
+            ));
+        }
+        let is_checksum = |offset: usize| self.checksums.iter().any(|at| (*at..*at + 2).contains(&offset));
+        for (offset, (kernel_byte, model_byte)) in kernel.iter().zip(model).enumerate() {
+            if kernel_byte != model_byte && !is_checksum(offset) {
+                return Err(format!(
+                    "byte {offset} of the frame\n  kernel {}\n  model  {}",
+                    hex(kernel),
+                    hex(model)
+                ));
+            }
+        }
+        if !self.checksums.is_empty() && inspect(sent).is_ok() {
+            let shown = |error| format!("{error}\n  kernel {}", hex(kernel));
+            let inner = unwrap(kernel).map_err(shown)?;
+            inspect(inner.as_ref().unwrap_or(kernel)).map_err(shown)?;
+        }
+        Ok(())
+    }
 }
 
 // === impl Model ===

@@ -112,7 +112,9 @@ impl From<InstallError<DataplaneError>> for RigError {
 // === impl Verdict ===
 
 impl Verdict {
-    fn of_xdp(code: u32) -> Self {
+    /// Of the code that an XDP program answers.
+    #[must_use]
+    pub const fn of_xdp(code: u32) -> Self {
         match code {
             0 => Self::Aborted,
             1 => Self::Drop,
@@ -157,23 +159,35 @@ impl Rig {
     /// # Errors
     /// As for [`Rig::new`].
     pub fn sized(capacity: Capacity) -> Result<Self, RigError> {
+        let mut rig = Self::open(capacity, true)?;
+        rig.set_now(START_NS)?;
+        Ok(rig)
+    }
+
+    /// Loads programs and maps of this capacity as they go into production: with the kernel's clock, not the rig's.
+    ///
+    /// # Errors
+    /// As for [`Rig::new`].
+    pub fn production(capacity: Capacity) -> Result<Self, RigError> {
+        Self::open(capacity, false)
+    }
+
+    fn open(capacity: Capacity, test_clock: bool) -> Result<Self, RigError> {
         let lab = Lab::new()?;
         let settings = Settings {
             pin_directory: lab.pin_directory(),
             capacity,
-            test_clock: true,
+            test_clock,
         };
         let dataplane = Dataplane::open(&settings)?;
         let sweeper = FlowSweeper::open(&settings.pin_directory, TIMEOUTS)?;
-        let mut rig = Self {
+        Ok(Self {
             dataplane,
             installer: Installer::default(),
             host: HostRecord::ZERO,
             sweeper,
             lab,
-        };
-        rig.set_now(START_NS)?;
-        Ok(rig)
+        })
     }
 
     /// Programs and maps.

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod config;
+pub mod driver;
 pub mod event;
 pub mod flow;
 pub mod reason;

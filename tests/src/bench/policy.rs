@@ -16,7 +16,7 @@ use enforcer_agent::pure::compile::{HostFacts, Inputs, Slots, compile};
 use enforcer_agent::pure::policy::selection::Selection;
 use enforcer_agent::pure::policy::{Digester, Loader, PolicySource, load};
 
-use super::{BenchError, Case, Options, Series};
+use super::{BenchError, Case, Options, Series, Work};
 use crate::harness::{Agent, AgentSettings};
 use crate::lab::Lab;
 use crate::large::{self, Size};
@@ -24,27 +24,27 @@ use crate::large::{self, Size};
 pub(super) const CASES: [Case; 6] = [
     Case {
         name: "policy/check",
-        run: check,
+        work: Work::Alone(check),
     },
     Case {
         name: "policy/check-edit",
-        run: check_edit,
+        work: Work::Alone(check_edit),
     },
     Case {
         name: "policy/compile",
-        run: compile_case,
+        work: Work::Alone(compile_case),
     },
     Case {
         name: "policy/apply",
-        run: apply,
+        work: Work::Alone(apply),
     },
     Case {
         name: "policy/limit-edit",
-        run: limit_edit,
+        work: Work::Alone(limit_edit),
     },
     Case {
         name: "policy/suspend",
-        run: suspend,
+        work: Work::Alone(suspend),
     },
 ];
 
@@ -67,6 +67,13 @@ fn size(options: &Options) -> Size {
 
 fn runs(options: &Options) -> usize {
     if options.quick { 2 } else { 7 }
+}
+
+/// Lets the agent have its rest; what a quick look finds is not told as a cost.
+fn settle(options: &Options) {
+    if !options.quick {
+        std::thread::sleep(SETTLE);
+    }
 }
 
 fn milliseconds(since: Instant) -> f64 {
@@ -156,21 +163,9 @@ fn measure<T, E: std::fmt::Debug>(
         }
     }
     Ok(vec![
-        Series {
-            case,
-            unit: "ms",
-            runs: times,
-        },
-        Series {
-            case,
-            unit: "ms CPU",
-            runs: cpu_times,
-        },
-        Series {
-            case,
-            unit: "MiB",
-            runs: peaks,
-        },
+        Series::plain(case, "ms", times),
+        Series::plain(case, "ms CPU", cpu_times),
+        Series::plain(case, "MiB", peaks),
     ])
 }
 
@@ -284,7 +279,8 @@ impl Running {
 fn apply(options: &Options) -> Result<Vec<Series>, BenchError> {
     let case = "policy/apply";
     let size = size(options);
-    let small = large::policy(&Size::TENTH, 1000);
+    // Another limit: names of pools alone change nothing in the kernel, and a quick look has the same size throughout.
+    let small = large::policy(&Size::TENTH, 999);
     let text = large::policy(&size, 1000).replace("pool-", "group-");
     let other = large::policy(&size, 1001).replace("action: Deny", "action: Allow");
     let mut running = Running::start(case)?;
@@ -296,16 +292,8 @@ fn apply(options: &Options) -> Result<Vec<Series>, BenchError> {
     }
     let peak = running.peak()?;
     Ok(vec![
-        Series {
-            case,
-            unit: "ms",
-            runs: times,
-        },
-        Series {
-            case,
-            unit: "MiB",
-            runs: vec![peak],
-        },
+        Series::plain(case, "ms", times),
+        Series::plain(case, "MiB", vec![peak]),
     ])
 }
 
@@ -315,7 +303,7 @@ fn limit_edit(options: &Options) -> Result<Vec<Series>, BenchError> {
     let size = size(options);
     let mut running = Running::start(case)?;
     running.apply(case, &large::policy(&size, 1000))?;
-    std::thread::sleep(SETTLE);
+    settle(options);
     let (mut times, mut in_kernel) = (Vec::new(), Vec::new());
     for run in 0..runs(options) {
         std::thread::sleep(PAUSE);
@@ -329,16 +317,8 @@ fn limit_edit(options: &Options) -> Result<Vec<Series>, BenchError> {
         in_kernel.push((seen - start).as_secs_f64() * 1000.0);
     }
     Ok(vec![
-        Series {
-            case,
-            unit: "ms",
-            runs: times,
-        },
-        Series {
-            case,
-            unit: "ms to the kernel",
-            runs: in_kernel,
-        },
+        Series::plain(case, "ms", times),
+        Series::plain(case, "ms to the kernel", in_kernel),
     ])
 }
 
@@ -347,7 +327,7 @@ fn suspend(options: &Options) -> Result<Vec<Series>, BenchError> {
     let case = "policy/suspend";
     let mut running = Running::start(case)?;
     running.apply(case, &large::policy(&size(options), 1000))?;
-    std::thread::sleep(SETTLE);
+    settle(options);
     let mut times = Vec::new();
     for run in 0..2 * runs(options) {
         std::thread::sleep(PAUSE / 4);
@@ -361,9 +341,5 @@ fn suspend(options: &Options) -> Result<Vec<Series>, BenchError> {
         running.ask(request)?;
         times.push(milliseconds(start));
     }
-    Ok(vec![Series {
-        case,
-        unit: "ms",
-        runs: times,
-    }])
+    Ok(vec![Series::plain(case, "ms", times)])
 }

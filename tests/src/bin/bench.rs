@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
-use enforcer_tests::bench::{Measured, Options, run};
+use enforcer_tests::bench::{Machine, Measured, Options, Outcome, run};
 
 /// Measures named cases over several runs each.
 #[derive(Debug, Parser)]
@@ -25,15 +25,12 @@ struct Arguments {
 fn main() -> ExitCode {
     let Arguments { json, quick, case } = Arguments::parse();
     let options = Options { json, quick, case };
-    if !json {
-        println!(
-            "{:<24}{:>10}{:>12}{:>12}{:>12}",
-            "case", "unit", "median", "min", "max"
-        );
+    if head(&Machine::here(), json).is_err() {
+        return ExitCode::FAILURE;
     }
     let mut broken = None;
-    let outcome = run(&options, |measured| {
-        broken = broken.take().or(show(measured, json).err());
+    let outcome = run(&options, |outcome| {
+        broken = broken.take().or(show(outcome, json).err());
     });
     match (outcome, broken) {
         (Ok(()), None) => ExitCode::SUCCESS,
@@ -46,19 +43,42 @@ fn main() -> ExitCode {
     }
 }
 
-fn show(measured: &Measured, json: bool) -> io::Result<()> {
+/// Names the machine, and the columns of a table.
+fn head(machine: &Machine, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
-        writeln!(out, "{}", serde_json::to_string(measured)?)
-    } else {
-        let Measured {
+        return writeln!(out, "{}", serde_json::to_string(machine)?);
+    }
+    let Machine { cpu, cpus, kernel } = machine;
+    writeln!(out, "{cpus} CPUs, {cpu}; Linux {kernel}")?;
+    writeln!(
+        out,
+        "{:<36}{:>10}{:>11}{:>11}{:>11}{:>11}{:>11}",
+        "case", "unit", "median", "min", "max", "base", "net"
+    )
+}
+
+fn show(outcome: &Outcome, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        return writeln!(out, "{}", serde_json::to_string(outcome)?);
+    }
+    match outcome {
+        Outcome::Measured(Measured {
             case,
             unit,
             median,
             min,
             max,
-            ..
-        } = measured;
-        writeln!(out, "{case:<24}{unit:>10}{median:>12.1}{min:>12.1}{max:>12.1}")
+            base,
+            net,
+        }) => writeln!(
+            out,
+            "{case:<36}{unit:>10}{median:>11.2}{min:>11.2}{max:>11.2}{base:>11.2}{net:>11.2}"
+        ),
+        Outcome::Skipped {
+            case,
+            skipped_without,
+        } => writeln!(out, "{case:<36}   skipped: {skipped_without} is not installed"),
     }
 }

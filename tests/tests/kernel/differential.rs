@@ -22,9 +22,9 @@ use enforcer_common::schema::{backend_connections, holder_connections, tenant_co
 use enforcer_tests::generate::{self, Op, Start, Surroundings, unhex};
 use enforcer_tests::model::{Model, Outcome};
 use enforcer_tests::oracle::{Answer, Fate, Oracle, Prediction, Status};
-use enforcer_tests::packet::{Segment, inspect, unwrap};
+use enforcer_tests::packet::Segment;
 use enforcer_tests::random::{Random, SEED_VARIABLE, count, seed};
-use enforcer_tests::rig::{GROUPS, Ran, Rig, START_NS, TIMEOUTS};
+use enforcer_tests::rig::{GROUPS, Rig, START_NS, TIMEOUTS};
 use enforcer_tests::world::{LOCAL_V4, NAT_V4, NAT_V6, World, next_hop};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -311,7 +311,7 @@ impl<'r> Run<'r> {
                 decision.reason, decision.tenant
             )
         })?;
-        same_frame(frame, &ran, &outcome)?;
+        outcome.same_frame(frame, &ran)?;
         let events: Vec<EventRecord> = self
             .rig
             .events()
@@ -448,32 +448,6 @@ impl<'r> Run<'r> {
         self.oracle.observe(segment, &answer, self.now_ns);
         Ok(())
     }
-}
-
-/// Every byte but the checksums as the model says; the checksums add up wherever they did before.
-fn same_frame(sent: &[u8], ran: &Ran, outcome: &Outcome) -> Result<(), Difference> {
-    unequal("length of the frame", &ran.frame.len(), &outcome.frame.len())?;
-    let is_checksum = |offset: usize| {
-        outcome
-            .checksums
-            .iter()
-            .any(|at| (*at..*at + 2).contains(&offset))
-    };
-    for (offset, (kernel, model)) in ran.frame.iter().zip(&outcome.frame).enumerate() {
-        if kernel != model && !is_checksum(offset) {
-            return Err(format!(
-                "byte {offset} of the frame\n  kernel {}\n  model  {}",
-                generate::hex(&ran.frame),
-                generate::hex(&outcome.frame)
-            ));
-        }
-    }
-    if !outcome.checksums.is_empty() && inspect(sent).is_ok() {
-        let shown = |error| format!("{error}\n  kernel {}", generate::hex(&ran.frame));
-        let inner = unwrap(&ran.frame).map_err(shown)?;
-        inspect(inner.as_ref().unwrap_or(&ran.frame)).map_err(shown)?;
-    }
-    Ok(())
 }
 
 fn regressions() -> PathBuf {

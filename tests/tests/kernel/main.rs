@@ -6,6 +6,7 @@
 //! - `sweep`, `events`: expiry of flows, and the audit's completeness;
 //! - `contention`: two CPUs on one limiter;
 //! - `mixture`: packets while generations change;
+//! - `packets`: the packets and cases of the benchmarks;
 //! - `arbitrary`: any bytes at all;
 //! - `differential`: kernel, model and oracle on the same random traffic.
 #![forbid(unsafe_code)]
@@ -18,6 +19,7 @@ mod differential;
 mod events;
 mod load;
 mod mixture;
+mod packets;
 mod sweep;
 mod tables;
 
