@@ -234,7 +234,7 @@ pub fn enforcer_egress(ctx: TcContext) -> i32 {
 /// A line for each packet, for debugging the programs themselves: a release build holds neither code nor map for it.
 #[cfg(feature = "log")]
 #[inline(always)]
-fn log_decision<C: aya_ebpf::EbpfContext>(ctx: &C, decision: &decide::Decision) {
+fn log_decision<C: aya_ebpf::EbpfContext>(ctx: &C, decision: &Decision) {
     aya_log_ebpf::debug!(
         ctx,
         "reason {} tenant {} service {} back end {} generation {}",
