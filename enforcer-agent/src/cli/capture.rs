@@ -89,9 +89,9 @@ async fn follow(
     serial: u32,
     writer: &mut CaptureWriter<Box<dyn Write>>,
 ) -> Result<CaptureEndReply, CliError> {
-    writer.flush()?;
     let interrupted = output::interrupted()?;
     tokio::pin!(interrupted);
+    writer.flush()?;
     loop {
         let CaptureReadReply { packets, ended } = match client.call(Request::CaptureRead { serial }).await? {
             Reply::CaptureRead(reply) => reply,
@@ -110,12 +110,16 @@ async fn follow(
             let _over = end(client, serial).await;
             return Err(error.into());
         }
-        if !packets.is_empty() {
-            continue;
-        }
+        // Also where one reply follows the other without a pause.
+        let pause = if packets.is_empty() {
+            READ_INTERVAL
+        } else {
+            Duration::ZERO
+        };
         tokio::select! {
+            biased;
             () = &mut interrupted => return end(client, serial).await,
-            () = tokio::time::sleep(READ_INTERVAL) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
