@@ -28,8 +28,8 @@ impl Running {
     /// What it wrote, once it has ended well.
     fn output(mut self) -> String {
         eventually("the end of the command", LIMIT, || {
-            let ended = self.0.try_wait().map_err(|source| panic!("{source}"));
-            Ok(ended?.ok_or_else(|| "it runs".to_owned()))
+            let ended = self.0.try_wait().unwrap();
+            Ok(ended.ok_or_else(|| "it runs".to_owned()))
         })
         .unwrap();
         assert_eq!(self.0.wait().unwrap().code(), Some(0));
@@ -151,8 +151,8 @@ fn flows_are_watched_as_they_happen() {
     eventually("two flows", LIMIT, || {
         assert!(connect(bench.client(), bench::vip(false), LIMIT).is_some());
         assert!(connect(&bench.network.clients[1], bench::vip(false), REFUSED_LIMIT).is_none());
-        let ended = watch.0.try_wait().map_err(|source| panic!("{source}"));
-        Ok(ended?.ok_or_else(|| "none, or one".to_owned()))
+        let ended = watch.0.try_wait().unwrap();
+        Ok(ended.ok_or_else(|| "none, or one".to_owned()))
     })
     .unwrap();
     let output = watch.output();
