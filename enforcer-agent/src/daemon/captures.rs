@@ -5,7 +5,7 @@
 //! how much of it, is in the audit log.
 
 use enforcer_common::Reason;
-use enforcer_common::abi::capture::{CAPTURE_WINDOW_SHIFT, CaptureRecord, CapturedRecord};
+use enforcer_common::abi::capture::{CaptureRecord, CapturedRecord};
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::DIRECTION_EGRESS;
 use jiff::Timestamp;
@@ -31,8 +31,6 @@ const UNREAD_NS: u64 = 10_000_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 /// Key of the warning that a capture could not be ended: the next fold tries again.
 const CAPTURE: &str = "capture";
-
-const _: () = assert!(PACKETS_PER_WINDOW as u64 * NS_PER_SECOND >> CAPTURE_WINDOW_SHIFT == 476);
 
 /// The capture that is under way, if there is one.
 #[derive(Clone, Debug, Default)]
