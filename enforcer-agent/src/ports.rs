@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::capture::{CaptureRecord, CapturedRecord};
 use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
@@ -16,7 +17,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 
 use crate::adapters::audit_file::{AuditError, LogStatus};
-use crate::adapters::dataplane::{AttachMode, Attachment, DataplaneError, PinnedMap, Tally};
+use crate::adapters::dataplane::{AttachMode, Attachment, Captures, DataplaneError, PinnedMap, Tally};
 use crate::api::reply::MapEntry;
 use crate::daemon::history::{HistoryEntry, HistoryError};
 use crate::daemon::persist::{State, StateError};
@@ -107,6 +108,12 @@ pub(crate) trait Dataplane: Banks<Error = DataplaneError> + Send {
     fn flows(&self, limit: usize) -> Result<Vec<(FlowKey, FlowRecord)>, DataplaneError>;
     /// The next event, if there is one.
     fn next_event(&mut self) -> Option<EventRecord>;
+    /// Says which packets to capture; all zero: none.
+    fn set_capture(&mut self, capture: &CaptureRecord) -> Result<(), DataplaneError>;
+    /// The next captured packet, if there is one.
+    fn next_captured(&mut self) -> Option<CapturedRecord>;
+    /// What became of packets that captures asked for, ever.
+    fn captures(&self) -> Result<Captures, DataplaneError>;
     /// Entries of a map that are not all zero; `None` for a map that cannot be dumped.
     fn dump(&self, name: &str, limit: usize) -> Result<Option<Vec<MapEntry>>, DataplaneError>;
     /// What the kernel says of a map.

@@ -14,6 +14,8 @@ pub enum Continuation {
     Answer = 1,
     /// Judges ICMP: an error about a flow, or none of ours.
     Icmp = 2,
+    /// Shows the agent a packet that it asked for.
+    Capture = 3,
 }
 
 /// How many there are.
@@ -21,7 +23,7 @@ pub const CONTINUATIONS: u32 = Continuation::ALL.len() as u32;
 
 impl Continuation {
     /// All of them, by number.
-    pub const ALL: &'static [Self] = &[Self::Encapsulate, Self::Answer, Self::Icmp];
+    pub const ALL: &'static [Self] = &[Self::Encapsulate, Self::Answer, Self::Icmp, Self::Capture];
 
     /// The name of the program.
     pub const fn program(self) -> &'static str {
@@ -29,6 +31,7 @@ impl Continuation {
             Self::Encapsulate => "enforcer_encapsulate",
             Self::Answer => "enforcer_answer",
             Self::Icmp => "enforcer_icmp",
+            Self::Capture => "enforcer_capture",
         }
     }
 }
@@ -45,12 +48,22 @@ pub struct Errand {
     pub answer: u32,
     /// The largest packet that would have fitted.
     pub fitting_bytes: u32,
-    /// Who pays for the answer: tenant slot.
+    /// Whose packet it is, and who pays for the answer: tenant slot.
     pub tenant: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// What the packet gets if nothing else becomes of it: an XDP verdict.
+    pub verdict: u32,
     /// The time of the judgement.
     pub now_ns: u64,
+    /// The generation that decided.
+    pub generation: u64,
+    /// A [`Reason`](crate::Reason) number.
+    pub reason: u32,
+    /// Service slot plus one, or zero.
+    pub service: u32,
+    /// Deciding rule plus one, or zero.
+    pub rule: u32,
+    /// Zero: brings the size to a multiple of eight.
+    pub reserved: u32,
 }
 
 impl Errand {
@@ -61,7 +74,12 @@ impl Errand {
         answer: 0,
         fitting_bytes: 0,
         tenant: 0,
-        reserved: 0,
+        verdict: 0,
         now_ns: 0,
+        generation: 0,
+        reason: 0,
+        service: 0,
+        rule: 0,
+        reserved: 0,
     };
 }

@@ -4,7 +4,7 @@
 //! Changing a map, a record or a fixed capacity changes [`SCHEMA_HASH`], which the agent keeps beside the pinned maps and
 //! compares before it adopts them.
 
-use crate::abi::{config, event, flow, tally};
+use crate::abi::{capture, config, event, flow, tally};
 
 /// Raised with every change of meaning that the layout alone does not show.
 pub const SCHEMA_VERSION: u32 = 4;
@@ -30,6 +30,8 @@ const _: () = assert!(
 );
 /// Bytes of the ring buffer: a power of two and a multiple of the page size.
 pub const EVENT_BYTES: u32 = 4 << 20;
+/// The same of the ring buffer of captured packets.
+pub const CAPTURED_BYTES: u32 = 1 << 20;
 
 /// Tenant slots, slot 0 being nobody, unless the agent's configuration says otherwise.
 pub const DEFAULT_TENANTS: u32 = 1024;
@@ -101,6 +103,9 @@ pub const fn open_connections(opened: u64, closed: u64) -> u64 {
 /// | `CONNECTIONS_CLOSED` | agent | flows removed; opened minus closed is what is open |
 /// | `TALLIES` | programs | counters by tenant, direction and reason |
 /// | `EVENTS` | programs | decisions on their way to the audit log |
+/// | `CAPTURE` | agent | which packets to capture |
+/// | `CAPTURED` | programs | captured packets |
+/// | `CAPTURE_TALLIES` | programs | counters of captured packets |
 /// | `META` | agent | the schema hash |
 #[macro_export]
 macro_rules! with_maps {
@@ -136,6 +141,9 @@ macro_rules! with_maps {
             TALLIES: PerCpuArray<$crate::abi::tally::TallyBlock>,
                 sized $crate::schema::DEFAULT_TENANTS * $crate::abi::tally::DIRECTIONS;
             EVENTS: RingBuf<$crate::abi::event::EventRecord>, max $crate::schema::EVENT_BYTES;
+            CAPTURE: Array<$crate::abi::capture::CaptureRecord>, max 1;
+            CAPTURED: RingBuf<$crate::abi::capture::CapturedRecord>, max $crate::schema::CAPTURED_BYTES;
+            CAPTURE_TALLIES: PerCpuArray<$crate::abi::capture::CaptureTally>, max 1;
             META: Array<u64>, max 1;
         }
     };
@@ -232,6 +240,9 @@ pub const RECORDS: &[RecordLayout] = &[
     ("EventRecord", event::EventRecord::LAYOUT),
     ("TallyRecord", tally::TallyRecord::LAYOUT),
     ("TallyBlock", tally::TallyBlock::LAYOUT),
+    ("CaptureRecord", capture::CaptureRecord::LAYOUT),
+    ("CapturedRecord", capture::CapturedRecord::LAYOUT),
+    ("CaptureTally", capture::CaptureTally::LAYOUT),
 ];
 
 const fn fold_number(mut hash: u64, number: u64) -> u64 {

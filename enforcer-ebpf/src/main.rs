@@ -9,6 +9,7 @@
 //! - `flows`: makes, moves and updates flow entries, translates addresses, pays charges.
 //! - `encapsulate`: outer headers, put before a packet.
 //! - `answer`: what goes back to the sender of a refused packet.
+//! - `capture`: shows the agent packets that it asked for.
 //! - `related`: ICMP errors about flows.
 //! - `header`, `resize`: headers made from nothing, and room for them.
 //! - `rewrite`: header edits and checksums.
@@ -31,6 +32,7 @@
 )]
 
 mod answer;
+mod capture;
 mod emit;
 mod encapsulate;
 mod facts;
@@ -49,7 +51,7 @@ use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::continuation::{Continuation, Errand};
 use enforcer_common::decide::answer::Answer;
-use enforcer_common::decide::{self, FlowFate};
+use enforcer_common::decide::{self, Decision, FlowFate};
 use enforcer_common::parse;
 
 use crate::facts::MapFacts;
@@ -110,20 +112,35 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
     if matches!(decision.reason, Reason::BackendIneligible) {
         flows::abandon(&facts);
     }
+    let mut errand = capture::errand(&decision, verdict, now_ns);
     if verdict == xdp_action::XDP_DROP {
         let kind = decide::answer::kind(&facts, &decision, &frame.packet);
         if !matches!(kind, Answer::None) {
-            let errand = Errand {
-                answer: kind as u32,
-                fitting_bytes: decide::answer::fitting_bytes(&facts, &decision),
-                tenant: decision.tenant,
-                now_ns,
-                ..Errand::NONE
-            };
-            maps::go_on(&ctx, Continuation::Answer, errand);
+            errand.answer = kind as u32;
+            errand.fitting_bytes = decide::answer::fitting_bytes(&facts, &decision);
         }
     }
-    verdict
+    leave(&ctx, &decision, errand)
+}
+
+/// What is left to do with a packet that was judged: it is shown to the agent if that asked for it, and answered if it
+/// is to be. A packet that is sent on is neither: it has been rewritten.
+#[inline(always)]
+fn leave(ctx: &XdpContext, decision: &Decision, errand: Errand) -> u32 {
+    let is_wanted = match decision.reason.effect() {
+        Effect::Forwarded => return errand.verdict,
+        Effect::Passed | Effect::Refused => capture::is_wanted(decision),
+    };
+    let is_answered = errand.answer != Answer::None as u32;
+    if (is_wanted || is_answered) && maps::tell(errand).is_some() {
+        if is_wanted {
+            maps::go_on_as_told(ctx, Continuation::Capture);
+        }
+        if is_answered {
+            maps::go_on_as_told(ctx, Continuation::Answer);
+        }
+    }
+    errand.verdict
 }
 
 /// Judges ICMP: an error about a flow goes to the end that it concerns.
@@ -162,7 +179,20 @@ pub fn enforcer_icmp(ctx: XdpContext) -> u32 {
     if let Some(errand) = sent.errand {
         maps::go_on(&ctx, Continuation::Encapsulate, errand);
     }
-    sent.verdict
+    leave(&ctx, &decision, capture::errand(&decision, sent.verdict, now_ns))
+}
+
+/// Shows the agent a packet, and goes on to its answer if there is to be one.
+#[xdp]
+pub fn enforcer_capture(ctx: XdpContext) -> u32 {
+    let Some((_, errand)) = maps::told() else {
+        return xdp_action::XDP_ABORTED;
+    };
+    capture::on_the_way_in(&ctx, errand);
+    if errand.answer != Answer::None as u32 {
+        maps::go_on_as_told(&ctx, Continuation::Answer);
+    }
+    errand.verdict
 }
 
 /// Answers a packet that was refused, unless its tenant has had as many answers as there may be.
@@ -198,16 +228,20 @@ pub fn enforcer_egress(ctx: TcContext) -> i32 {
     #[cfg(feature = "log")]
     log_decision(&ctx, &decision);
     emit::count(DIRECTION_EGRESS, &decision, &frame.packet, 0, now_ns);
-    match decision.reason.effect() {
+    let verdict = match decision.reason.effect() {
         Effect::Refused => TC_ACT_SHOT,
         Effect::Passed | Effect::Forwarded => TC_ACT_OK,
+    };
+    if !matches!(decision.reason.effect(), Effect::Forwarded) && capture::is_wanted(&decision) {
+        capture::on_the_way_out(&ctx, &capture::errand(&decision, 0, now_ns));
     }
+    verdict
 }
 
 /// A line for each packet, for debugging the programs themselves: a release build holds neither code nor map for it.
 #[cfg(feature = "log")]
 #[inline(always)]
-fn log_decision<C: aya_ebpf::EbpfContext>(ctx: &C, decision: &decide::Decision) {
+fn log_decision<C: aya_ebpf::EbpfContext>(ctx: &C, decision: &Decision) {
     aya_log_ebpf::debug!(
         ctx,
         "reason {} tenant {} service {} back end {} generation {}",

@@ -57,14 +57,27 @@ static CONTINUATIONS: ProgramArray = ProgramArray::with_max_entries(CONTINUATION
 /// of this one. Comes back only if there is no such program.
 #[inline(always)]
 pub(crate) fn go_on<C: EbpfContext>(ctx: &C, with: Continuation, errand: Errand) {
-    let Some(slot) = ERRAND.get_ptr_mut(0) else { return };
-    // SAFETY: (need) per-CPU values are reached through a pointer, and a tail call is a foreign call. (soundness) the slot
-    // belongs to this CPU and is written whole; a tail call ends this program, which holds nothing that has to be
-    // dropped, or does nothing.
-    unsafe {
-        slot.write(errand);
-        CONTINUATIONS.tail_call(ctx, with as u32);
+    if tell(errand).is_some() {
+        go_on_as_told(ctx, with);
     }
+}
+
+/// Writes down what the program that goes on with the packet is to know.
+#[inline(always)]
+pub(crate) fn tell(errand: Errand) -> Option<()> {
+    let slot = ERRAND.get_ptr_mut(0)?;
+    // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU and is written
+    // whole.
+    unsafe { slot.write(errand) };
+    Some(())
+}
+
+/// Goes on with another program, which is told what was told last. Comes back only if there is no such program.
+#[inline(always)]
+pub(crate) fn go_on_as_told<C: EbpfContext>(ctx: &C, with: Continuation) {
+    // SAFETY: (need) a tail call is a foreign call. (soundness) it ends this program, which holds nothing that has to be
+    // dropped, or does nothing.
+    unsafe { CONTINUATIONS.tail_call(ctx, with as u32) };
 }
 
 /// What this program, which goes on with a packet, was told: the frame as it was parsed, and the errand.

@@ -1,15 +1,18 @@
-//! Reads traffic that was: packet captures (pcap, pcapng) and audit logs. Files are streamed, never read whole; a record
+//! Writes packets that the agent was shown (`write`), and reads traffic that was: packet captures (pcap, pcapng) and audit logs. Files are streamed, never read whole; a record
 //! that is damaged, or longer than any record is, ends the reading with a sentence, and what came before counts.
 
 mod pcap;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+
+pub use write::CaptureWriter;
 
 use super::audit_file::AuditError;
 use super::audit_file::segment::{MAX_LINE_BYTES, segments};

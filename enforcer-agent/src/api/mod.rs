@@ -10,9 +10,10 @@ pub mod client;
 pub mod reply;
 pub mod server;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+pub use enforcer_common::abi::capture::CAPTURE_BYTES;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,13 @@ const MAX_PATH_BYTES: usize = 4096;
 pub const MAX_READER_FRAME_BYTES: usize = 64 << 10;
 /// Most rows in one reply of `FlowsList`, `MapsDump` and `AuditTail`; a larger limit counts as this.
 pub const MAX_ROWS: u32 = 10_000;
+
+/// Most packets of one capture.
+pub const MAX_CAPTURE_PACKETS: u32 = 100_000;
+/// Longest time of one capture.
+pub const MAX_CAPTURE_SECONDS: u32 = 3600;
+/// The least that is copied of a packet: its link-layer header.
+pub const MIN_SNAP_BYTES: u32 = 14;
 
 /// What a peer asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +135,18 @@ pub enum Request {
         /// Most records to return, at most [`MAX_ROWS`].
         limit: u32,
     },
+    /// Begin to capture packets; one capture at a time.
+    CaptureBegin(CaptureOrder),
+    /// Packets that were captured since the last time.
+    CaptureRead {
+        /// The capture, as its begin named it.
+        serial: u32,
+    },
+    /// End a capture before its time.
+    CaptureEnd {
+        /// The capture, as its begin named it.
+        serial: u32,
+    },
     /// The metrics, as the HTTP endpoint gives them.
     Metrics,
     /// Take the programs off the interfaces, remove everything that is pinned, and end the daemon.
@@ -143,6 +163,26 @@ pub struct FlowFilter {
     pub service: Option<String>,
     /// Flows on this back end.
     pub backend: Option<String>,
+}
+
+/// Which packets to capture, and how many.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CaptureOrder {
+    /// Names of reasons: those for which a packet is refused, or left to the host.
+    pub reasons: BTreeSet<String>,
+    /// Only those of this tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Only those to this service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// After so many packets it ends: 1 to [`MAX_CAPTURE_PACKETS`].
+    pub count: u32,
+    /// After so many seconds it ends: 1 to [`MAX_CAPTURE_SECONDS`].
+    pub seconds: u32,
+    /// Bytes that are copied of a packet at most: [`MIN_SNAP_BYTES`] to [`CAPTURE_BYTES`].
+    pub snap_bytes: u32,
 }
 
 /// What a peer may do.
@@ -247,6 +287,10 @@ impl Request {
             | Self::TenantResume { .. }
             | Self::BackendDrain { .. }
             | Self::BackendUndrain { .. }
+            // Packets hold what tenants send.
+            | Self::CaptureBegin(_)
+            | Self::CaptureRead { .. }
+            | Self::CaptureEnd { .. }
             | Self::Detach => Role::Write,
         }
     }
@@ -272,6 +316,9 @@ impl Request {
             Self::MapsList => "mapsList",
             Self::MapsDump { .. } => "mapsDump",
             Self::AuditTail { .. } => "auditTail",
+            Self::CaptureBegin(_) => "captureBegin",
+            Self::CaptureRead { .. } => "captureRead",
+            Self::CaptureEnd { .. } => "captureEnd",
             Self::Metrics => "metrics",
             Self::Detach => "detach",
         }

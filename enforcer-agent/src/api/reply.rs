@@ -1,5 +1,6 @@
 //! What the daemon answers: one struct per request, in the terms of people, with names rather than slots.
 
+mod capture;
 mod explain;
 mod history;
 mod maps;
@@ -15,6 +16,7 @@ use crate::pure::audit::AuditRecord;
 use crate::pure::policy::Diagnostic;
 use crate::pure::policy::PolicySource;
 use crate::pure::policy::resolved::{Forward, PortRange};
+pub use capture::{CaptureBeginReply, CaptureEndReply, CaptureReadReply, CapturedPacket, FrameBytes};
 pub use history::{HistoryRow, PolicyHistoryReply, PolicyRollbackReply};
 pub use maps::{MapEntry, MapField, MapRow, MapsDumpReply, MapsListReply};
 pub use tenants::{QuotaRow, TenantListReply, TenantRow};
@@ -57,6 +59,12 @@ pub enum Reply {
     MapsDump(MapsDumpReply),
     /// To `AuditTail`.
     AuditTail(AuditTailReply),
+    /// To `CaptureBegin`.
+    CaptureBegin(CaptureBeginReply),
+    /// To `CaptureRead`.
+    CaptureRead(CaptureReadReply),
+    /// To `CaptureEnd`.
+    CaptureEnd(CaptureEndReply),
     /// To `Metrics`.
     Metrics(MetricsReply),
     /// To `Detach`.

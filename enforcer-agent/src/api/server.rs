@@ -356,7 +356,8 @@ async fn answer(
         return Err(ApiError::new(
             ErrorCode::Forbidden,
             format!(
-                "`{}` changes what is enforced, which only root and the agent's own user may do; you are {actor}",
+                "`{}` changes what is enforced or shows what is in packets, which only root and the agent's own user may \
+                 do; you are {actor}",
                 request.name()
             ),
         ));

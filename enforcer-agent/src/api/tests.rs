@@ -272,6 +272,17 @@ async fn others_may_read_what_the_group_may_read_and_change_nothing() {
             dry_run: false,
         }),
         frame(Request::Detach),
+        // What is in packets is not for the group either.
+        frame(Request::CaptureBegin(CaptureOrder {
+            reasons: BTreeSet::from(["Bypass".to_owned()]),
+            tenant: None,
+            service: None,
+            count: 1,
+            seconds: 1,
+            snap_bytes: 64,
+        })),
+        frame(Request::CaptureRead { serial: 1 }),
+        frame(Request::CaptureEnd { serial: 1 }),
         // These two may be asked: the loop answers the first, and drops the second.
         frame(Request::PolicyApply {
             sources: vec![PolicySource::new(name(), text())],
@@ -285,7 +296,7 @@ async fn others_may_read_what_the_group_may_read_and_change_nothing() {
         .await
         .unwrap();
     let codes: Vec<ErrorCode> = errors.iter().map(|error| error.code).collect();
-    let mut expected = vec![ErrorCode::Forbidden; 6];
+    let mut expected = vec![ErrorCode::Forbidden; 9];
     expected.extend([ErrorCode::Refused, ErrorCode::Internal, ErrorCode::Malformed]);
     assert_eq!(codes, expected, "{errors:#?}");
     assert!(errors[0].message.contains("uid 65534"), "{}", errors[0].message);

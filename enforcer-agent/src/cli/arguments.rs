@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use enforcer_common::Reason;
+use enforcer_common::abi::reason::Effect;
 use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, civil};
 
-use crate::api::Protocol;
+use crate::api::{CAPTURE_BYTES, MAX_CAPTURE_PACKETS, MAX_CAPTURE_SECONDS, MIN_SNAP_BYTES, Protocol};
 
 /// Governs the traffic to inference back ends: XDP and TC programs, and the agent that feeds them.
 #[derive(Debug, Parser)]
@@ -84,9 +86,11 @@ pub(super) enum Command {
     /// List services
     #[command(subcommand)]
     Service(Service),
-    /// List open flows
+    /// List open flows, and watch what happens to flows
     #[command(subcommand)]
     Flows(Flows),
+    /// Write refused packets to a file as they came, each with why it was refused
+    Capture(Capture),
     /// List and dump the kernel maps
     #[command(subcommand)]
     Maps(Maps),
@@ -262,6 +266,49 @@ pub(super) enum Flows {
         #[arg(long, default_value_t = 100, value_name = "ROWS")]
         limit: u32,
     },
+    /// Print flows that are opened, moved or refused from now on, one on a line
+    Watch {
+        /// Only those of this tenant
+        #[arg(long, value_name = "NAME")]
+        tenant: Option<String>,
+        /// Only those to this service
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        /// Only those on this back end
+        #[arg(long, value_name = "NAME")]
+        backend: Option<String>,
+        /// End after so many lines
+        #[arg(long, value_name = "LINES", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Capture {
+    /// Only packets that got one of these reasons [default: all for which packets are refused]
+    #[arg(long, value_name = "REASON", value_delimiter = ',', value_parser = parse_reason)]
+    pub(super) reason: Vec<Reason>,
+    /// Only those of this tenant
+    #[arg(long, value_name = "NAME")]
+    pub(super) tenant: Option<String>,
+    /// Only those to this service
+    #[arg(long, value_name = "NAME")]
+    pub(super) service: Option<String>,
+    /// End after so many packets
+    #[arg(long, default_value_t = 1000, value_name = "PACKETS",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CAPTURE_PACKETS)))]
+    pub(super) count: u32,
+    /// End after so long
+    #[arg(long, default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CAPTURE_SECONDS)))]
+    pub(super) seconds: u32,
+    /// Write so much of each packet
+    #[arg(long, default_value_t = 128, value_name = "BYTES",
+          value_parser = clap::value_parser!(u32).range(i64::from(MIN_SNAP_BYTES)..=i64::from(CAPTURE_BYTES)))]
+    pub(super) snap: u32,
+    /// The pcapng file; `-` is standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub(super) write: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -300,6 +347,28 @@ fn parse_source(text: &str) -> Result<SocketAddr, String> {
     text.parse().or_else(|_| bare.parse::<IpAddr>().map(|address| SocketAddr::new(address, 0))).map_err(|_| {
         "give an address, with a port or without: 10.1.0.2, 10.1.0.2:40000, 2001:db8::2, [2001:db8::2]:40000".to_owned()
     })
+}
+
+/// A reason that packets can be captured for.
+fn parse_reason(text: &str) -> Result<Reason, String> {
+    let found = Reason::ALL
+        .iter()
+        .find(|reason| reason.name().eq_ignore_ascii_case(text));
+    match found.map(|reason| (*reason, reason.effect())) {
+        Some((reason, Effect::Refused | Effect::Passed)) => Ok(reason),
+        Some((_, Effect::Forwarded)) => Err(
+            "packets that are sent on cannot be captured: they are rewritten by \
+                                             then. Capture them on the interface"
+                .to_owned(),
+        ),
+        None => {
+            let names = Reason::ALL
+                .iter()
+                .filter(|reason| reason.effect() != Effect::Forwarded);
+            let names: Vec<&str> = names.map(|reason| reason.name()).collect();
+            Err(format!("reasons are {}", names.join(", ")))
+        }
+    }
 }
 
 fn parse_destination(text: &str) -> Result<(SocketAddr, Protocol), String> {

@@ -9,12 +9,13 @@ use serde::Serialize;
 
 use super::arguments::{Audit, Backend, Command, CommandLine, Flows, Format, Maps, Service, Tenant};
 use super::render::{self, Render};
-use super::{CliError, decapsulate, doctor, output, policy, run};
+use super::{CliError, capture, decapsulate, doctor, output, policy, run};
 use crate::api::client::{Client, ClientError};
-use crate::api::reply::DetachReply;
+use crate::api::reply::{AuditTailReply, DetachReply};
 use crate::api::{FlowFilter, MAX_ROWS, Reply, Request};
 use crate::config::{Config, DEFAULT_SOCKET};
 use crate::daemon;
+use crate::pure::audit::{AuditRecord, Entry, Kind};
 
 /// Between two looks at the audit log.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
@@ -57,6 +58,20 @@ pub(super) fn execute(command_line: CommandLine) -> Result<(), CliError> {
                 backend,
             },
         }),
+        Command::Capture(command) => block_on(capture::execute(command, &socket, format))?,
+        Command::Flows(Flows::Watch {
+            tenant,
+            service,
+            backend,
+            count,
+        }) => {
+            let filter = FlowFilter {
+                tenant,
+                service,
+                backend,
+            };
+            block_on(watch(&socket, filter, count, format))?
+        }
         Command::Maps(Maps::List) => remote(Request::MapsList),
         Command::Maps(Maps::Dump { name, limit }) => remote(Request::MapsDump { name, limit }),
         Command::Audit(Audit::Tail { lines, from, follow }) => {
@@ -97,7 +112,11 @@ pub(super) fn show(reply: Reply, format: Format) -> Result<(), CliError> {
         Reply::MapsList(reply) => write(&reply, format),
         Reply::MapsDump(reply) => write(&reply, format),
         Reply::Detach(reply) => write(&reply, format),
-        other @ (Reply::AuditTail(_) | Reply::Metrics(_)) => Err(CliError::OtherReply(Box::new(other))),
+        other @ (Reply::AuditTail(_)
+        | Reply::CaptureBegin(_)
+        | Reply::CaptureRead(_)
+        | Reply::CaptureEnd(_)
+        | Reply::Metrics(_)) => Err(CliError::OtherReply(Box::new(other))),
     }
 }
 
@@ -161,16 +180,9 @@ async fn tail(
     let mut client = Client::connect(socket).await?;
     let mut request = (from, lines.min(MAX_ROWS));
     loop {
-        let (from, limit) = request;
-        let reply = match client.call(Request::AuditTail { from, limit }).await? {
-            Reply::AuditTail(reply) => reply,
-            other => return Err(CliError::OtherReply(Box::new(other))),
-        };
+        let reply = records(&mut client, request).await?;
         for record in &reply.records {
-            match format {
-                Format::Table => output::text(&render::record(record))?,
-                Format::Json => output::json_line(record)?,
-            }
+            write_record(record, format)?;
         }
         if !follow {
             return Ok(());
@@ -179,5 +191,69 @@ async fn tail(
             tokio::time::sleep(FOLLOW_INTERVAL).await;
         }
         request = (Some(reply.next), MAX_ROWS);
+    }
+}
+
+/// Records of the audit log: a number of them from a sequence number on, or the last ones.
+async fn records(client: &mut Client, (from, limit): (Option<u64>, u32)) -> Result<AuditTailReply, CliError> {
+    match client.call(Request::AuditTail { from, limit }).await? {
+        Reply::AuditTail(reply) => Ok(reply),
+        other => Err(CliError::OtherReply(Box::new(other))),
+    }
+}
+
+fn write_record(record: &AuditRecord, format: Format) -> Result<(), CliError> {
+    match format {
+        Format::Table => output::text(&render::record(record)),
+        Format::Json => output::json_line(record),
+    }
+}
+
+/// Prints what happens to flows from now on, until there were as many as asked for or somebody interrupts it.
+async fn watch(
+    socket: &Path,
+    filter: FlowFilter,
+    count: Option<u64>,
+    format: Format,
+) -> Result<(), CliError> {
+    let interrupted = output::interrupted()?;
+    tokio::pin!(interrupted);
+    let mut client = Client::connect(socket).await?;
+    let mut next = records(&mut client, (None, 1)).await?.next;
+    let mut left = count.unwrap_or(u64::MAX);
+    loop {
+        let reply = records(&mut client, (Some(next), MAX_ROWS)).await?;
+        next = reply.next;
+        for record in reply.records.iter().filter(|record| filter.takes(&record.entry)) {
+            write_record(record, format)?;
+            left -= 1;
+            if left == 0 {
+                return Ok(());
+            }
+        }
+        // Also where one reply follows the other without a pause.
+        let pause = if reply.records.is_empty() {
+            FOLLOW_INTERVAL
+        } else {
+            Duration::ZERO
+        };
+        tokio::select! {
+            biased;
+            () = &mut interrupted => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+// === impl FlowFilter ===
+
+impl FlowFilter {
+    /// Whether a record is about what happened to a flow that is asked for.
+    fn takes(&self, entry: &Entry) -> bool {
+        let is = |wanted: &Option<String>, has: &Option<String>| wanted.is_none() || wanted == has;
+        matches!(entry.kind, Kind::FlowOpened | Kind::FlowMoved | Kind::Refused)
+            && is(&self.tenant, &entry.tenant)
+            && is(&self.service, &entry.service)
+            && is(&self.backend, &entry.backend)
     }
 }

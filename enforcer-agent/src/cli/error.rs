@@ -1,6 +1,7 @@
 //! What can end a command, and with which exit code.
 
 use std::io;
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -55,6 +56,17 @@ pub(super) enum CliError {
     /// A simulation that cannot begin.
     #[error(transparent)]
     Simulate(#[from] CannotCompile),
+    /// The file for a capture.
+    #[error("cannot write the capture to {}: {source}", path.display())]
+    CaptureFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A capture on a screen.
+    #[error("a capture is no text: redirect standard output, or name a file with `-w`")]
+    BinaryToTerminal,
     /// The asynchronous runtime.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -96,6 +108,8 @@ impl CliError {
             | Self::Different
             | Self::Traffic(_)
             | Self::Simulate(_)
+            | Self::CaptureFile { .. }
+            | Self::BinaryToTerminal
             | Self::Start(_)
             | Self::Write(_)
             | Self::Json(_) => FAILED,

@@ -4,6 +4,7 @@
 //! daemon, `detach` where no daemon answers, and `doctor`, which only looks.
 
 mod arguments;
+mod capture;
 mod commands;
 mod decapsulate;
 mod doctor;

@@ -1,15 +1,22 @@
 //! Answers to standard output, errors to standard error.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 
 use super::CliError;
 use super::arguments::Format;
 use super::render::clean;
 use crate::pure::policy::Diagnostic;
 use crate::pure::policy::diagnostic::render_all;
+
+/// Between two looks at whether somebody still reads.
+const CLOSED_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Writes text as it is.
 pub(super) fn text(text: &str) -> Result<(), CliError> {
@@ -31,6 +38,38 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<(), CliError> {
     let mut written = serde_json::to_string(value).map_err(CliError::Json)?;
     written.push('\n');
     text(&written)
+}
+
+/// Says something beside an answer that takes standard output for itself.
+pub(super) fn note(text: &str) {
+    // Nobody is left to tell if this fails.
+    let _closed = io::stderr().write_all(text.as_bytes());
+}
+
+/// Completes when somebody interrupts the command, or nobody reads its standard output any more.
+pub(super) fn interrupted() -> Result<impl Future<Output = ()>, CliError> {
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Start)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Start)?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            () = closed() => {}
+        }
+    })
+}
+
+/// Completes when standard output is a pipe that nobody reads any more.
+async fn closed() {
+    loop {
+        let out = io::stdout();
+        let mut polled = [PollFd::new(&out, PollFlags::empty())];
+        let looked = poll(&mut polled, Some(&Timespec::default()));
+        if looked.is_ok() && polled[0].revents().contains(PollFlags::ERR) {
+            return;
+        }
+        sleep(CLOSED_INTERVAL).await;
+    }
 }
 
 /// Whether a stream shows colours.

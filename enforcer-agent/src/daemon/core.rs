@@ -13,6 +13,7 @@ use enforcer_common::schema::{backend_connections, tenant_holder};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::captures::Captures;
 use super::counters::Unrecorded;
 use super::history::{self, History, HistoryEntry};
 use super::hours::Hours;
@@ -123,6 +124,7 @@ pub(super) struct Core {
     pub(super) failing: BTreeMap<&'static str, String>,
     pub(super) warnings: Vec<String>,
     pub(super) unrecorded: Unrecorded,
+    pub(super) captures: Captures,
     pub(super) watcher: Box<dyn Watcher>,
     /// Whether a peer had everything taken away: nothing is left to look after.
     pub(super) detached: bool,
@@ -533,6 +535,7 @@ impl Core {
             self.keep_in_history();
         }
         self.record_unrecorded();
+        self.look_at_capture();
         self.behind = true;
         self.catch_up();
     }
@@ -570,6 +573,7 @@ impl Core {
             self.look_at_quotas();
         }
         self.store_usage(true);
+        self.abandon_capture("the agent ends");
         let entry = self.entry(Kind::Stopped);
         self.take_kernel_events(usize::MAX >> 1);
         if let Err(error) = self.audit.record_synced(entry).await {

@@ -7,6 +7,7 @@
 //! | requests of the control socket to replies | [`answer`] |
 //! | counters: tallies, aggregation, metrics | [`counters`] |
 //! | the lease, failed pools, shedding | [`governors`] |
+//! | packets that somebody wants to see | [`captures`] |
 //! | quotas | [`quotas`] |
 //! | what happened to audit entries | [`records`] |
 //! | tasks that look at back ends | [`monitor`] |
@@ -17,6 +18,7 @@
 //! for the state file, which is written before a change is put into force, and the history, after it.
 
 mod answer;
+mod captures;
 mod core;
 mod counters;
 mod governors;

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use enforcer_common::abi::capture::CaptureRecord;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use super::captures::Captures;
 use super::counters::{self, Unrecorded};
 use super::history::{BOUNDS, History, HistoryDirectory};
 use super::hours::Hours;
@@ -146,6 +148,7 @@ impl Core {
             failing: BTreeMap::new(),
             warnings,
             unrecorded: Unrecorded::default(),
+            captures: Captures::default(),
             watcher,
             detached: false,
             destinations: watch::Sender::new(Vec::new()),
@@ -178,6 +181,8 @@ impl Core {
         self.reinstall()
             .map_err(|error| RunError::FirstPolicy(error.to_string()))?;
         self.dataplane.set_host(&self.host.record())?;
+        // That of an earlier agent has nobody left to read it.
+        self.dataplane.set_capture(&CaptureRecord::ZERO)?;
         self.attach_all()?;
         self.keep_in_history();
         self.unrecorded

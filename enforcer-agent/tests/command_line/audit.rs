@@ -116,3 +116,91 @@ async fn audit_tail_follows_from_the_last_record_on() {
     while let Ok(Some(_)) = lines.next_line().await {}
     assert_eq!(child.wait().await.unwrap().code(), Some(3));
 }
+
+/// Flows of two tenants that are opened, moved, refused and closed.
+fn happenings(first: u64) -> Vec<AuditRecord> {
+    let kinds = [
+        ("acme", Kind::FlowOpened),
+        ("globex", Kind::FlowOpened),
+        ("acme", Kind::FlowClosed),
+        ("acme", Kind::FlowMoved),
+        ("acme", Kind::Refused),
+    ];
+    let of = |(sequence, (tenant, kind)): (u64, (&str, Kind))| {
+        let mut record = record(sequence);
+        record.entry.kind = kind;
+        record.entry.tenant = Some(tenant.to_owned());
+        record.entry.service = Some("chat".to_owned());
+        record.entry.backend = (kind != Kind::Refused).then(|| "gpu-1".to_owned());
+        record
+    };
+    (first..).zip(kinds).map(of).collect()
+}
+
+#[tokio::test]
+async fn flows_watch_prints_what_happens_to_flows_from_now_on() {
+    for (arguments, expected) in [
+        (&["--count", "5"][..], &[12, 13, 15, 16, 17][..]),
+        (&["--tenant", "globex", "--count", "1"], &[13]),
+        (
+            &["--tenant", "acme", "--service", "chat", "--count", "3"],
+            &[12, 15, 16],
+        ),
+        (&["--backend", "gpu-1", "--count", "4"], &[12, 13, 15, 17]),
+    ] {
+        let daemon = Daemon::start(|request, before| {
+            let Request::AuditTail { from, limit } = request else {
+                panic!("{request:?}")
+            };
+            let (records, next) = match before {
+                // What was before is not told.
+                0 => {
+                    assert_eq!((from, limit), (None, 1));
+                    (vec![record(11)], 12)
+                }
+                1 => {
+                    assert_eq!(from, Some(12));
+                    (vec![], 12)
+                }
+                _ => (happenings(from.unwrap()), from.unwrap() + 5),
+            };
+            Ok(Reply::AuditTail(AuditTailReply { records, next }))
+        });
+        let words = [&["flows", "watch", "--output", "json"], arguments].concat();
+        let ran = ask(&daemon, &words).await;
+        let sequences: Vec<u64> = ran
+            .ends_with(0)
+            .stdout
+            .lines()
+            .map(|line| serde_json::from_str::<AuditRecord>(line).unwrap().sequence)
+            .collect();
+        assert_eq!(sequences, expected, "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn flows_watch_ends_when_nobody_reads_or_somebody_interrupts_it() {
+    for interrupts in [true, false] {
+        let daemon = Daemon::start(|_, before| {
+            let records = if before == 1 { happenings(1) } else { vec![] };
+            Ok(Reply::AuditTail(AuditTailReply { records, next: 6 }))
+        });
+        let socket = daemon.socket();
+        let mut child = command(&["--socket", socket.to_str().unwrap(), "flows", "watch"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        for kind in ["FlowOpened", "FlowOpened", "FlowMoved", "Refused"] {
+            let line = lines.next_line().await.unwrap().unwrap();
+            assert!(line.contains(kind), "{line}");
+        }
+        if interrupts {
+            let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        } else {
+            drop(lines);
+        }
+        assert_eq!(child.wait().await.unwrap().code(), Some(0));
+    }
+}

@@ -7,6 +7,7 @@ use aya::{Ebpf, Pod};
 use enforcer_common::Fields;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::capture::{CaptureRecord, CaptureTally, CapturedRecord};
 use enforcer_common::abi::config::{
     BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitsRecord,
     MaglevTable, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
@@ -47,6 +48,9 @@ pub struct Maps {
     connections_closed: Array<MapData, u64>,
     tallies: PerCpuArray<MapData, TallyBlock>,
     events: RingBuf<MapData>,
+    capture: Array<MapData, CaptureRecord>,
+    captured: RingBuf<MapData>,
+    capture_tallies: PerCpuArray<MapData, CaptureTally>,
     meta: Array<MapData, u64>,
 }
 
@@ -62,6 +66,17 @@ pub struct Tally {
     /// Decisions that were only counted.
     pub aggregated: u64,
     /// Decisions whose event found the ring buffer full.
+    pub lost: u64,
+}
+
+/// A [`CaptureTally`] summed over all CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Captures {
+    /// Packets that went into the ring buffer.
+    pub captured: u64,
+    /// Packets that were left out, since there were too many at once.
+    pub sampled_out: u64,
+    /// Packets that found the ring buffer full.
     pub lost: u64,
 }
 
@@ -115,6 +130,9 @@ impl Maps {
             connections_closed: take(ebpf, "CONNECTIONS_CLOSED")?,
             tallies: take(ebpf, "TALLIES")?,
             events: take(ebpf, "EVENTS")?,
+            capture: take(ebpf, "CAPTURE")?,
+            captured: take(ebpf, "CAPTURED")?,
+            capture_tallies: take(ebpf, "CAPTURE_TALLIES")?,
             meta: take(ebpf, "META")?,
         })
     }
@@ -272,6 +290,42 @@ impl Maps {
         None
     }
 
+    /// Says which packets to capture; all zero: none.
+    ///
+    /// # Errors
+    /// If the kernel refuses the update.
+    pub fn set_capture(&mut self, capture: &CaptureRecord) -> Result<(), DataplaneError> {
+        put(&mut self.capture, "CAPTURE", 0, capture)
+    }
+
+    /// The next captured packet, if there is one.
+    pub fn next_captured(&mut self) -> Option<CapturedRecord> {
+        while let Some(item) = self.captured.next() {
+            if let Some(captured) = CapturedRecord::from_bytes(&item) {
+                return Some(captured);
+            }
+        }
+        None
+    }
+
+    /// What became of packets that were asked for, ever, summed over all CPUs.
+    ///
+    /// # Errors
+    /// If the kernel refuses the look-up.
+    pub fn captures(&self) -> Result<Captures, DataplaneError> {
+        let values = self
+            .capture_tallies
+            .get(&0, 0)
+            .map_err(named("CAPTURE_TALLIES"))?;
+        let mut sum = Captures::default();
+        for value in values.iter() {
+            sum.captured += value.captured;
+            sum.sampled_out += value.sampled_out;
+            sum.lost += value.lost;
+        }
+        Ok(sum)
+    }
+
     /// Entries of a map that are not all zero, in words; `None` for a map that cannot be dumped.
     ///
     /// # Errors
@@ -294,6 +348,7 @@ impl Maps {
             "LIMITERS" => words(&self.limiters, limit),
             "CONNECTIONS_OPENED" => words(&self.connections_opened, limit),
             "CONNECTIONS_CLOSED" => words(&self.connections_closed, limit),
+            "CAPTURE" => records(&self.capture, limit),
             "META" => words(&self.meta, limit),
             "FLOWS" => Ok(self
                 .flows(limit)?

@@ -32,7 +32,7 @@ use crate::pure::doctor::{OLDEST_KERNEL, is_too_old};
 pub use attach::{AttachMode, Attachment, Mode, detach};
 pub use decapsulator::{decapsulate, stop_decapsulating};
 pub use events::EventsReady;
-pub use maps::{Maps, Tally};
+pub use maps::{Captures, Maps, Tally};
 pub use sweep::{ClosedFlow, FlowSweeper, Swept, Timeouts};
 
 /// The kernel object, built for the BPF target by the build script.

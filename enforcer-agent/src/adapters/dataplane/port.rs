@@ -1,6 +1,7 @@
 //! The kernel side as the daemon's loop asks for it.
 
 use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::capture::{CaptureRecord, CapturedRecord};
 use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
@@ -8,8 +9,8 @@ use enforcer_common::abi::reason::REASON_SLOTS;
 use enforcer_common::decide::limiter::Limiter;
 
 use super::{
-    AttachMode, Attachment, BOOT_ID, Dataplane, DataplaneError, PinnedMap, Tally, detach, map_directory,
-    map_info,
+    AttachMode, Attachment, BOOT_ID, Captures, Dataplane, DataplaneError, PinnedMap, Tally, detach,
+    map_directory, map_info,
 };
 use crate::api::reply::MapEntry;
 use crate::ports::{self, Banks};
@@ -113,6 +114,18 @@ impl ports::Dataplane for Dataplane {
 
     fn next_event(&mut self) -> Option<EventRecord> {
         self.maps.next_event()
+    }
+
+    fn set_capture(&mut self, capture: &CaptureRecord) -> Result<(), DataplaneError> {
+        self.maps.set_capture(capture)
+    }
+
+    fn next_captured(&mut self) -> Option<CapturedRecord> {
+        self.maps.next_captured()
+    }
+
+    fn captures(&self) -> Result<Captures, DataplaneError> {
+        self.maps.captures()
     }
 
     fn dump(&self, name: &str, limit: usize) -> Result<Option<Vec<MapEntry>>, DataplaneError> {

@@ -15,7 +15,9 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 use jiff::Timestamp;
 
-use crate::api::reply::{ChangeReply, DetachReply, MapsDumpReply, PolicyShowReply, PolicyStatus};
+use crate::api::reply::{
+    CaptureEndReply, ChangeReply, DetachReply, MapsDumpReply, PolicyShowReply, PolicyStatus,
+};
 use crate::pure::audit::AuditRecord;
 use crate::pure::doctor::{Check, State};
 use crate::pure::policy::ResolvedPolicy;
@@ -221,6 +223,21 @@ impl Render for MapsDumpReply {
             (false, false) => {}
         }
         text
+    }
+}
+
+impl Render for CaptureEndReply {
+    fn render(&self) -> String {
+        let Self {
+            packets,
+            sampled_out,
+            lost,
+        } = self;
+        let packets = match packets {
+            1 => "1 packet".to_owned(),
+            packets => format!("{packets} packets"),
+        };
+        format!("{packets} captured, {sampled_out} more left out by sampling, {lost} more lost\n")
     }
 }
 

@@ -20,11 +20,11 @@ use crate::pure::explain::Question;
 use crate::pure::metrics;
 use crate::pure::policy::name_of;
 
-fn internal(error: impl std::fmt::Display) -> ApiError {
+pub(super) fn internal(error: impl std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::Internal, error.to_string())
 }
 
-fn not_found(what: &str, name: &str, command: &str) -> ApiError {
+pub(super) fn not_found(what: &str, name: &str, command: &str) -> ApiError {
     let message = format!("there is no {what} `{name}`; `enforcer-agent {command}` lists them");
     ApiError::new(ErrorCode::NotFound, message)
 }
@@ -89,6 +89,9 @@ impl Core {
                     .map_err(internal)?;
                 Ok(Reply::AuditTail(AuditTailReply { records, next }))
             }
+            Request::CaptureBegin(order) => self.begin_capture(&order, actor).await.map(Reply::CaptureBegin),
+            Request::CaptureRead { serial } => self.read_capture(serial).await.map(Reply::CaptureRead),
+            Request::CaptureEnd { serial } => self.end_capture(serial).await.map(Reply::CaptureEnd),
             Request::Metrics => {
                 let snapshot = self.metrics_snapshot().map_err(internal)?;
                 Ok(Reply::Metrics(MetricsReply {

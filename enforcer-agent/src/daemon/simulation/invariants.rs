@@ -228,6 +228,8 @@ impl Simulation {
                 Request::BackendDrain { name } => self.core.state.draining.contains(name),
                 Request::BackendUndrain { name } => !self.core.state.draining.contains(name),
                 Request::Detach => self.core.detached,
+                // What the programs were told is looked at in the tests of captures.
+                Request::CaptureBegin(_) | Request::CaptureEnd { .. } => true,
                 _ => false,
             },
         );

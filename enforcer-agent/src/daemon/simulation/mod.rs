@@ -11,6 +11,7 @@
 //! scenario fail once, the other one walks at random. A run is repeated with `SEED`, and made longer with
 //! `SIMULATION_STEPS`.
 
+mod captures;
 mod governors;
 mod hours;
 mod invariants;
@@ -361,6 +362,7 @@ fn fork(core: &Core, ports: &Ports) -> Core {
         failing: core.failing.clone(),
         warnings: core.warnings.clone(),
         unrecorded: core.unrecorded.clone(),
+        captures: core.captures.clone(),
         watcher: outside.watcher,
         detached: core.detached,
         destinations: watch::Sender::new(core.destinations.borrow().clone()),

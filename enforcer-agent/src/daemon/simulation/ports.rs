@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use aya::maps::MapError;
 use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::capture::{CaptureRecord, CapturedRecord};
 use enforcer_common::abi::config::{HostRecord, LeaseRecord};
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
@@ -15,7 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::world::{Kernel, Outcome, World};
 use crate::adapters::audit_file::{AuditError, LogStatus};
-use crate::adapters::dataplane::{AttachMode, Attachment, DataplaneError, Mode, PinnedMap, Tally};
+use crate::adapters::dataplane::{AttachMode, Attachment, Captures, DataplaneError, Mode, PinnedMap, Tally};
 use crate::api::reply::MapEntry;
 use crate::daemon::core::Outside;
 use crate::daemon::history::{HistoryEntry, HistoryError};
@@ -224,6 +225,19 @@ impl Dataplane for Ports {
 
     fn next_event(&mut self) -> Option<EventRecord> {
         self.world().kernel.events.pop_front()
+    }
+
+    fn set_capture(&mut self, capture: &CaptureRecord) -> Result<(), DataplaneError> {
+        self.map("set capture")?.kernel.capture = Some(*capture);
+        Ok(())
+    }
+
+    fn next_captured(&mut self) -> Option<CapturedRecord> {
+        self.world().kernel.captured.pop_front()
+    }
+
+    fn captures(&self) -> Result<Captures, DataplaneError> {
+        Ok(self.map("captures")?.kernel.captures)
     }
 
     fn dump(&self, _name: &str, _limit: usize) -> Result<Option<Vec<MapEntry>>, DataplaneError> {

@@ -1,9 +1,10 @@
 //! What happens in a simulation: requests, events, and the policies that they are about.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::random::Random;
-use crate::api::{FlowFilter, PolicySource, Protocol, Request};
+use crate::api::{CaptureOrder, FlowFilter, PolicySource, Protocol, Request};
 
 /// One thing that happens to the daemon.
 #[derive(Clone, Debug)]
@@ -271,6 +272,15 @@ pub(super) fn scenario() -> Vec<Step> {
         Step::Fold,
     ];
     steps.extend(reads().into_iter().map(Step::Ask));
+    steps.push(Step::Ask(Request::CaptureBegin(CaptureOrder {
+        reasons: BTreeSet::from(["NoRule".to_owned()]),
+        tenant: None,
+        service: None,
+        count: 10,
+        seconds: 10,
+        snap_bytes: 64,
+    })));
+    steps.push(Step::Ask(Request::CaptureEnd { serial: 1 }));
     steps.push(Step::Ask(Request::Detach));
     steps.push(apply(1));
     steps

@@ -6,6 +6,7 @@ use std::mem::Discriminant;
 use std::sync::Arc;
 
 use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::capture::{CaptureRecord, CapturedRecord};
 use enforcer_common::abi::config::{
     BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitRecord,
     LimitsRecord, NO_BACKEND, RowRecord, SET_WORDS, ServiceRecord, SetRecord, TenantRecord, TrieNode,
@@ -15,7 +16,7 @@ use enforcer_common::decide::{Facts, Flow, Reply};
 use enforcer_common::schema::{BANKS, holder_connections};
 
 use super::random::Random;
-use crate::adapters::dataplane::Tally;
+use crate::adapters::dataplane::{Captures, Tally};
 use crate::daemon::history::HistoryEntry;
 use crate::daemon::persist::State;
 use crate::pure::audit::Entry;
@@ -32,6 +33,8 @@ pub(super) enum Fault {
     Never,
     /// The operation of this number from now on, counting from 1.
     Nth(u64),
+    /// All of this name.
+    Named(&'static str),
     /// Each with this chance, out of a thousand.
     Chance(Random, u64),
 }
@@ -86,6 +89,9 @@ pub(super) struct Kernel {
     pub(super) opened: BTreeMap<u32, u64>,
     pub(super) tallies: BTreeMap<(u32, u32, u32), Tally>,
     pub(super) events: VecDeque<EventRecord>,
+    pub(super) capture: Option<CaptureRecord>,
+    pub(super) captured: VecDeque<CapturedRecord>,
+    pub(super) captures: Captures,
 }
 
 // === impl World ===
@@ -125,6 +131,7 @@ impl World {
         let fails = match &mut self.fault {
             Fault::Never => false,
             Fault::Nth(nth) => self.operations == *nth,
+            Fault::Named(name) => what == *name,
             Fault::Chance(random, per_mille) => random.below(1000) < *per_mille,
         };
         if fails {

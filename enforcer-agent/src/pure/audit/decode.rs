@@ -94,14 +94,15 @@ pub fn decision(
     })
 }
 
-/// A slot or index that is held plus one, zero being none.
-fn named<'a>(plus_one: u32, name: impl Fn(u32) -> Option<&'a str>) -> Option<String> {
+/// The name for a slot or index that is held plus one, zero being none.
+pub fn named<'a>(plus_one: u32, name: impl Fn(u32) -> Option<&'a str>) -> Option<String> {
     plus_one
         .checked_sub(1)
         .map(|slot| name_or_number(name(slot), slot))
 }
 
-fn name_or_number(name: Option<&str>, number: u32) -> String {
+/// The name of what has a number; the number, such as `#7`, if it has no name any more.
+pub fn name_or_number(name: Option<&str>, number: u32) -> String {
     name.map_or_else(|| format!("#{number}"), str::to_owned)
 }
 

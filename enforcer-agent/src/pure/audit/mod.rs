@@ -18,7 +18,7 @@ pub use chain::{
     Chain, ChainError, ChainFault, ChainHash, ChainSummary, FORMAT, Identity, Line, SealError, SegmentHeader,
     line_sequence, read_line, verify_chain,
 };
-pub use decode::{DecodeError, Names, decision, flow_tuple};
+pub use decode::{DecodeError, Names, decision, flow_tuple, name_or_number, named};
 
 /// One record as it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
