@@ -127,7 +127,7 @@ fn leave(ctx: &XdpContext, decision: &Decision, errand: Errand) -> u32 {
     let is_answered = errand.answer != Answer::None as u32;
     if (is_wanted || is_answered) && maps::tell(errand).is_some() {
         if is_wanted {
-            maps::go_on_as_told(ctx, Continuation::Capture);
+            maps::go_on_seldom(ctx, Continuation::Capture);
         }
         if is_answered {
             maps::go_on_as_told(ctx, Continuation::Answer);
@@ -183,7 +183,7 @@ pub fn enforcer_capture(ctx: XdpContext) -> u32 {
     };
     capture::on_the_way_in(&ctx, errand);
     if errand.answer != Answer::None as u32 {
-        maps::go_on_as_told(&ctx, Continuation::Answer);
+        maps::go_on_seldom(&ctx, Continuation::Answer);
     }
     errand.verdict
 }

@@ -79,6 +79,14 @@ pub(crate) fn told() -> Option<(&'static Frame, &'static Errand)> {
     Some((FRAME.get(0)?, ERRAND.get(0)?))
 }
 
+/// The same for what few packets do, by a number that the compiler does not know: the kernel makes no jump of it that it
+/// would have to patch, after a grace period each, when the programs go.
+#[inline(always)]
+pub(crate) fn go_on_seldom<C: EbpfContext>(ctx: &C, with: Continuation) {
+    // SAFETY: as in `go_on_as_told`.
+    unsafe { CONTINUATIONS.tail_call(ctx, core::hint::black_box(with as u32)) };
+}
+
 /// The same frame, with everything that the verifier knew of it forgotten.
 #[inline(always)]
 pub(crate) fn forget(frame: Frame) -> Option<&'static Frame> {
