@@ -131,14 +131,15 @@ fn leave(ctx: &XdpContext, decision: &Decision, errand: Errand) -> u32 {
         Effect::Forwarded => return errand.verdict,
         Effect::Passed | Effect::Refused => capture::is_wanted(decision),
     };
-    let is_answered = errand.answer != Answer::None as u32;
-    if (is_wanted || is_answered) && maps::tell(errand).is_some() {
-        if is_wanted {
-            maps::go_on_as_told(ctx, Continuation::Capture);
-        }
-        if is_answered {
-            maps::go_on_as_told(ctx, Continuation::Answer);
-        }
+    let next = if is_wanted {
+        Continuation::Capture
+    } else if errand.answer != Answer::None as u32 {
+        Continuation::Answer
+    } else {
+        return errand.verdict;
+    };
+    if maps::tell(errand).is_some() {
+        maps::go_on_seldom(ctx, next);
     }
     errand.verdict
 }
@@ -190,7 +191,7 @@ pub fn enforcer_capture(ctx: XdpContext) -> u32 {
     };
     capture::on_the_way_in(&ctx, errand);
     if errand.answer != Answer::None as u32 {
-        maps::go_on_as_told(&ctx, Continuation::Answer);
+        maps::go_on_seldom(&ctx, Continuation::Answer);
     }
     errand.verdict
 }

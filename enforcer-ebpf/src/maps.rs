@@ -58,7 +58,9 @@ static CONTINUATIONS: ProgramArray = ProgramArray::with_max_entries(CONTINUATION
 #[inline(always)]
 pub(crate) fn go_on<C: EbpfContext>(ctx: &C, with: Continuation, errand: Errand) {
     if tell(errand).is_some() {
-        go_on_as_told(ctx, with);
+        // SAFETY: (need) a tail call is a foreign call. (soundness) it ends this program, which holds nothing that has to be
+        // dropped, or does nothing.
+        unsafe { CONTINUATIONS.tail_call(ctx, with as u32) };
     }
 }
 
@@ -72,12 +74,12 @@ pub(crate) fn tell(errand: Errand) -> Option<()> {
     Some(())
 }
 
-/// Goes on with another program, which is told what was told last. Comes back only if there is no such program.
+/// The same, with what was told last, for what few packets do: by a number that the compiler does not know. The kernel makes
+/// no jump of it that it would have to patch, after a grace period each, when the programs go.
 #[inline(always)]
-pub(crate) fn go_on_as_told<C: EbpfContext>(ctx: &C, with: Continuation) {
-    // SAFETY: (need) a tail call is a foreign call. (soundness) it ends this program, which holds nothing that has to be
-    // dropped, or does nothing.
-    unsafe { CONTINUATIONS.tail_call(ctx, with as u32) };
+pub(crate) fn go_on_seldom<C: EbpfContext>(ctx: &C, with: Continuation) {
+    // SAFETY: as in `go_on`.
+    unsafe { CONTINUATIONS.tail_call(ctx, core::hint::black_box(with as u32)) };
 }
 
 /// What this program, which goes on with a packet, was told: the frame as it was parsed, and the errand.

@@ -4,7 +4,7 @@
 //! nothing: the caller makes or moves the flow, pays the charges and rewrites the packet, in that order, so that a
 //! packet that is refused at any step has taken nothing from any limiter.
 //!
-//! Order of judgement: where to, flow, tenant, decision, lease and quota, back end, what holds off new flows, limiters.
+//! Order of judgement: where to, tenant, decision, lease and quota, flow, back end, what holds off new flows, limiters.
 #![forbid(unsafe_code)]
 
 pub mod answer;
@@ -217,14 +217,11 @@ fn to_service<F: Facts>(
     let Some(service) = facts.service(bank, slot) else {
         return decision.refused(Reason::Internal);
     };
-    let flow = facts.flow(&packet.key);
-    // Under the same generation the flow's tenant stands; otherwise the source may have changed hands.
-    decision.tenant = match &flow {
-        Some(flow) if flow.generation == decision.generation => flow.tenant,
-        _ => match trie::source(facts, bank, packet) {
-            Source::NOBODY => return decision.refused(Reason::UnknownTenant),
-            source => source.tenant(),
-        },
+    // A flow made under this generation has the tenant that its source has: nothing else could have come out. So the source
+    // is asked for it, whose trie is small, and strangers and the suspended cost no look-up in the flow table.
+    decision.tenant = match trie::source(facts, bank, packet) {
+        Source::NOBODY => return decision.refused(Reason::UnknownTenant),
+        source => source.tenant(),
     };
     if decision.tenant == 0 {
         return decision.refused(Reason::UnknownTenant);
@@ -246,6 +243,7 @@ fn to_service<F: Facts>(
         return decision.refused(Reason::HopLimit);
     }
     decision.forward = service.forward;
+    let flow = facts.flow(&packet.key);
     decision.service_group = service.limits;
     decision.flow = match steer(
         facts,
