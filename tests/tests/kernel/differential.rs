@@ -141,12 +141,15 @@ impl<'r> Run<'r> {
                 let frame = unhex(digits).ok_or("a frame that is no hexadecimal text")?;
                 let outcome = self.packet(DIRECTION_INGRESS, &frame)?;
                 // The oracle knows packets, not bytes. It predicts nothing of a damaged one, but is told what it did.
-                let touched = matches!(outcome.decision.reason, Reason::Allowed | Reason::Reply)
-                    || matches!(
-                        outcome.decision.reason,
-                        Reason::TableFull | Reason::TranslationExhausted
-                    );
-                if touched {
+                let touches = [
+                    Reason::Allowed,
+                    Reason::Reply,
+                    Reason::Stateless,
+                    Reason::TableFull,
+                    Reason::TranslationExhausted,
+                    Reason::BackendIneligible,
+                ];
+                if touches.contains(&outcome.decision.reason) {
                     let answer = self.answer(&outcome);
                     self.oracle
                         .observe(&Segment::like(&outcome.packet), &answer, self.now_ns);
