@@ -178,6 +178,16 @@ pub struct Oracle {
     debts: BTreeMap<(String, Limited), Debt>,
 }
 
+/// What a connection gets for which there is no room.
+fn without_room(service: &Service, holders: &[Holder<'_>]) -> Reason {
+    let is_counted = holders.iter().any(|holder| holder.limits.concurrent.is_some());
+    if service.stateless && service.forward.is_direct() && !is_counted {
+        Reason::Stateless
+    } else {
+        Reason::TableFull
+    }
+}
+
 // === impl Signs ===
 
 impl Signs {
@@ -455,16 +465,13 @@ impl Oracle {
         let passes = holders
             .iter()
             .all(|holder| self.passes(holder, segment, fate, now_ns, &mut prediction));
-        let is_counted = holders.iter().any(|holder| holder.limits.concurrent.is_some());
-        let without_room = if service.stateless && service.forward.is_direct() && !is_counted {
-            Reason::Stateless
-        } else {
-            Reason::TableFull
-        };
-        let has_share =
-            fate != Fate::Opens || self.share == 0 || self.open_connections(&tenant.name) < self.share;
+        let without_room = without_room(service, &holders);
         if passes {
-            let reason = if has_share { Reason::Allowed } else { without_room };
+            let reason = if self.has_share(tenant, fate) {
+                Reason::Allowed
+            } else {
+                without_room
+            };
             prediction.reasons.insert(reason);
         }
         if self.tight && fate != Fate::Continues && prediction.reasons.contains(&Reason::Allowed) {
@@ -485,6 +492,11 @@ impl Oracle {
                 && known.target == target
                 && known.to != segment.to
         })
+    }
+
+    /// Whether the tenant may have another entry of the flow table, if it needs one.
+    fn has_share(&self, tenant: &Tenant, fate: Fate) -> bool {
+        fate != Fate::Opens || self.share == 0 || self.open_connections(&tenant.name) < self.share
     }
 
     /// Whether a holder of limits may let the packet pass.

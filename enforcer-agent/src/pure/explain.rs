@@ -272,9 +272,15 @@ impl Tale<'_> {
         }
         self.held_up();
         self.back_ends(index, service);
+        if self.decision.reason == Reason::BackendIneligible {
+            let finding =
+                "Its flow's back end is no longer eligible: the client gets a reset, as the service says.";
+            self.say(Subject::BackEnd, finding);
+        }
         let refused_before_limits = matches!(
             self.decision.reason,
-            Reason::NoCompliantBackend
+            Reason::BackendIneligible
+                | Reason::NoCompliantBackend
                 | Reason::NoHealthyBackend
                 | Reason::NoNextHop
                 | Reason::LeaseExpired
@@ -408,7 +414,11 @@ impl Tale<'_> {
                 .backends
                 .iter()
                 .map(|backend| {
-                    let state = self.back_end(pool, backend, &binding, entry.family, &shares);
+                    let forward = policy.services[index].forward;
+                    if !forward.encapsulates() && Family::of(backend.address) != entry.family {
+                        return format!("`{}` is not of {}", backend.name, entry.family.name());
+                    }
+                    let state = self.back_end(pool, backend, &binding, &shares);
                     format!("`{}` {state}", backend.name)
                 })
                 .collect();
@@ -461,12 +471,8 @@ impl Tale<'_> {
         pool: &Pool,
         backend: &Backend,
         binding: &[&Constraint],
-        family: Family,
         shares: &std::collections::BTreeMap<u32, usize>,
     ) -> String {
-        if Family::of(backend.address) != family {
-            return format!("is not of {}", family.name());
-        }
         if let Some(constraint) = binding
             .iter()
             .find(|constraint| !is_compliant(constraint, pool, backend))

@@ -8,7 +8,7 @@ use enforcer_common::Reason;
 use super::limits::Limited;
 use super::{Answer, Fate, Known, Oracle, Signs, is_udp};
 use crate::packet::Segment;
-use crate::plain::Forward;
+use crate::plain::{Forward, Service};
 
 impl Oracle {
     /// Takes in what became of a packet.
@@ -61,10 +61,15 @@ impl Oracle {
         let Some((tenant, service)) = answer.tenant.as_ref().zip(self.service_of(segment).cloned()) else {
             return;
         };
-        self.charge(&self.rates(tenant, &service, Limited::Connections), 1, now_ns);
-        self.charge(&self.rates(tenant, &service, Limited::Packets), 1, now_ns);
-        let bytes = segment.network_bytes();
-        self.charge(&self.rates(tenant, &service, Limited::Bytes), bytes, now_ns);
+        self.pay(tenant, &service, true, segment.network_bytes(), now_ns);
+    }
+
+    fn pay(&mut self, tenant: &str, service: &Service, opens: bool, bytes: u64, now_ns: u64) {
+        if opens {
+            self.charge(&self.rates(tenant, service, Limited::Connections), 1, now_ns);
+        }
+        self.charge(&self.rates(tenant, service, Limited::Packets), 1, now_ns);
+        self.charge(&self.rates(tenant, service, Limited::Bytes), bytes, now_ns);
     }
 
     fn admitted(&mut self, segment: &Segment, answer: &Answer, now_ns: u64) {
@@ -132,12 +137,8 @@ impl Oracle {
                 };
             }
         }
-        let (bytes, tenant) = (segment.network_bytes(), tenant.as_str());
-        if matches!(fate, Fate::Opens | Fate::Reopens) {
-            self.charge(&self.rates(tenant, &service, Limited::Connections), 1, now_ns);
-        }
-        self.charge(&self.rates(tenant, &service, Limited::Packets), 1, now_ns);
-        self.charge(&self.rates(tenant, &service, Limited::Bytes), bytes, now_ns);
+        let opens = matches!(fate, Fate::Opens | Fate::Reopens);
+        self.pay(tenant, &service, opens, segment.network_bytes(), now_ns);
     }
 
     /// Forgets what is idle for too long, and notes what has ended; says how many connections were forgotten.

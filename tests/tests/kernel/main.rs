@@ -20,6 +20,7 @@ mod contention;
 mod differential;
 mod events;
 mod load;
+mod longrun;
 mod mixture;
 mod packets;
 mod sweep;

@@ -74,6 +74,7 @@ impl Core {
             generation,
             tables: tables.clone(),
             lease: self.lease.map_or_else(Lease::default, Lease),
+            flows_per_tenant: self.host.flows_per_tenant,
             ..Snapshot::default()
         };
         let tenants = self.directory.tenants.keys().map(|slot| tenant_holder(*slot));

@@ -47,6 +47,15 @@ impl Tale<'_> {
                 let finding = "The service is over one of its own limits, which bind all tenants together.";
                 return self.say(Subject::Limit, finding);
             }
+            Reason::TableFull => {
+                let finding = "It has its share of the flow table (`flowTable.tenantShare`): there is no room for another flow.";
+                return self.say(Subject::Limit, finding);
+            }
+            Reason::Stateless => {
+                let finding =
+                    "It has its share of the flow table, and the service forwards without an entry.";
+                return self.say(Subject::Limit, finding);
+            }
             Reason::ConnectionRate => "new connections",
             Reason::PacketRate => "packets",
             Reason::ByteRate => "bytes",

@@ -44,8 +44,8 @@ fn resolve_service<'a>(
         pools: pool_names,
         forward,
         on_refusal,
-        on_table_full,
-        on_ineligible,
+        on_table_full: _,
+        on_ineligible: _,
         limits,
     } = service;
     let _ = scalar::name(reporter, name);
@@ -65,6 +65,45 @@ fn resolve_service<'a>(
         claim(reporter, name, &addresses, (ports, protocol), claims);
     }
     let forward = scalar::choice(reporter, forward).unwrap_or(Forward::Nat);
+    let (on_table_full, on_ineligible) = resolve_ways(reporter, service, forward, protocol);
+    let mut addresses: Vec<IpAddr> = addresses.into_iter().map(|(address, _)| address).collect();
+    addresses.sort_unstable();
+    let value = Service {
+        name: name.value.clone(),
+        addresses,
+        ports: ports.unwrap_or_else(|| PortRange::from(1)),
+        protocol: protocol.unwrap_or(Protocol::Tcp),
+        labels: scalar::labels(reporter, labels.as_ref()),
+        pools: resolve_pools(reporter, name, pool_names, pools),
+        forward,
+        on_refusal: on_refusal
+            .as_ref()
+            .and_then(|text| scalar::choice(reporter, text))
+            .unwrap_or_default(),
+        on_table_full,
+        on_ineligible,
+        limits: limits
+            .as_ref()
+            .map(|limits| tenants::resolve_limits(reporter, limits)),
+    };
+    Placed {
+        value,
+        place: name.into(),
+    }
+}
+
+/// What becomes of connections for which there is no room, and of those whose back end is lost.
+fn resolve_ways(
+    reporter: &mut Reporter<'_>,
+    service: &model::Service,
+    forward: Forward,
+    protocol: Option<Protocol>,
+) -> (TableFull, Ineligible) {
+    let model::Service {
+        on_table_full,
+        on_ineligible,
+        ..
+    } = service;
     let table_full = on_table_full
         .as_ref()
         .and_then(|text| scalar::choice(reporter, text));
@@ -87,30 +126,7 @@ fn resolve_service<'a>(
         let help = "UDP knows no resets: leave the field out.";
         reporter.error(Code::NoEffect, text, "only TCP connections can be reset", help);
     }
-    let mut addresses: Vec<IpAddr> = addresses.into_iter().map(|(address, _)| address).collect();
-    addresses.sort_unstable();
-    let value = Service {
-        name: name.value.clone(),
-        addresses,
-        ports: ports.unwrap_or_else(|| PortRange::from(1)),
-        protocol: protocol.unwrap_or(Protocol::Tcp),
-        labels: scalar::labels(reporter, labels.as_ref()),
-        pools: resolve_pools(reporter, name, pool_names, pools),
-        forward,
-        on_refusal: on_refusal
-            .as_ref()
-            .and_then(|text| scalar::choice(reporter, text))
-            .unwrap_or_default(),
-        on_table_full: table_full.unwrap_or_default(),
-        on_ineligible: ineligible.unwrap_or_default(),
-        limits: limits
-            .as_ref()
-            .map(|limits| tenants::resolve_limits(reporter, limits)),
-    };
-    Placed {
-        value,
-        place: name.into(),
-    }
+    (table_full.unwrap_or_default(), ineligible.unwrap_or_default())
 }
 
 fn resolve_addresses<K>(reporter: &mut Reporter<'_>, texts: &[Scalar<K>]) -> Vec<(IpAddr, Place)> {
