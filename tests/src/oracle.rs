@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use crate::packet::{Segment, Transport};
 use crate::plain::{Backend, Forward, Policy, Service, Tenant};
 use crate::world::MTU_BYTES;
-use limits::{Debt, Holder, Limited};
+use limits::{Debt, Limited, without_room};
 use rules::Choice;
 
 mod limits;
@@ -176,16 +176,6 @@ pub struct Oracle {
     share: u64,
     known: Vec<Known>,
     debts: BTreeMap<(String, Limited), Debt>,
-}
-
-/// What a connection gets for which there is no room.
-fn without_room(service: &Service, holders: &[Holder<'_>]) -> Reason {
-    let is_counted = holders.iter().any(|holder| holder.limits.concurrent.is_some());
-    if service.stateless && service.forward.is_direct() && !is_counted {
-        Reason::Stateless
-    } else {
-        Reason::TableFull
-    }
 }
 
 // === impl Signs ===
@@ -439,19 +429,7 @@ impl Oracle {
             prediction.fates.insert(*fate);
             opens = Some(*fate);
             for backend in backends {
-                prediction.backends.insert(backend.name.clone());
-                let sent_bytes = segment.network_bytes() + service.forward.overhead_bytes(backend.address);
-                if service.forward == Forward::Local {
-                    // It goes nowhere.
-                } else if !self.status(&backend.name).reachable {
-                    prediction.unreachable.insert(backend.name.clone());
-                } else if sent_bytes > u64::from(MTU_BYTES) {
-                    prediction.too_big_for.insert(backend.name.clone());
-                }
-                let establishes = service.forward == Forward::Dnat && *fate != Fate::Continues;
-                if establishes && self.is_taken(segment, backend) {
-                    prediction.taken.insert(backend.name.clone());
-                }
+                self.look_at(service, segment, *fate, backend, &mut prediction);
             }
         }
         let Some(fate) = opens else { return prediction };
@@ -482,6 +460,30 @@ impl Oracle {
         prediction
     }
 
+    /// What would become of the packet on its way to a back end.
+    fn look_at(
+        &self,
+        service: &Service,
+        segment: &Segment,
+        fate: Fate,
+        backend: &Backend,
+        prediction: &mut Prediction,
+    ) {
+        prediction.backends.insert(backend.name.clone());
+        let sent_bytes = segment.network_bytes() + service.forward.overhead_bytes(backend.address);
+        if service.forward == Forward::Local {
+            // It goes nowhere.
+        } else if !self.status(&backend.name).reachable {
+            prediction.unreachable.insert(backend.name.clone());
+        } else if sent_bytes > u64::from(MTU_BYTES) {
+            prediction.too_big_for.insert(backend.name.clone());
+        }
+        let establishes = service.forward == Forward::Dnat && fate != Fate::Continues;
+        if establishes && self.is_taken(segment, backend) {
+            prediction.taken.insert(backend.name.clone());
+        }
+    }
+
     /// Whether another connection of the same client's port goes to the same back end without translation.
     fn is_taken(&self, segment: &Segment, backend: &Backend) -> bool {
         let target = SocketAddr::new(backend.address, backend.port);
@@ -492,51 +494,6 @@ impl Oracle {
                 && known.target == target
                 && known.to != segment.to
         })
-    }
-
-    /// Whether the tenant may have another entry of the flow table, if it needs one.
-    fn has_share(&self, tenant: &Tenant, fate: Fate) -> bool {
-        fate != Fate::Opens || self.share == 0 || self.open_connections(&tenant.name) < self.share
-    }
-
-    /// Whether a holder of limits may let the packet pass.
-    fn passes(
-        &self,
-        holder: &Holder<'_>,
-        segment: &Segment,
-        fate: Fate,
-        now_ns: u64,
-        prediction: &mut Prediction,
-    ) -> bool {
-        if matches!(fate, Fate::Opens | Fate::Reopens) {
-            let within = self.within(holder, Limited::Connections, 1, now_ns);
-            if !self.limit(prediction, holder.reason(Reason::ConnectionRate), within) {
-                return false;
-            }
-        }
-        if fate == Fate::Opens
-            && let Some(most) = holder.limits.concurrent
-            && self.open_connections(&holder.key) >= most
-        {
-            prediction.reasons.insert(holder.reason(Reason::Concurrency));
-            return false;
-        }
-        let within = self.within(holder, Limited::Packets, 1, now_ns);
-        if !self.limit(prediction, holder.reason(Reason::PacketRate), within) {
-            return false;
-        }
-        let within = self.within(holder, Limited::Bytes, segment.network_bytes(), now_ns);
-        self.limit(prediction, holder.reason(Reason::ByteRate), within)
-    }
-
-    /// Connections of a holder of limits that have not ended, as far as the last sweep saw.
-    fn open_connections(&self, key: &str) -> u64 {
-        let count = |keys: fn(&Known) -> &Vec<String>| {
-            let of_holder = |known: &&Known| keys(known).iter().any(|one| one == key);
-            self.known.iter().filter(of_holder).count()
-        };
-        let (open, closed) = (count(|known| &known.holders), count(|known| &known.closed_for));
-        open.saturating_sub(closed) as u64
     }
 
     /// The connection that a back end's packet answers.

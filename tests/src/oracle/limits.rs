@@ -2,7 +2,8 @@
 
 use enforcer_common::Reason;
 
-use super::{Oracle, Prediction};
+use super::{Fate, Known, Oracle, Prediction};
+use crate::packet::Segment;
 use crate::plain::{Limits, Service, Tenant};
 
 /// Binary digits of a nanosecond.
@@ -237,5 +238,60 @@ impl Oracle {
             prediction.reasons.insert(reason);
         }
         within != Within::No
+    }
+
+    /// Whether the tenant may have another entry of the flow table, if it needs one.
+    pub(super) fn has_share(&self, tenant: &Tenant, fate: Fate) -> bool {
+        fate != Fate::Opens || self.share == 0 || self.open_connections(&tenant.name) < self.share
+    }
+
+    /// Whether a holder of limits may let the packet pass.
+    pub(super) fn passes(
+        &self,
+        holder: &Holder<'_>,
+        segment: &Segment,
+        fate: Fate,
+        now_ns: u64,
+        prediction: &mut Prediction,
+    ) -> bool {
+        if matches!(fate, Fate::Opens | Fate::Reopens) {
+            let within = self.within(holder, Limited::Connections, 1, now_ns);
+            if !self.limit(prediction, holder.reason(Reason::ConnectionRate), within) {
+                return false;
+            }
+        }
+        if fate == Fate::Opens
+            && let Some(most) = holder.limits.concurrent
+            && self.open_connections(&holder.key) >= most
+        {
+            prediction.reasons.insert(holder.reason(Reason::Concurrency));
+            return false;
+        }
+        let within = self.within(holder, Limited::Packets, 1, now_ns);
+        if !self.limit(prediction, holder.reason(Reason::PacketRate), within) {
+            return false;
+        }
+        let within = self.within(holder, Limited::Bytes, segment.network_bytes(), now_ns);
+        self.limit(prediction, holder.reason(Reason::ByteRate), within)
+    }
+
+    /// Connections of a holder of limits that have not ended, as far as the last sweep saw.
+    fn open_connections(&self, key: &str) -> u64 {
+        let count = |keys: fn(&Known) -> &Vec<String>| {
+            let of_holder = |known: &&Known| keys(known).iter().any(|one| one == key);
+            self.known.iter().filter(of_holder).count()
+        };
+        let (open, closed) = (count(|known| &known.holders), count(|known| &known.closed_for));
+        open.saturating_sub(closed) as u64
+    }
+}
+
+/// What a connection gets for which there is no room.
+pub(super) fn without_room(service: &Service, holders: &[Holder<'_>]) -> Reason {
+    let is_counted = holders.iter().any(|holder| holder.limits.concurrent.is_some());
+    if service.stateless && service.forward.is_direct() && !is_counted {
+        Reason::Stateless
+    } else {
+        Reason::TableFull
     }
 }
