@@ -3,12 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapInfo, loaded_maps};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramInfo, loaded_links, loaded_programs};
 
 use super::HarnessError;
+
+/// Between two looks at what the kernel still has.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Ids of kernel objects. Ids are given out once, so an object with the same id later is the same object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,6 +75,23 @@ impl KernelObjects {
             maps,
         }
         .intersection(self)
+    }
+
+    /// What is left of them after the kernel has had time to free them: at most so long.
+    ///
+    /// To look is to open each map. A map of programs that is opened and closed while the kernel is still clearing it keeps a
+    /// reference for ever (`prog_array_map_clear` in kernel/bpf/arraymap.c takes one for work that is queued already), so there
+    /// are long pauses between looks, and one before the first.
+    #[must_use]
+    pub fn left_after(&self, limit: Duration) -> Self {
+        let deadline = Instant::now() + limit;
+        loop {
+            thread::sleep(LOOK_INTERVAL);
+            let left = self.alive();
+            if left.is_empty() || Instant::now() >= deadline {
+                return left;
+            }
+        }
     }
 
     /// Whether there are none.

@@ -7,7 +7,7 @@ use enforcer_agent::api::reply::{
     DetachReply, PolicyHistoryReply, PolicyRollbackReply, PolicyShowReply, StatusReply,
 };
 use enforcer_agent::pure::audit::{AuditRecord, Direction};
-use enforcer_tests::harness::{Agent, AgentSettings, ServerSettings, Stream, eventually, start_simulator};
+use enforcer_tests::harness::{Agent, AgentSettings, ServerSettings, Stream, start_simulator};
 use enforcer_tests::lab::topology::Routed;
 use enforcer_tests::lab::{Lab, Process};
 
@@ -254,15 +254,8 @@ fn detach_leaves_nothing() {
     assert_eq!(bench.agent.wait().unwrap(), Some(0));
     assert!(!bench.agent.pins().exists());
     assert!(!bench.agent.socket().exists());
-    eventually("no program, link or map", LIMIT, || {
-        let left = objects.alive();
-        Ok(if left.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{left:?}"))
-        })
-    })
-    .unwrap();
+    let left = objects.left_after(LIMIT);
+    assert!(left.is_empty(), "{left:?}");
     let devices = bench.network.balancer.ip("-d link show").unwrap();
     assert!(!devices.contains("prog/xdp"), "{devices}");
     // What the log says stays, and ends with the detachment.

@@ -195,18 +195,11 @@ pub(in crate::demo) fn detach(world: &mut World, step: &mut Step<'_>) -> Result<
         },
     );
     // The kernel frees programs and maps after a grace period.
-    let left = eventually("no program, link or map", LIMIT, || {
-        let left = objects.alive();
-        Ok(if left.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{left:?}"))
-        })
-    });
-    let found = match left {
-        Ok(()) => "none".to_owned(),
-        Err(HarnessError::Late { last, .. }) => last,
-        Err(error) => return Err(error),
+    let left = objects.left_after(LIMIT);
+    let found = if left.is_empty() {
+        "none".to_owned()
+    } else {
+        format!("{left:?}")
     };
     let counts = format!(
         "programs, links and maps left, of {}, {} and {}",
