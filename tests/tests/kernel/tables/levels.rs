@@ -1,12 +1,11 @@
 //! Limits beside those of a tenant: of each tenant on a service, and of a service for all tenants together.
 
-use std::time::Duration;
-
 use enforcer_common::Reason;
 use enforcer_common::decide::TCP_ACK;
 use enforcer_tests::packet::{Segment, syn, udp};
 
-use super::{from_backend, homeward, onward};
+use super::limits::{advance, continues, opens, refused, sent};
+use super::{from_backend, homeward};
 use crate::bench::{Scenario, Step, row};
 
 /// - `chat`: five connections at once by rate for all together, and two for each tenant; no more than four open, two of each;
@@ -39,38 +38,11 @@ spec:
   - {name: all, action: Allow}
 "#;
 
-fn sent(segment: &Segment) -> Segment {
-    onward(segment, &segment.from.to_string(), "10.9.0.1:9000")
-}
-
-fn opens(tenant: &'static str, segment: &Segment) -> Step {
-    row("opens", segment).opens(tenant, &sent(segment)).into()
-}
-
-fn continues(tenant: &'static str, segment: &Segment, times: u32) -> Step {
-    row("within all limits", segment)
-        .continues(tenant, &sent(segment))
-        .times(times)
-        .into()
-}
-
-/// That nobody is charged for it is looked at with every packet that is refused.
-fn refused(tenant: &'static str, segment: &Segment, reason: Reason) -> Step {
-    row("over a limit, and nobody is charged", segment)
-        .refused(tenant, reason)
-        .times(3)
-        .into()
-}
-
 fn client(network: u8, port: u16, service: u16) -> Segment {
     syn(
         &format!("10.{network}.0.1:{port}"),
         &format!("192.0.2.20:{service}"),
     )
-}
-
-fn advance(milliseconds: u64) -> Step {
-    Step::Advance(Duration::from_millis(milliseconds))
 }
 
 pub(super) fn rates() -> Scenario {

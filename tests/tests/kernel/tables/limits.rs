@@ -41,22 +41,22 @@ spec:
   - {name: all, action: Allow}
 "#;
 
-fn sent(segment: &Segment) -> Segment {
+pub(super) fn sent(segment: &Segment) -> Segment {
     onward(segment, &segment.from.to_string(), "10.9.0.1:9000")
 }
 
-fn opens(tenant: &'static str, segment: &Segment) -> Step {
+pub(super) fn opens(tenant: &'static str, segment: &Segment) -> Step {
     row("opens", segment).opens(tenant, &sent(segment)).into()
 }
 
-fn continues(tenant: &'static str, segment: &Segment, times: u32) -> Step {
+pub(super) fn continues(tenant: &'static str, segment: &Segment, times: u32) -> Step {
     row("within the limit", segment)
         .continues(tenant, &sent(segment))
         .times(times)
         .into()
 }
 
-fn refused(tenant: &'static str, segment: &Segment, reason: Reason) -> Step {
+pub(super) fn refused(tenant: &'static str, segment: &Segment, reason: Reason) -> Step {
     row("over the limit, however often it tries", segment)
         .refused(tenant, reason)
         .times(3)
@@ -67,7 +67,7 @@ fn client(network: u8, port: u16) -> Segment {
     syn(&format!("10.{network}.0.1:{port}"), "192.0.2.20:8000")
 }
 
-fn advance(milliseconds: u64) -> Step {
+pub(super) fn advance(milliseconds: u64) -> Step {
     Step::Advance(Duration::from_millis(milliseconds))
 }
 

@@ -476,3 +476,24 @@ fn a_text_of_another_name_is_not_spoken_of_by_the_old_one() {
         );
     }
 }
+
+#[test]
+fn what_was_only_counted_of_an_edited_line_is_counted_anew() {
+    use super::super::bounds::MAX_DIAGNOSTICS;
+    let tenants: String = (0..MAX_DIAGNOSTICS + 3)
+        .map(|number| {
+            let (high, low) = (number / 256, number % 256);
+            format!(
+                "  - {{name: t{number}, sources: [10.{high}.{low}.0/24], limits: {{bytesPerSecond: 1000, burst: 1ms}}}}\n"
+            )
+        })
+        .collect();
+    let text = format!(
+        "apiVersion: enforcer.dev/v1\nkind: GovernancePolicy\nmetadata: {{name: p}}\nspec:\n  tenants:\n{tenants}"
+    );
+    let last = text.rfind("bytesPerSecond: 1000, burst: 1ms").unwrap();
+    let mended = format!("{}bytesPerSecond: 900M}}}}\n", &text[..last]);
+    let mut loader = Loader::default();
+    check(&mut loader, &text).unwrap();
+    assert!(check(&mut loader, &mended).unwrap());
+}
