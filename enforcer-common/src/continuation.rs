@@ -25,7 +25,17 @@ impl Continuation {
     /// All of them, by number.
     pub const ALL: &'static [Self] = &[Self::Encapsulate, Self::Answer, Self::Icmp, Self::Capture];
 
-    /// The name of the program.
+    /// The name of the program that goes on after TC.
+    pub const fn tc_program(self) -> &'static str {
+        match self {
+            Self::Encapsulate => "enforcer_tc_encapsulate",
+            Self::Answer => "enforcer_tc_answer",
+            Self::Icmp => "enforcer_tc_icmp",
+            Self::Capture => "enforcer_tc_capture",
+        }
+    }
+
+    /// The name of the program that goes on after XDP.
     pub const fn program(self) -> &'static str {
         match self {
             Self::Encapsulate => "enforcer_encapsulate",
@@ -50,7 +60,7 @@ pub struct Errand {
     pub fitting_bytes: u32,
     /// Whose packet it is, and who pays for the answer: tenant slot.
     pub tenant: u32,
-    /// What the packet gets if nothing else becomes of it: an XDP verdict.
+    /// What the packet gets if nothing else becomes of it: a verdict of XDP or TC, where it came in.
     pub verdict: u32,
     /// The time of the judgement.
     pub now_ns: u64,

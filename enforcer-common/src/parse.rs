@@ -12,6 +12,11 @@ use crate::decide::{Packet, Shape, TCP, UDP};
 pub trait Window {
     /// Length of the whole frame, which may be more than can be read.
     fn frame_bytes(&self) -> u32;
+    /// Whether the frame has so many bytes.
+    #[inline(always)]
+    fn reaches(&self, end: u32) -> bool {
+        end <= self.frame_bytes()
+    }
     /// `N` 32-bit words at a byte offset, as they lie in memory; `None` if they reach beyond the window.
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
     /// One 16-bit word at a byte offset, as it lies in memory.
@@ -78,6 +83,7 @@ const fn shaped(shape: Shape, network_offset: u32) -> Frame {
         tcp_flags: 0,
         hop_limit: 0,
         bytes: 0,
+        segment_bytes: 0,
     };
     Frame {
         packet,
@@ -121,16 +127,10 @@ fn parse_network<W: Window + ?Sized>(window: &W) -> Frame {
     frame
 }
 
-/// Bytes from the IP header on that the frame really carries.
-#[inline(always)]
-fn carried<W: Window + ?Sized>(window: &W, network_offset: u32) -> u32 {
-    window.frame_bytes().saturating_sub(network_offset)
-}
-
 #[inline(always)]
 fn bad_header<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
     let mut frame = shaped(Shape::BadHeader, network_offset);
-    frame.packet.bytes = carried(window, network_offset);
+    frame.packet.bytes = window.frame_bytes().saturating_sub(network_offset);
     frame
 }
 
@@ -145,7 +145,7 @@ fn parse_v4<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
     let sound = first >> 28 == 4
         && header_bytes >= 20
         && total_bytes >= header_bytes
-        && total_bytes <= carried(window, network_offset);
+        && window.reaches(network_offset + total_bytes);
     if !sound {
         return bad_header(window, network_offset);
     }
@@ -156,6 +156,7 @@ fn parse_v4<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
     frame.packet.key.protocol = (third >> 16) & 0xff;
     frame.packet.hop_limit = (third >> 24) as u8;
     frame.packet.bytes = total_bytes;
+    frame.packet.segment_bytes = total_bytes;
     // More-fragments or an offset; the don't-fragment bit is neither.
     if u32::from_be(header[1]) & 0x3fff != 0 {
         frame.packet.shape = Shape::Fragment;
@@ -179,7 +180,7 @@ fn parse_v6<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
     let source = [header[2], header[3], header[4], header[5]];
     let destination = [header[6], header[7], header[8], header[9]];
     let sound = u32::from_be(header[0]) >> 28 == 6
-        && payload_bytes + 40 <= carried(window, network_offset)
+        && window.reaches(network_offset + 40 + payload_bytes)
         // An IPv4-mapped address on the wire would be taken for IPv4 here; RFC 4942, 2.2 has it filtered.
         && !address::is_v4(&source)
         && !address::is_v4(&destination);
@@ -191,6 +192,7 @@ fn parse_v6<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
     frame.packet.key.destination = destination;
     frame.packet.hop_limit = second as u8;
     frame.packet.bytes = payload_bytes + 40;
+    frame.packet.segment_bytes = payload_bytes + 40;
     let mut next = (second >> 8) & 0xff;
     let mut walked = 0;
     for _ in 0..=MAX_EXTENSION_HEADERS {

@@ -1,8 +1,6 @@
 //! Answers to packets that are refused: a TCP reset, or an ICMP error that quotes the packet. They go out by the interface
 //! that the packet came in by, to whoever sent it there.
 
-use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::programs::XdpContext;
 use enforcer_common::decide::answer::{self, Answer};
 use enforcer_common::decide::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, is_v4};
 use enforcer_common::encapsulation::{V4_HEADER_BYTES, V6_HEADER_BYTES};
@@ -10,8 +8,8 @@ use enforcer_common::parse::{Frame, ICMP, ICMPV6};
 
 use crate::facts::{MapFacts, pay};
 use crate::header::{NetworkHeader, Sum};
+use crate::hook::{Hook, Room};
 use crate::maps;
-use crate::resize::{cut_to, move_start, move_tags};
 use crate::rewrite::{get, link_layer, put};
 use crate::window::PacketWindow;
 
@@ -24,22 +22,22 @@ const MAX_QUOTED_BYTES: u32 = 128;
 
 /// Answers the packet that the errand is about; `None` if there is nothing to answer, or no more answers are due.
 #[inline(always)]
-pub(crate) fn send(ctx: &XdpContext) -> Option<u32> {
+pub(crate) fn send<H: Hook>(hook: &H) -> Option<u32> {
     let (frame, errand) = maps::told()?;
     let charge = answer::charge(&MapFacts::new(), errand.tenant, errand.now_ns)?;
     let v4 = is_v4(&frame.packet.key);
     match Answer::from_code(errand.answer) {
         Answer::None => return None,
-        Answer::Reset => reset(ctx, frame, v4)?,
-        Answer::Prohibited if v4 => icmp(ctx, frame, v4, 3, 13, 0)?,
-        Answer::Prohibited => icmp(ctx, frame, v4, 1, 1, 0)?,
-        Answer::TooBig if v4 => icmp(ctx, frame, v4, 3, 4, errand.fitting_bytes & 0xffff)?,
-        Answer::TooBig => icmp(ctx, frame, v4, 2, 0, errand.fitting_bytes)?,
+        Answer::Reset => reset(hook, frame, v4)?,
+        Answer::Prohibited if v4 => icmp(hook, frame, v4, 3, 13, 0)?,
+        Answer::Prohibited => icmp(hook, frame, v4, 1, 1, 0)?,
+        Answer::TooBig if v4 => icmp(hook, frame, v4, 3, 4, errand.fitting_bytes & 0xffff)?,
+        Answer::TooBig => icmp(hook, frame, v4, 2, 0, errand.fitting_bytes)?,
     }
     let (own, sender) = frame.macs();
-    link_layer(&PacketWindow::xdp(ctx), sender, own)?;
+    link_layer(&hook.window(), sender, own)?;
     pay(&charge, errand.now_ns);
-    Some(xdp_action::XDP_TX)
+    Some(hook.send(hook.arrived_by()))
 }
 
 /// The network header of an answer: from the address that the packet was sent to.
@@ -69,8 +67,8 @@ fn put_network(window: &PacketWindow, offset: u32, header: &NetworkHeader, v4: b
 
 /// Makes the segment a reset to its sender. Options and extension headers are left behind.
 #[inline(always)]
-fn reset(ctx: &XdpContext, frame: &Frame, v4: bool) -> Option<()> {
-    let window = PacketWindow::xdp(ctx);
+fn reset<H: Hook>(hook: &H, frame: &Frame, v4: bool) -> Option<()> {
+    let window = hook.window();
     let segment: [u32; 4] = get(&window, frame.transport_offset)?;
     let [ports, sequence, acknowledged, rest] = segment.map(u32::from_be);
     let flags = (rest >> 16) as u8;
@@ -94,12 +92,12 @@ fn reset(ctx: &XdpContext, frame: &Frame, v4: bool) -> Option<()> {
     let transport = put_network(&window, frame.network_offset, &header, v4)?;
     let answer = [ports, sequence, acknowledged, rest, sum.checksum() << 16];
     put(&window, transport, answer.map(u32::to_be))?;
-    cut_to(ctx, transport + TCP_HEADER_BYTES)
+    hook.cut_to(transport + TCP_HEADER_BYTES)
 }
 
 /// Puts the packet, as far as it is quoted, behind the header of an ICMP error.
 #[inline(always)]
-fn icmp(ctx: &XdpContext, frame: &Frame, v4: bool, kind: u32, code: u32, parameter: u32) -> Option<()> {
+fn icmp<H: Hook>(hook: &H, frame: &Frame, v4: bool, kind: u32, code: u32, parameter: u32) -> Option<()> {
     let whole = frame.transport_offset - frame.network_offset + QUOTED_TRANSPORT_BYTES;
     let quoted = if whole < MAX_QUOTED_BYTES {
         whole
@@ -107,9 +105,8 @@ fn icmp(ctx: &XdpContext, frame: &Frame, v4: bool, kind: u32, code: u32, paramet
         MAX_QUOTED_BYTES
     };
     let grow = ICMP_HEADER_BYTES + if v4 { V4_HEADER_BYTES } else { V6_HEADER_BYTES };
-    move_start(ctx, -(grow as i32))?;
-    let window = PacketWindow::xdp(ctx);
-    move_tags(&window, grow)?;
+    hook.make_room(frame, grow, Room::Answer)?;
+    let window = hook.window();
     let protocol = if v4 { ICMP } else { ICMPV6 };
     let header = back(frame, protocol as u8, ICMP_HEADER_BYTES + quoted);
     let message = put_network(&window, frame.network_offset, &header, v4)?;
@@ -127,5 +124,5 @@ fn icmp(ctx: &XdpContext, frame: &Frame, v4: bool, kind: u32, code: u32, paramet
         message,
         [(first | sum.checksum()).to_be(), parameter.to_be()],
     )?;
-    cut_to(ctx, quote + quoted)
+    hook.cut_to(quote + quoted)
 }

@@ -4,27 +4,15 @@
 //! CPU copies so many packets in a window, and counts the rest.
 #![expect(
     unsafe_code,
-    reason = "map values, ring-buffer entries and helpers; each block states need and soundness"
+    reason = "map values and ring-buffer entries; each block states need and soundness"
 )]
 
-use core::ffi::c_void;
-
-use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_xdp_load_bytes};
-use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_common::abi::capture::{CAPTURE_BYTES, CAPTURE_WINDOW_SHIFT, CaptureRecord, CapturedRecord};
-use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::continuation::Errand;
 use enforcer_common::decide::Decision;
 
+use crate::hook::Hook;
 use crate::maps;
-
-/// Where a packet is.
-struct Place {
-    direction: u32,
-    ifindex: u32,
-    frame_bytes: u32,
-}
 
 /// Whether packets that got this reason are asked for: all that it costs a packet while there is no capture.
 #[inline(always)]
@@ -50,39 +38,9 @@ pub(crate) const fn errand(decision: &Decision, verdict: u32, now_ns: u64) -> Er
     }
 }
 
-/// Captures a packet that came in, if it is asked for.
+/// Captures a packet on its way in or out, if it is asked for.
 #[inline(always)]
-pub(crate) fn on_the_way_in(ctx: &XdpContext, errand: &Errand) {
-    let place = Place {
-        direction: DIRECTION_INGRESS,
-        ifindex: ctx.ingress_ifindex() as u32,
-        frame_bytes: (ctx.data_end() - ctx.data()) as u32,
-    };
-    capture(errand, &place, |to, bytes| {
-        // SAFETY: (need) a helper is a foreign call. (soundness) it writes `bytes` bytes to `to`, which `capture` vouches
-        // for, or none.
-        unsafe { bpf_xdp_load_bytes(ctx.as_ptr().cast(), 0, to, bytes) == 0 }
-    });
-}
-
-/// Captures a packet that was to go out, if it is asked for.
-#[inline(always)]
-pub(crate) fn on_the_way_out(ctx: &TcContext, errand: &Errand) {
-    let place = Place {
-        direction: DIRECTION_EGRESS,
-        // SAFETY: (need) the context is reached through a pointer. (soundness) the kernel lends it to the program.
-        ifindex: unsafe { (*ctx.skb.skb).ifindex },
-        frame_bytes: ctx.len(),
-    };
-    capture(errand, &place, |to, bytes| {
-        // SAFETY: as in `on_the_way_in`.
-        unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), 0, to, bytes) == 0 }
-    });
-}
-
-/// `copy` writes the frame's first bytes, as many as it is given, to a place that has as many, and says whether it did.
-#[inline(always)]
-fn capture(errand: &Errand, place: &Place, copy: impl FnOnce(*mut c_void, u32) -> bool) {
+pub(crate) fn show<H: Hook>(hook: &H, direction: u32, errand: &Errand) {
     let Some(capture) = maps::CAPTURE.get(0) else {
         return;
     };
@@ -109,7 +67,8 @@ fn capture(errand: &Errand, place: &Place, copy: impl FnOnce(*mut c_void, u32) -
         tally.lost += 1;
         return;
     };
-    let bytes = bounded(place.frame_bytes.min(capture.snap_bytes));
+    let frame_bytes = hook.frame_bytes();
+    let bytes = bounded(frame_bytes.min(capture.snap_bytes));
     let record = entry.as_mut_ptr();
     // SAFETY: (need) the record is too large for the stack, so it is written in place. (soundness) the entry has the room
     // of one and is aligned to eight bytes; each field but the tail of `frame`, which nobody reads, is written before it is
@@ -118,16 +77,16 @@ fn capture(errand: &Errand, place: &Place, copy: impl FnOnce(*mut c_void, u32) -
         (&raw mut (*record).now_ns).write(errand.now_ns);
         (&raw mut (*record).generation).write(errand.generation);
         (&raw mut (*record).serial).write(capture.serial);
-        (&raw mut (*record).direction).write(place.direction);
-        (&raw mut (*record).ifindex).write(place.ifindex);
+        (&raw mut (*record).direction).write(direction);
+        (&raw mut (*record).ifindex).write(hook.arrived_by());
         (&raw mut (*record).reason).write(errand.reason);
         (&raw mut (*record).tenant).write(errand.tenant);
         (&raw mut (*record).service).write(errand.service);
         (&raw mut (*record).rule).write(errand.rule);
-        (&raw mut (*record).frame_bytes).write(place.frame_bytes);
+        (&raw mut (*record).frame_bytes).write(frame_bytes);
         (&raw mut (*record).captured_bytes).write(bytes);
         (&raw mut (*record).reserved).write(0);
-        copy((&raw mut (*record).frame).cast(), bytes)
+        hook.copy((&raw mut (*record).frame).cast(), bytes)
     };
     if copied {
         entry.submit(0);

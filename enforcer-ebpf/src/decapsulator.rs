@@ -35,7 +35,7 @@ use enforcer_common::encapsulation::{
     GUE_PORT, IPV4_IN_IP, IPV6_IN_IP, UDP_HEADER_BYTES, V4_HEADER_BYTES, V6_HEADER_BYTES,
 };
 use enforcer_common::parse::{
-    ETHERTYPE_SERVICE_VLAN, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, MAX_VLAN_TAGS, Window as _,
+    ETHERTYPE_SERVICE_VLAN, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, MAX_VLAN_TAGS,
 };
 
 use crate::resize::move_start;
@@ -57,7 +57,7 @@ struct Outer {
 }
 
 /// Takes outer headers off; everything else passes as it is.
-#[xdp]
+#[xdp(frags)]
 pub fn enforcer_decap(ctx: XdpContext) -> u32 {
     let Some(outer) = outer(&PacketWindow::xdp(&ctx)) else {
         return xdp_action::XDP_PASS;

@@ -52,7 +52,7 @@ static MEASURED: ProgramArray = ProgramArray::with_max_entries(1, 0);
 static OUT_IFINDEX: u32 = 0;
 
 /// Makes the next frame and goes on with the program that is measured.
-#[xdp]
+#[xdp(frags)]
 pub fn driver(ctx: XdpContext) -> u32 {
     if make(&ctx).is_some() {
         // SAFETY: (need) a tail call is a foreign call. (soundness) it ends this program, which holds nothing that has to
@@ -110,25 +110,25 @@ fn write(window: &PacketWindow, first: usize, words: &[u64]) -> Option<()> {
 }
 
 /// Leaves the packet to the host.
-#[xdp]
+#[xdp(frags)]
 pub fn driver_pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
 /// Drops the packet.
-#[xdp]
+#[xdp(frags)]
 pub fn driver_drop(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
 /// Sends the packet out by the interface that it came in by.
-#[xdp]
+#[xdp(frags)]
 pub fn driver_tx(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
 /// Sends the packet out by another interface.
-#[xdp]
+#[xdp(frags)]
 pub fn driver_redirect(_ctx: XdpContext) -> u32 {
     // SAFETY: (need) the loader replaces the value after compilation, so it must not be folded; a helper is a foreign
     // call. (soundness) the reference is to a live static of that type; the helper takes numbers.

@@ -1,7 +1,6 @@
 //! Outer headers: IP in IP, and Generic UDP Encapsulation in its variant 1, in which the inner IP header follows the UDP
 //! header.
 
-use aya_ebpf::programs::XdpContext;
 use enforcer_common::abi::address::{self, Address};
 use enforcer_common::abi::config::{FORWARD_GUE, HostRecord};
 use enforcer_common::decide::{UDP, is_v4};
@@ -13,33 +12,32 @@ use enforcer_common::hash::flow_hash;
 use enforcer_common::parse::{ETHERTYPE_V4, ETHERTYPE_V6, Frame};
 
 use crate::header::NetworkHeader;
-use crate::resize::{move_start, move_tags};
+use crate::hook::{Hook, Room};
 use crate::rewrite::{get, put, take_hop};
 use crate::window::PacketWindow;
-use crate::{facts, flows, maps, rewrite};
+use crate::{facts, maps, rewrite};
 
 /// Sends the packet to its back end inside another one; answers the verdict.
 #[inline(always)]
-pub(crate) fn send_inside(ctx: &XdpContext) -> Option<u32> {
+pub(crate) fn send_inside<H: Hook>(hook: &H) -> Option<u32> {
     let (frame, errand) = maps::told()?;
     let backend = maps::BACKENDS.get(errand.backend)?;
-    wrap(ctx, facts::host()?, frame, errand.forward, &backend.address)?;
-    rewrite::link_layer(&PacketWindow::xdp(ctx), backend.next_hop_mac, backend.own_mac)?;
-    Some(flows::send(ctx, backend.ifindex))
+    wrap(hook, facts::host()?, frame, errand.forward, &backend.address)?;
+    rewrite::link_layer(&hook.window(), backend.next_hop_mac, backend.own_mac)?;
+    Some(hook.send(backend.ifindex))
 }
 
 /// Puts the packet, less one hop, into another one to the back end. VLAN tags stay; the link-layer addresses are for the
 /// caller to write.
 #[inline(always)]
-fn wrap(ctx: &XdpContext, host: &HostRecord, frame: &Frame, forward: u32, backend: &Address) -> Option<()> {
-    let window = PacketWindow::xdp(ctx);
+fn wrap<H: Hook>(hook: &H, host: &HostRecord, frame: &Frame, forward: u32, backend: &Address) -> Option<()> {
+    let window = hook.window();
     take_hop(&window, frame)?;
     let class = traffic_class(&window, frame)?;
     let grow = outer_bytes(forward, backend);
-    move_start(ctx, -(grow as i32))?;
-    let window = PacketWindow::xdp(ctx);
-    move_tags(&window, grow)?;
     let v4 = address::is_v4(backend);
+    hook.make_room(frame, grow, Room::Outer { v4, forward })?;
+    let window = hook.window();
     let hash = flow_hash(&frame.packet.key);
     let outer = NetworkHeader {
         source: outer_source(host, hash, v4),

@@ -8,9 +8,8 @@
     reason = "by value, keys and records would be copied once more on a stack of 512 bytes"
 )]
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, xdp_action};
-use aya_ebpf::helpers::bpf_redirect;
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::programs::TcContext;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::{Address, FlowKey, from_v4};
 use enforcer_common::abi::config::{
@@ -26,7 +25,7 @@ use enforcer_common::parse::Frame;
 use enforcer_common::schema::{backend_connections, banked, holder_connections, tenant_holder};
 
 use crate::facts::{self, MapFacts, add, settle};
-use crate::window::PacketWindow;
+use crate::hook::Hook;
 use crate::{maps, rewrite};
 
 /// Ports that are tried before a translation is given up.
@@ -63,7 +62,7 @@ impl Sent {
     #[inline(always)]
     pub(crate) const fn inside(decision: &Decision) -> Self {
         Self {
-            verdict: xdp_action::XDP_ABORTED,
+            verdict: 0,
             errand: Some(Errand {
                 backend: banked((decision.generation & 1) as u32, decision.backend - 1),
                 forward: decision.forward,
@@ -77,8 +76,8 @@ impl Sent {
 
 /// Sends a client's packet to its back end.
 #[inline(always)]
-pub(crate) fn forward(
-    ctx: &XdpContext,
+pub(crate) fn forward<H: Hook>(
+    hook: &H,
     facts: &MapFacts,
     frame: &Frame,
     decision: &Decision,
@@ -92,8 +91,10 @@ pub(crate) fn forward(
     let mut stateless = false;
     let translated_port_be = match decision.flow {
         FlowFate::Kept | FlowFate::Renewed => keep(host, facts, frame, decision, now_ns)?,
-        FlowFate::Moved | FlowFate::Reopened => retarget(ctx, host, facts, frame, decision, backend, now_ns)?,
-        FlowFate::Opened => match open(ctx, host, frame, decision, backend, now_ns) {
+        FlowFate::Moved | FlowFate::Reopened => {
+            retarget(hook, host, facts, frame, decision, backend, now_ns)?
+        }
+        FlowFate::Opened => match open(hook, host, frame, decision, backend, now_ns) {
             Err(Reason::TableFull) if may_be_stateless(facts, decision) => {
                 stateless = true;
                 frame.packet.key.source_port_be
@@ -106,11 +107,11 @@ pub(crate) fn forward(
     settle(decision, frame.packet.bytes, now_ns);
 
     let mut sent = match decision.forward {
-        FORWARD_LOCAL => Sent::to(xdp_action::XDP_PASS),
+        FORWARD_LOCAL => Sent::to(H::PASS),
         forward if encapsulates(forward) => Sent::inside(decision),
         _ => {
-            readdress(ctx, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
-            Sent::to(send(ctx, backend.ifindex))
+            readdress(hook, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
+            Sent::to(hook.send(backend.ifindex))
         }
     };
     sent.translated_port_be = translated_port_be;
@@ -120,15 +121,14 @@ pub(crate) fn forward(
 
 /// Makes the packet one to the back end, in the way of the forward mode.
 #[inline(always)]
-fn readdress(
-    ctx: &XdpContext,
+fn readdress<H: Hook>(
+    hook: &H,
     host: &HostRecord,
     frame: &Frame,
     decision: &Decision,
     backend: &BackendRecord,
     translated_port_be: u16,
 ) -> Option<()> {
-    let window = PacketWindow::xdp(ctx);
     if decision.forward != FORWARD_L2DSR {
         let outgoing = reply_key(
             &frame.packet.key,
@@ -137,15 +137,15 @@ fn readdress(
             nat_source(host, frame, decision.forward, translated_port_be),
         )
         .reversed();
-        rewrite::translate(&window, frame, &outgoing)?;
+        hook.translate(frame, &outgoing)?;
     }
-    rewrite::link_layer(&window, backend.next_hop_mac, backend.own_mac)
+    rewrite::link_layer(&hook.window(), backend.next_hop_mac, backend.own_mac)
 }
 
 /// Sends a back end's reply to the client.
 #[inline(always)]
-pub(crate) fn reply(
-    ctx: &XdpContext,
+pub(crate) fn reply<H: Hook>(
+    hook: &H,
     facts: &MapFacts,
     frame: &Frame,
     decision: &Decision,
@@ -157,10 +157,10 @@ pub(crate) fn reply(
     // SAFETY: (need) hash map values are reached through pointers. (soundness) the kernel keeps the memory mapped while
     // the program runs; plain integers are copied out.
     let record = unsafe { &*entry };
-    let window = PacketWindow::xdp(ctx);
-    rewrite::translate(&window, frame, &record.forward.reversed()).ok_or(Reason::Internal)?;
-    rewrite::link_layer(&window, record.client_mac, record.own_mac).ok_or(Reason::Internal)?;
-    Ok(Sent::to(send(ctx, record.client_ifindex)))
+    hook.translate(frame, &record.forward.reversed())
+        .ok_or(Reason::Internal)?;
+    rewrite::link_layer(&hook.window(), record.client_mac, record.own_mac).ok_or(Reason::Internal)?;
+    Ok(Sent::to(hook.send(record.client_ifindex)))
 }
 
 /// Undoes the translation of a reply that goes out through the host's stack.
@@ -176,22 +176,18 @@ pub(crate) fn reply_through_stack(
     settle(decision, frame.packet.bytes, now_ns);
     touch_reply(entry, frame, now_ns);
     // SAFETY: as in `reply`.
-    let outgoing = unsafe { (*entry).forward.reversed() };
+    let asked = unsafe { (*entry).forward.reversed() };
+    // Where it goes the stack has decided.
+    let outgoing = FlowKey {
+        source: asked.source,
+        source_port_be: asked.source_port_be,
+        ..frame.packet.key
+    };
     if outgoing == frame.packet.key {
         // An answer of a proxy on this host: nothing was translated.
         return Ok(());
     }
-    rewrite::translate_source(ctx, frame, &outgoing).map_err(|()| Reason::Internal)
-}
-
-/// Out by the interface it came in by, or by another.
-#[inline(always)]
-pub(crate) fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
-    if ctx.ingress_ifindex() == ifindex as usize {
-        return xdp_action::XDP_TX;
-    }
-    // SAFETY: (need) a helper is a foreign call. (soundness) it takes numbers; the kernel checks the interface.
-    unsafe { bpf_redirect(ifindex, 0) as u32 }
+    rewrite::readdress_buffer(ctx, frame, &outgoing).ok_or(Reason::Internal)
 }
 
 /// Marks the connection of a packet that is refused for its back end's sake as reset: it is open no more.
@@ -279,8 +275,8 @@ fn renew(entry: *mut FlowRecord, decision: &Decision) {
 
 /// Gives an existing entry another back end.
 #[inline(always)]
-fn retarget(
-    ctx: &XdpContext,
+fn retarget<H: Hook>(
+    hook: &H,
     host: &HostRecord,
     facts: &MapFacts,
     frame: &Frame,
@@ -304,7 +300,7 @@ fn retarget(
                 let _ = maps::REPLIES.remove(&old);
             }
         }
-        let port_be = establish_replies(ctx, host, frame, decision, backend, now_ns)?;
+        let port_be = establish_replies(hook, host, frame, decision, backend, now_ns)?;
         if (*entry).backend != decision.backend - 1 {
             count_connection(backend_connections((*entry).backend), u64::MAX);
             count_connection(backend_connections(decision.backend - 1), 1);
@@ -323,8 +319,8 @@ fn retarget(
 
 /// Makes a flow; answers its translated port.
 #[inline(always)]
-fn open(
-    ctx: &XdpContext,
+fn open<H: Hook>(
+    hook: &H,
     host: &HostRecord,
     frame: &Frame,
     decision: &Decision,
@@ -332,7 +328,7 @@ fn open(
     now_ns: u64,
 ) -> Result<u16, Reason> {
     let key = &frame.packet.key;
-    let port_be = establish_replies(ctx, host, frame, decision, backend, now_ns)?;
+    let port_be = establish_replies(hook, host, frame, decision, backend, now_ns)?;
     let record = maps::off_stack_flow(FlowRecord {
         created_ns: now_ns,
         seen_ns: now_ns,
@@ -408,8 +404,8 @@ pub(crate) fn nat_source(
 
 /// Makes the entry by which replies find their way back; answers the port in place of the client's.
 #[inline(always)]
-fn establish_replies(
-    ctx: &XdpContext,
+fn establish_replies<H: Hook>(
+    hook: &H,
     host: &HostRecord,
     frame: &Frame,
     decision: &Decision,
@@ -420,7 +416,8 @@ fn establish_replies(
     if answers_directly(decision.forward) {
         return Ok(key.source_port_be);
     }
-    let record = maps::off_stack_reply(reply_record(ctx, frame, decision, now_ns)).ok_or(Reason::Internal)?;
+    let record =
+        maps::off_stack_reply(reply_record(hook, frame, decision, now_ns)).ok_or(Reason::Internal)?;
     if decision.forward != FORWARD_NAT {
         let reply = reply_key(key, backend.address, backend.port_be, None);
         return match maps::REPLIES.insert(&reply, record, u64::from(BPF_NOEXIST)) {
@@ -479,7 +476,7 @@ fn replace_own(key: &FlowKey, record: &ReplyRecord) -> Result<(), Reason> {
 }
 
 #[inline(always)]
-fn reply_record(ctx: &XdpContext, frame: &Frame, decision: &Decision, now_ns: u64) -> ReplyRecord {
+fn reply_record<H: Hook>(hook: &H, frame: &Frame, decision: &Decision, now_ns: u64) -> ReplyRecord {
     let (own_mac, client_mac) = frame.macs();
     ReplyRecord {
         forward: frame.packet.key,
@@ -489,7 +486,7 @@ fn reply_record(ctx: &XdpContext, frame: &Frame, decision: &Decision, now_ns: u6
         tenant: decision.tenant,
         service: decision.service - 1,
         backend: decision.backend - 1,
-        client_ifindex: ctx.ingress_ifindex() as u32,
+        client_ifindex: hook.arrived_by(),
         client_mac,
         own_mac,
         state: 0,

@@ -5,12 +5,13 @@
     reason = "a constant that the loader overrides; each block states need and soundness"
 )]
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::continuation::{CONTINUATIONS as CONTINUATION_COUNT, Continuation, Errand};
 use enforcer_common::parse::{Frame, Quoted};
+
+use crate::hook::Hook;
 
 macro_rules! declare {
     ($($name:ident: $kind:ident<$($ty:ty),+>, $sizing:ident $capacity:expr;)+) => {
@@ -51,16 +52,20 @@ static ERRAND: PerCpuArray<Errand> = PerCpuArray::with_max_entries(1, 0);
 
 /// The programs that go on with a packet, by [`Continuation`]. The agent fills it in.
 #[map]
-static CONTINUATIONS: ProgramArray = ProgramArray::with_max_entries(CONTINUATION_COUNT, 0);
+pub(crate) static CONTINUATIONS: ProgramArray = ProgramArray::with_max_entries(CONTINUATION_COUNT, 0);
+
+/// Those that go on with a packet that came in through TC: such a map holds programs of one kind.
+#[map]
+pub(crate) static TC_CONTINUATIONS: ProgramArray = ProgramArray::with_max_entries(CONTINUATION_COUNT, 0);
 
 /// Goes on with another program, which has a stack of its own, and whose paths the verifier does not multiply with those
 /// of this one. Comes back only if there is no such program.
 #[inline(always)]
-pub(crate) fn go_on<C: EbpfContext>(ctx: &C, with: Continuation, errand: Errand) {
+pub(crate) fn go_on<H: Hook>(hook: &H, with: Continuation, errand: Errand) {
     if tell(errand).is_some() {
         // SAFETY: (need) a tail call is a foreign call. (soundness) it ends this program, which holds nothing that has to be
         // dropped, or does nothing.
-        unsafe { CONTINUATIONS.tail_call(ctx, with as u32) };
+        unsafe { H::continuations().tail_call(hook, with as u32) };
     }
 }
 
@@ -77,9 +82,9 @@ pub(crate) fn tell(errand: Errand) -> Option<()> {
 /// The same, with what was told last, for what few packets do: by a number that the compiler does not know. The kernel makes
 /// no jump of it that it would have to patch, after a grace period each, when the programs go.
 #[inline(always)]
-pub(crate) fn go_on_seldom<C: EbpfContext>(ctx: &C, with: Continuation) {
+pub(crate) fn go_on_seldom<H: Hook>(hook: &H, with: Continuation) {
     // SAFETY: as in `go_on`.
-    unsafe { CONTINUATIONS.tail_call(ctx, core::hint::black_box(with as u32)) };
+    unsafe { H::continuations().tail_call(hook, core::hint::black_box(with as u32)) };
 }
 
 /// What this program, which goes on with a packet, was told: the frame as it was parsed, and the errand.

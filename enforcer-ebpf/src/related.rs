@@ -2,8 +2,6 @@
 //! that this end knows.
 #![expect(unsafe_code, reason = "map values; each block states need and soundness")]
 
-use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::programs::XdpContext;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{FORWARD_L2DSR, FORWARD_LOCAL, encapsulates};
@@ -13,6 +11,7 @@ use enforcer_common::parse::{Frame, Quoted};
 
 use crate::facts::{self, MapFacts};
 use crate::flows::{self, Sent};
+use crate::hook::Hook;
 use crate::rewrite::{Ends, UDP_CHECKSUM, get, link_layer, network_v4, network_v6, put};
 use crate::window::PacketWindow;
 
@@ -21,24 +20,24 @@ const ICMP_CHECKSUM: u32 = 2;
 
 /// Sends an error on.
 #[inline(always)]
-pub(crate) fn send(
-    ctx: &XdpContext,
+pub(crate) fn send<H: Hook>(
+    hook: &H,
     facts: &MapFacts,
     frame: &Frame,
     quoted: &Quoted,
     decision: &Decision,
 ) -> Result<Sent, Reason> {
     let sent = if decision.to_service {
-        to_backend(ctx, facts, frame, quoted, decision)
+        to_backend(hook, facts, frame, quoted, decision)
     } else {
-        to_client(ctx, facts, frame, quoted)
+        to_client(hook, facts, frame, quoted)
     };
     sent.ok_or(Reason::Internal)
 }
 
 #[inline(always)]
-fn to_backend(
-    ctx: &XdpContext,
+fn to_backend<H: Hook>(
+    hook: &H,
     facts: &MapFacts,
     frame: &Frame,
     quoted: &Quoted,
@@ -48,13 +47,13 @@ fn to_backend(
     let bank = (decision.generation & 1) as u32;
     let client = quoted.key.reversed();
     if decision.forward == FORWARD_LOCAL {
-        return Some(Sent::to(xdp_action::XDP_PASS));
+        return Some(Sent::to(H::PASS));
     }
     if encapsulates(decision.forward) {
         return Some(Sent::inside(decision));
     }
     let backend = facts.backend(bank, decision.backend - 1)?;
-    let window = PacketWindow::xdp(ctx);
+    let window = hook.window();
     if decision.forward != FORWARD_L2DSR {
         // SAFETY: (need) hash map values are reached through pointers. (soundness) the kernel keeps the memory mapped
         // while the program runs; a plain integer is copied out.
@@ -74,15 +73,15 @@ fn to_backend(
         readdress(&window, frame, quoted, &ends, &new)?;
     }
     link_layer(&window, backend.next_hop_mac, backend.own_mac)?;
-    Some(Sent::to(flows::send(ctx, backend.ifindex)))
+    Some(Sent::to(hook.send(backend.ifindex)))
 }
 
 #[inline(always)]
-fn to_client(ctx: &XdpContext, facts: &MapFacts, frame: &Frame, quoted: &Quoted) -> Option<Sent> {
+fn to_client<H: Hook>(hook: &H, facts: &MapFacts, frame: &Frame, quoted: &Quoted) -> Option<Sent> {
     let entry = facts.found_reply()?;
     // SAFETY: as in `to_backend`.
     let record = unsafe { &*entry };
-    let window = PacketWindow::xdp(ctx);
+    let window = hook.window();
     let ends = Ends {
         // What is behind the service is no client's business.
         source: &record.forward.destination,
@@ -90,7 +89,7 @@ fn to_client(ctx: &XdpContext, facts: &MapFacts, frame: &Frame, quoted: &Quoted)
     };
     readdress(&window, frame, quoted, &ends, &record.forward)?;
     link_layer(&window, record.client_mac, record.own_mac)?;
-    Some(Sent::to(flows::send(ctx, record.client_ifindex)))
+    Some(Sent::to(hook.send(record.client_ifindex)))
 }
 
 /// Gives the error new ends and one hop less, and the packet that it quotes another 5-tuple. Checksums follow, but for the

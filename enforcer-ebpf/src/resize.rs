@@ -10,7 +10,7 @@ use aya_ebpf::programs::XdpContext;
 use enforcer_common::parse::MAX_VLAN_TAGS;
 
 use crate::rewrite::{get, put};
-use crate::window::PacketWindow;
+use crate::window::{PacketWindow, xdp_frame_bytes};
 
 /// Where the EtherType or the first VLAN tag stands.
 const AFTER_ADDRESSES: u32 = 12;
@@ -37,10 +37,7 @@ pub(crate) fn move_tags(window: &PacketWindow, by: u32) -> Option<()> {
 /// Cuts the frame to so many bytes. Windows from before are void.
 #[inline(always)]
 pub(crate) fn cut_to(ctx: &XdpContext, bytes: u32) -> Option<()> {
-    // In a box, or the compiler would put the sum in another order and add to the end of the packet, which the verifier
-    // does not allow.
-    let has = core::hint::black_box(ctx.data_end() - ctx.data());
-    let by = bytes as i32 - has as i32;
+    let by = bytes as i32 - xdp_frame_bytes(ctx) as i32;
     // SAFETY: as in `move_start`.
     let moved = unsafe { bpf_xdp_adjust_tail(ctx.as_ptr().cast(), by) };
     (moved == 0).then_some(())

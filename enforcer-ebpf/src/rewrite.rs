@@ -163,54 +163,68 @@ pub(crate) fn network_v6(
     )
 }
 
-/// Gives a socket buffer on its way out another source, the checksums included. The stack has already taken one from
-/// the TTL.
+/// Gives a socket buffer a new 5-tuple, the checksums included, through the helpers.
 #[inline(always)]
-pub(crate) fn translate_source(ctx: &TcContext, frame: &Frame, new: &FlowKey) -> Result<(), ()> {
+pub(crate) fn readdress_buffer(ctx: &TcContext, frame: &Frame, new: &FlowKey) -> Option<()> {
     let old = &frame.packet.key;
     let (network, transport) = (frame.network_offset, frame.transport_offset);
-    let checksum = transport
-        + if old.protocol == TCP {
-            TCP_CHECKSUM
-        } else {
-            UDP_CHECKSUM
-        };
     // A zero UDP checksum means none; the flag keeps it so.
-    let flags = if old.protocol == TCP {
-        0
+    let (checksum, flags) = if old.protocol == TCP {
+        (transport + TCP_CHECKSUM, 0)
     } else {
-        u64::from(BPF_F_MARK_MANGLED_0)
+        (transport + UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
     };
-    let pseudo = u64::from(BPF_F_PSEUDO_HDR) | flags;
+    let pseudo = u64::from(BPF_F_PSEUDO_HDR) | flags | 4;
     if is_v4(old) {
-        l4_replace(ctx, checksum, old.source[3], new.source[3], pseudo | 4)?;
-        l3_replace(ctx, network + 10, old.source[3], new.source[3])?;
-        store(ctx, network + 12, &new.source[3])?;
+        for (from, to) in [
+            (old.source[3], new.source[3]),
+            (old.destination[3], new.destination[3]),
+        ] {
+            if from != to {
+                l4_replace(ctx, checksum, from, to, pseudo)?;
+                l3_replace(ctx, network + 10, from, to)?;
+            }
+        }
+        store(ctx, network + 12, &[new.source[3], new.destination[3]])?;
     } else {
-        l4_replace(ctx, checksum, old.source[0], new.source[0], pseudo | 4)?;
-        l4_replace(ctx, checksum, old.source[1], new.source[1], pseudo | 4)?;
-        l4_replace(ctx, checksum, old.source[2], new.source[2], pseudo | 4)?;
-        l4_replace(ctx, checksum, old.source[3], new.source[3], pseudo | 4)?;
+        for word in 0..4 {
+            let pairs = [
+                (old.source[word], new.source[word]),
+                (old.destination[word], new.destination[word]),
+            ];
+            for (from, to) in pairs {
+                if from != to {
+                    l4_replace(ctx, checksum, from, to, pseudo)?;
+                }
+            }
+        }
         store(ctx, network + 8, &new.source)?;
+        store(ctx, network + 24, &new.destination)?;
     }
-    let (old_port, new_port) = (u32::from(old.source_port_be), u32::from(new.source_port_be));
-    l4_replace(ctx, checksum, old_port, new_port, flags | 2)?;
-    store(ctx, transport, &new.source_port_be)
+    for (from, to) in [
+        (old.source_port_be, new.source_port_be),
+        (old.destination_port_be, new.destination_port_be),
+    ] {
+        if from != to {
+            l4_replace(ctx, checksum, u32::from(from), u32::from(to), flags | 2)?;
+        }
+    }
+    store(ctx, transport, &[new.source_port_be, new.destination_port_be])
 }
 
 #[inline(always)]
-fn succeeded(code: i64) -> Result<(), ()> {
-    if code == 0 { Ok(()) } else { Err(()) }
+fn succeeded(code: i64) -> Option<()> {
+    (code == 0).then_some(())
 }
 
 #[inline(always)]
-fn l3_replace(ctx: &TcContext, offset: u32, from: u32, to: u32) -> Result<(), ()> {
+fn l3_replace(ctx: &TcContext, offset: u32, from: u32, to: u32) -> Option<()> {
     // SAFETY: (need) a helper is a foreign call. (soundness) the context is the program's own, the rest are numbers.
     succeeded(unsafe { bpf_l3_csum_replace(ctx.as_ptr().cast(), offset, u64::from(from), u64::from(to), 4) })
 }
 
 #[inline(always)]
-fn l4_replace(ctx: &TcContext, offset: u32, from: u32, to: u32, flags: u64) -> Result<(), ()> {
+fn l4_replace(ctx: &TcContext, offset: u32, from: u32, to: u32, flags: u64) -> Option<()> {
     // SAFETY: as in `l3_replace`.
     succeeded(unsafe {
         bpf_l4_csum_replace(ctx.as_ptr().cast(), offset, u64::from(from), u64::from(to), flags)
@@ -218,7 +232,7 @@ fn l4_replace(ctx: &TcContext, offset: u32, from: u32, to: u32, flags: u64) -> R
 }
 
 #[inline(always)]
-fn store<T: Copy>(ctx: &TcContext, offset: u32, value: &T) -> Result<(), ()> {
+fn store<T: Copy>(ctx: &TcContext, offset: u32, value: &T) -> Option<()> {
     let bytes = size_of::<T>() as u32;
     // SAFETY: (need) a helper is a foreign call. (soundness) pointer and length name a live value; the helper checks
     // the offset.

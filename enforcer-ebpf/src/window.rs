@@ -3,8 +3,10 @@
 
 use core::ptr;
 
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::{TcContext, XdpContext};
-use enforcer_common::parse::{MAX_EXTENSION_HEADERS, Window};
+use enforcer_common::parse::MAX_EXTENSION_HEADERS;
 
 /// Bytes of headers that the TC program wants to read directly: Ethernet, two VLAN tags, IPv6, a few extension
 /// headers and TCP.
@@ -18,18 +20,15 @@ const _: () = assert!(22 + 40 + (MAX_EXTENSION_HEADERS + 1) * 2048 <= OFFSET_MAS
 pub(crate) struct PacketWindow {
     start: usize,
     end: usize,
-    frame_bytes: u32,
 }
 
 impl PacketWindow {
-    /// The window of an XDP frame.
+    /// The window of an XDP frame: of its first buffer, if it has several.
     #[inline(always)]
     pub(crate) fn xdp(ctx: &XdpContext) -> Self {
-        let (start, end) = (ctx.data(), ctx.data_end());
         Self {
-            start,
-            end,
-            frame_bytes: (end - start) as u32,
+            start: ctx.data(),
+            end: ctx.data_end(),
         }
     }
 
@@ -39,8 +38,13 @@ impl PacketWindow {
         Self {
             start: ctx.data(),
             end: ctx.data_end(),
-            frame_bytes: ctx.len(),
         }
+    }
+
+    /// How many bytes can be read.
+    #[inline(always)]
+    pub(crate) const fn len(&self) -> u32 {
+        (self.end - self.start) as u32
     }
 
     /// A pointer to a `T` at a byte offset, checked against the end of the packet.
@@ -54,28 +58,30 @@ impl PacketWindow {
         }
         Some(start as *mut T)
     }
-}
 
-impl Window for PacketWindow {
+    /// `N` 32-bit words at a byte offset, as they lie in memory; `None` if they reach beyond the window.
     #[inline(always)]
-    fn frame_bytes(&self) -> u32 {
-        self.frame_bytes
-    }
-
-    #[inline(always)]
-    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+    pub(crate) fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         let start = self.at::<[u32; N]>(offset)?;
         // SAFETY: (need) packet bytes are reached through a pointer. (soundness) `at` has checked that all of the
         // array lies inside the packet; it is read unaligned and every bit pattern is a valid integer.
         Some(unsafe { ptr::read_unaligned(start) })
     }
 
+    /// One 16-bit word at a byte offset, as it lies in memory.
     #[inline(always)]
-    fn half(&self, offset: u32) -> Option<u16> {
+    pub(crate) fn half(&self, offset: u32) -> Option<u16> {
         let start = self.at::<u16>(offset)?;
         // SAFETY: as above.
         Some(unsafe { ptr::read_unaligned(start) })
     }
+}
+
+/// Length of a whole XDP frame, all of its buffers.
+#[inline(always)]
+pub(crate) fn xdp_frame_bytes(ctx: &XdpContext) -> u32 {
+    // SAFETY: (need) a helper is a foreign call. (soundness) the context is the program's own.
+    unsafe { bpf_xdp_get_buff_len(ctx.as_ptr().cast()) as u32 }
 }
 
 /// Pulls the headers of a socket buffer into its linear part, where it is not there already.

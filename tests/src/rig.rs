@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use enforcer_agent::adapters::dataplane::{
     Dataplane, DataplaneError, FlowSweeper, Settings, Swept, Tally, Timeouts,
 };
@@ -29,6 +29,9 @@ pub const TIMEOUTS: Timeouts = Timeouts {
     tcp_closing: Duration::from_secs(2),
     udp: Duration::from_secs(30),
 };
+
+/// Room for what a program puts before a frame.
+const GROWTH: usize = 64;
 
 /// A new rig's clock, in nanoseconds: not zero, since a limiter that was never used holds zero.
 pub const START_NS: u64 = 1_000_000_000_000;
@@ -85,14 +88,46 @@ pub enum RigError {
     },
 }
 
+/// Through which program packets come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The XDP program.
+    Xdp,
+    /// The TC ingress program. It knows one way to send a packet out, whichever the interface.
+    Tc,
+}
+
 /// Loaded programs, maps and a clock.
 pub struct Rig {
+    way: Way,
     dataplane: Dataplane,
     installer: Installer,
     host: HostRecord,
     sweeper: FlowSweeper,
     // Last, so that the pins go when nothing uses them any more.
     lab: Lab,
+}
+
+// === impl Way ===
+
+impl Way {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
+
+    /// What a packet gets that goes out by the interface that it came in by, or by another.
+    #[must_use]
+    pub fn way_out(self, verdict: Verdict) -> Verdict {
+        match verdict {
+            Verdict::Transmit if self == Self::Tc => Verdict::Redirect,
+            other => other,
+        }
+    }
+
+    /// Whether the kernel runs a test on a frame of this length. Those of TC programs begin with a look at the network header.
+    #[must_use]
+    pub fn takes(self, frame_bytes: usize) -> bool {
+        frame_bytes >= if self == Self::Tc { 14 + 40 } else { 14 }
+    }
 }
 
 // === impl RigError ===
@@ -129,6 +164,7 @@ impl Verdict {
         match code {
             0 => Self::Pass,
             2 => Self::Drop,
+            7 => Self::Redirect,
             other => Self::Unknown(other),
         }
     }
@@ -182,12 +218,26 @@ impl Rig {
         let dataplane = Dataplane::open(&settings)?;
         let sweeper = FlowSweeper::open(&settings.pin_directory, TIMEOUTS)?;
         Ok(Self {
+            way: Way::Xdp,
             dataplane,
             installer: Installer::default(),
             host: HostRecord::ZERO,
             sweeper,
             lab,
         })
+    }
+
+    /// Has packets come in another way from now on.
+    #[must_use]
+    pub fn by(mut self, way: Way) -> Self {
+        self.way = way;
+        self
+    }
+
+    /// Through which program packets come in.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        self.way
     }
 
     /// Programs and maps.
@@ -250,12 +300,15 @@ impl Rig {
         Ok(self.dataplane.maps.set_lease(lease)?)
     }
 
-    /// Runs a frame through the XDP program, as if it came in by the loopback device.
+    /// Runs a frame through the program by which packets come in, as if it came in by the loopback device.
     ///
     /// # Errors
-    /// If the kernel refuses the run: frames shorter than a link-layer header, or longer than a page less headroom.
+    /// If the kernel refuses the run: frames shorter than a link-layer header.
     pub fn ingress(&mut self, frame: &[u8]) -> Result<Ran, RigError> {
-        run_xdp(self.dataplane.xdp()?, frame)
+        match self.way {
+            Way::Xdp => run_xdp(self.dataplane.xdp()?, frame),
+            Way::Tc => run_classifier("enforcer_ingress", self.dataplane.ingress()?, frame),
+        }
     }
 
     /// Runs a frame through the TC egress program.
@@ -263,21 +316,7 @@ impl Rig {
     /// # Errors
     /// If the kernel refuses the run: frames shorter than a link-layer header.
     pub fn egress(&mut self, frame: &[u8]) -> Result<Ran, RigError> {
-        let program = self.dataplane.egress()?;
-        let mut out = vec![0; frame.len() + 64];
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ..TestRunOptions::default()
-        };
-        let result = program
-            .test_run(options)
-            .map_err(refused("enforcer_egress", frame))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Ran {
-            verdict: Verdict::of_classifier(result.return_value),
-            frame: out,
-        })
+        run_classifier("enforcer_egress", self.dataplane.egress()?, frame)
     }
 
     /// Tallies that are not zero, of the first `tenants` slots, by (tenant slot, reason).
@@ -351,7 +390,7 @@ impl Rig {
 /// # Errors
 /// As for [`Rig::ingress`].
 pub fn run_xdp(program: &Xdp, frame: &[u8]) -> Result<Ran, RigError> {
-    let mut out = vec![0; frame.len() + 64];
+    let mut out = vec![0; frame.len() + GROWTH];
     let options = TestRunOptions {
         data_in: Some(frame),
         data_out: Some(&mut out),
@@ -363,6 +402,21 @@ pub fn run_xdp(program: &Xdp, frame: &[u8]) -> Result<Ran, RigError> {
     out.truncate(result.data_size_out as usize);
     Ok(Ran {
         verdict: Verdict::of_xdp(result.return_value),
+        frame: out,
+    })
+}
+
+fn run_classifier(name: &'static str, program: &SchedClassifier, frame: &[u8]) -> Result<Ran, RigError> {
+    let mut out = vec![0; frame.len() + GROWTH];
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ..TestRunOptions::default()
+    };
+    let result = program.test_run(options).map_err(refused(name, frame))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(Ran {
+        verdict: Verdict::of_classifier(result.return_value),
         frame: out,
     })
 }

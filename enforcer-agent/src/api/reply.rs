@@ -156,20 +156,22 @@ pub struct InterfaceStatus {
     pub name: String,
     /// Its index.
     pub ifindex: u32,
-    /// Where the XDP program hangs.
-    pub mode: XdpMode,
+    /// Where the program hangs that sees what comes in.
+    pub mode: IngressMode,
     /// Why it is not in the driver, if it is not.
     pub why_not_native: Option<String>,
 }
 
-/// Where an XDP program hangs.
+/// Where the program hangs that sees what comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum XdpMode {
-    /// In the driver.
+pub enum IngressMode {
+    /// In the driver: XDP.
     Native,
-    /// Behind the driver, in the generic hook.
+    /// Behind the driver, in the generic hook of XDP.
     Generic,
+    /// In TC.
+    Tc,
 }
 
 /// Packets with one reason.

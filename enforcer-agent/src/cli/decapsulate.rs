@@ -44,6 +44,7 @@ pub(super) fn execute(command: Decapsulate, format: Format) -> Result<(), CliErr
         Some(match decapsulate(&interface, ipv4, ipv6, directory)? {
             Mode::Native => "native",
             Mode::Generic { .. } => "generic",
+            Mode::Tc { .. } => "tc",
             Mode::Adopted => "adopted",
         })
     };

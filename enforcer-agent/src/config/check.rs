@@ -339,7 +339,8 @@ fn parse_attach_mode(text: &str) -> Result<AttachMode, String> {
         "Auto" => Ok(AttachMode::Auto),
         "Native" => Ok(AttachMode::Native),
         "Generic" => Ok(AttachMode::Generic),
-        _ => Err("give `Auto`, `Native` or `Generic`".to_owned()),
+        "Tc" => Ok(AttachMode::Tc),
+        _ => Err("give `Auto`, `Native`, `Generic` or `Tc`".to_owned()),
     }
 }
 

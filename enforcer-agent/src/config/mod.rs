@@ -65,16 +65,18 @@ pub struct Config {
     pub local_gpu_backends: Vec<String>,
 }
 
-/// How XDP programs are attached.
+/// How what comes in is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AttachMode {
-    /// In the driver where it can, else in the generic hook, which the status then says.
+    /// By XDP in the driver where it can, else by TC, which the status then says.
     #[default]
     Auto,
-    /// In the driver, or not at all.
+    /// By XDP in the driver, or not at all.
     Native,
-    /// In the generic hook, behind the driver: any interface, at a fraction of the speed.
+    /// By XDP in the generic hook, behind the driver: slow, and it takes what the host has put together for one packet.
     Generic,
+    /// By TC, beside whatever runs XDP on the interface.
+    Tc,
 }
 
 /// Addresses and ports of `Nat`.

@@ -208,14 +208,20 @@ impl Core {
             config::AttachMode::Auto => AttachMode::Auto,
             config::AttachMode::Native => AttachMode::Native,
             config::AttachMode::Generic => AttachMode::Generic,
+            config::AttachMode::Tc => AttachMode::Tc,
         };
         for interface in self.config.interfaces.clone() {
             let attachment = self.dataplane.attach(&interface, mode)?;
-            if let Mode::Generic { why } = &attachment.mode {
-                warn!(
+            match &attachment.mode {
+                Mode::Generic { why } => warn!(
                     interface,
                     why, "XDP runs in the generic hook, at a fraction of its speed"
-                );
+                ),
+                Mode::Tc { why } => warn!(
+                    interface,
+                    why, "packets are judged in TC, at a fraction of the speed of XDP"
+                ),
+                Mode::Native | Mode::Adopted => {}
             }
             let known = self
                 .attachments

@@ -162,6 +162,7 @@ pub fn explain(known: &Known<'_>, question: &Question, moment: Moment) -> Explan
         tcp_flags,
         hop_limit: HOP_LIMIT,
         bytes: PACKET_BYTES,
+        segment_bytes: PACKET_BYTES,
     };
     let decision = judge(known.snapshot, &packet, now_ns);
     let mut tale = Tale {

@@ -75,13 +75,13 @@ async fn status() {
             InterfaceStatus {
                 name: "eth0".into(),
                 ifindex: 2,
-                mode: XdpMode::Native,
+                mode: IngressMode::Native,
                 why_not_native: None,
             },
             InterfaceStatus {
                 name: "tun0".into(),
                 ifindex: 13,
-                mode: XdpMode::Generic,
+                mode: IngressMode::Generic,
                 why_not_native: Some("the driver has no XDP".into()),
             },
         ],

@@ -54,6 +54,9 @@ pub struct Packet {
     pub hop_limit: u8,
     /// Bytes from the IP header on, as the frame carries them.
     pub bytes: u32,
+    /// Those of the largest packet that leaves for it: fewer only where the host has put segments together. Valid as the
+    /// addresses are.
+    pub segment_bytes: u32,
 }
 
 /// The part of a flow's state that the judgement reads.

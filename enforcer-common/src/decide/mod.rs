@@ -366,7 +366,7 @@ fn reachable<F: Facts>(facts: &F, bank: u32, slot: u32, packet: &Packet, decisio
             let outer_bytes = outer_bytes(decision.forward, &backend.address);
             if backend.flags & BACKEND_REACHABLE == 0 {
                 Reason::NoNextHop
-            } else if packet.bytes + outer_bytes > backend.mtu_bytes {
+            } else if packet.segment_bytes + outer_bytes > backend.mtu_bytes {
                 Reason::TooBig
             } else {
                 return true;

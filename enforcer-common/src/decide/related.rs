@@ -73,7 +73,7 @@ fn undeliverable<F: Facts>(
         // The slot may be another's by now.
         Some(backend) if backend.address == *flow_address && backend.flags & BACKEND_REACHABLE != 0 => {
             let outer_bytes = outer_bytes(decision.forward, &backend.address);
-            (packet.bytes + outer_bytes > backend.mtu_bytes).then_some(Reason::TooBig)
+            (packet.segment_bytes + outer_bytes > backend.mtu_bytes).then_some(Reason::TooBig)
         }
         _ => Some(Reason::NoNextHop),
     }

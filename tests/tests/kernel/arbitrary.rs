@@ -3,7 +3,7 @@
 use enforcer_common::decide::TCP_ACK;
 use enforcer_tests::packet::{Error, Segment, syn, udp};
 use enforcer_tests::random::{Random, SEED_VARIABLE, count, seed};
-use enforcer_tests::rig::Verdict;
+use enforcer_tests::rig::{Verdict, Way};
 
 use crate::bench::Bench;
 use crate::privileged;
@@ -82,20 +82,32 @@ fn frame(random: &mut Random, good: &[Vec<u8>]) -> Vec<u8> {
 
 #[test]
 fn any_frame_gets_a_verdict_and_a_counter() {
-    if !privileged() {
-        return;
+    if privileged() {
+        any_frame(Way::Xdp);
     }
+}
+
+#[test]
+fn so_it_does_in_tc() {
+    if privileged() {
+        any_frame(Way::Tc);
+    }
+}
+
+fn any_frame(way: Way) {
     let (seed, frames) = (seed(), count("FRAMES", 200_000));
     println!("{SEED_VARIABLE}={seed} FRAMES={frames}");
     let mut random = Random::new(seed);
-    let mut bench = Bench::new(POLICY, 4096, prepare);
+    let mut bench = Bench::by(way, POLICY, 4096, prepare);
     let good = good_frames();
     let mut verdicts = std::collections::BTreeMap::new();
     for number in 0..frames {
         let sent = frame(&mut random, &good);
-        // Every seventh goes out through the stack instead, which hands over no packet without a whole IP header; neither
-        // does the kernel's test run.
-        let direction = usize::from(number % 7 == 6 && sent.len() >= 14 + 40);
+        // Every seventh goes out through the stack instead.
+        let direction = usize::from(number % 7 == 6);
+        if !if direction == 0 { way } else { Way::Tc }.takes(sent.len()) {
+            continue;
+        }
         let ran = match direction {
             0 => bench.rig.ingress(&sent),
             _ => bench.rig.egress(&sent),

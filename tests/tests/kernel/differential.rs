@@ -24,7 +24,7 @@ use enforcer_tests::model::{Model, Outcome};
 use enforcer_tests::oracle::{Answer, Fate, Oracle, Prediction, Status};
 use enforcer_tests::packet::Segment;
 use enforcer_tests::random::{Random, SEED_VARIABLE, count, seed};
-use enforcer_tests::rig::{GROUPS, Rig, START_NS, TIMEOUTS};
+use enforcer_tests::rig::{GROUPS, Rig, START_NS, TIMEOUTS, Way};
 use enforcer_tests::world::{LOCAL_V4, NAT_V4, NAT_V6, World, next_hop};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -139,6 +139,9 @@ impl<'r> Run<'r> {
             }
             Op::Frame(digits) => {
                 let frame = unhex(digits).ok_or("a frame that is no hexadecimal text")?;
+                if !self.rig.way().takes(frame.len()) {
+                    return Ok(());
+                }
                 let outcome = self.packet(DIRECTION_INGRESS, &frame)?;
                 // The oracle knows packets, not bytes. It predicts nothing of a damaged one, but is told what it did.
                 let touches = [
@@ -305,7 +308,8 @@ impl<'r> Run<'r> {
         }
         .map_err(|error| error.to_string())?;
         let after = cell(self.rig);
-        unequal("verdict", &ran.verdict, &outcome.verdict)?;
+        let verdict = self.rig.way().way_out(outcome.verdict);
+        unequal("verdict", &ran.verdict, &verdict)?;
         let counted = (after.packets - before.packets, after.bytes - before.bytes);
         let should = (1, u64::from(outcome.packet.bytes));
         unequal("packets and bytes of its tally", &counted, &should).map_err(|difference| {
@@ -458,8 +462,8 @@ fn regressions() -> PathBuf {
 }
 
 /// Shrinks, saves, and fails.
-fn report(rigs: &mut Rigs, seed: u64, step: u64, start: Start, ops: Vec<Op>, first: &str) -> ! {
-    let (ops, problem) = rigs.shrink(&start, ops);
+fn report(rigs: &mut Rigs, way: Way, seed: u64, step: u64, start: Start, ops: Vec<Op>, first: &str) -> ! {
+    let (ops, problem) = rigs.shrink(way, &start, ops);
     let path = regressions().join(format!("differential-{seed}-{step}.json"));
     let recorded = Recorded { problem, start, ops };
     let text = serde_json::to_string(&recorded).unwrap();
@@ -471,7 +475,7 @@ fn report(rigs: &mut Rigs, seed: u64, step: u64, start: Start, ops: Vec<Op>, fir
         .map(|op| format!("  {}\n", generate::describe(op)))
         .collect();
     panic!(
-        "{SEED_VARIABLE}={seed}, step {step}: {first}\n\ncut down to {} operations, saved as {}:\n{transcript}{}",
+        "{SEED_VARIABLE}={seed}, step {step}, by {way:?}: {first}\n\ncut down to {} operations, saved as {}:\n{transcript}{}",
         recorded.ops.len(),
         path.display(),
         recorded.problem
@@ -491,12 +495,16 @@ fn kernel_model_and_oracle_agree() {
     let mut stats = Stats::default();
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     let mut done = 0;
-    while done < steps {
+    // Runs come in by XDP and by TC in turn.
+    for way in Way::ALL.into_iter().cycle() {
+        if done >= steps {
+            break;
+        }
         let entries = if random.percent(20) { CRAMPED } else { ROOMY };
         let start = generate::start(&mut random, entries);
         let mut ops = Vec::new();
         let mut failed = None;
-        match Run::begin(rigs.of(&start), &start, &mut stats) {
+        match Run::begin(rigs.of(way, &start), &start, &mut stats) {
             Err(difference) => failed = Some(difference),
             Ok(mut run) => {
                 for _ in 0..RUN_OPS.min(steps - done) {
@@ -515,7 +523,7 @@ fn kernel_model_and_oracle_agree() {
             }
         }
         if let Some(difference) = failed {
-            report(&mut rigs, seed, done, start, ops, &difference);
+            report(&mut rigs, way, seed, done, start, ops, &difference);
         }
         for (kind, count) in generate::tally(&ops) {
             *kinds.entry(kind).or_insert(0) += count;
@@ -558,12 +566,14 @@ fn recorded_differences_stay_away() {
     for path in &paths {
         let recorded: Recorded = serde_json::from_str(&std::fs::read_to_string(path).unwrap())
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        if let Err((index, difference)) = rigs.play(&recorded.start, &recorded.ops) {
-            panic!(
-                "{} at operation {index}: {difference}\nit once was: {}",
-                path.display(),
-                recorded.problem
-            );
+        for way in Way::ALL {
+            if let Err((index, difference)) = rigs.play(way, &recorded.start, &recorded.ops) {
+                panic!(
+                    "{} by {way:?} at operation {index}: {difference}\nit once was: {}",
+                    path.display(),
+                    recorded.problem
+                );
+            }
         }
     }
     println!("{} recorded runs played again", paths.len());

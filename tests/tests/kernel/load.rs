@@ -16,6 +16,9 @@ use crate::privileged;
 /// Instructions that the verifier may walk through for the XDP program, over all paths; the kernel's bound is a
 /// million. About half as much again as was measured (190,000).
 const XDP_VERIFIED_BUDGET: u32 = 285_000;
+/// The same for the TC ingress program.
+const INGRESS_VERIFIED_BUDGET: u32 = 285_000;
+const INGRESS_TRANSLATED_BUDGET: u32 = 16_000;
 /// The same for the TC egress program (18,000 measured).
 const EGRESS_VERIFIED_BUDGET: u32 = 27_000;
 /// Instructions of the XDP program itself (11,100 measured).
@@ -61,7 +64,14 @@ fn programs_load_within_their_budget() {
         let (_lab, mut dataplane) = open(test_clock);
         let xdp = dataplane.xdp().unwrap().info().unwrap();
         let egress = dataplane.egress().unwrap().info().unwrap();
+        let ingress = dataplane.ingress().unwrap().info().unwrap();
         let mut programs = vec![
+            (
+                "enforcer_ingress",
+                ingress,
+                INGRESS_VERIFIED_BUDGET,
+                INGRESS_TRANSLATED_BUDGET,
+            ),
             ("enforcer_xdp", xdp, XDP_VERIFIED_BUDGET, XDP_TRANSLATED_BUDGET),
             (
                 "enforcer_egress",
@@ -74,6 +84,13 @@ fn programs_load_within_their_budget() {
             let info = dataplane.continuation(*continuation).unwrap().info().unwrap();
             let (verified_budget, translated_budget) = continuation_budget(*continuation);
             programs.push((continuation.program(), info, verified_budget, translated_budget));
+            let info = dataplane.tc_continuation(*continuation).unwrap().info().unwrap();
+            programs.push((
+                continuation.tc_program(),
+                info,
+                verified_budget,
+                translated_budget,
+            ));
         }
         for (name, info, verified_budget, translated_budget) in programs {
             let verified = info

@@ -8,33 +8,40 @@ use aya::programs::tc::{TcAttachOptions, TcAttachType};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, Xdp, XdpMode, loaded_programs};
 use aya::sys::SyscallError;
 
-use super::{Dataplane, DataplaneError, EGRESS_PROGRAM, XDP_PROGRAM, map_directory};
+use super::{Dataplane, DataplaneError, EGRESS_PROGRAM, INGRESS_PROGRAM, XDP_PROGRAM, map_directory};
 
 /// The directory of the map of continuations, whose pin is called by the id of the XDP program.
 pub(super) const CONTINUATIONS: &str = "continuations";
 
-/// Which XDP mode to ask for.
+/// How to see what comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
-    /// Native, or generic where the driver has no native mode.
+    /// XDP in the driver, or where the driver has none, TC (the decapsulator: the generic hook).
     Auto,
-    /// Native or nothing.
+    /// XDP in the driver or nothing.
     Native,
-    /// Generic: after the socket buffer is built. Slow, works everywhere.
+    /// XDP after the socket buffer is built: slow, and lost on what the host has put together by then.
     Generic,
+    /// TC, beside whatever runs XDP there.
+    Tc,
 }
 
-/// The XDP mode that an interface runs in.
+/// How what comes in by an interface is seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// In the driver.
+    /// By XDP in the driver.
     Native,
-    /// In the stack, and why not in the driver.
+    /// By XDP in the stack, and why not in the driver.
     Generic {
         /// Why.
         why: String,
     },
-    /// As an earlier agent attached it.
+    /// By TC, and why not by XDP.
+    Tc {
+        /// Why.
+        why: String,
+    },
+    /// By XDP, as an earlier agent attached it.
     Adopted,
 }
 
@@ -45,7 +52,7 @@ pub struct Attachment {
     pub interface: String,
     /// Its index.
     pub ifindex: u32,
-    /// How XDP runs there.
+    /// How what comes in is seen.
     pub mode: Mode,
 }
 
@@ -59,20 +66,51 @@ impl Dataplane {
         let ifindex = index_of(interface)?;
         let links = self.pin_directory.join("links");
         create(&links)?;
-        let mode = attach_xdp(
-            XDP_PROGRAM,
-            self.xdp()?,
-            interface,
-            ifindex,
-            mode,
-            &links.join(format!("xdp-{interface}")),
-        )?;
-        attach_egress(self.egress()?, interface, &links.join(format!("tcx-{interface}")))?;
+        let mode = self.attach_ingress(interface, ifindex, mode, &links)?;
+        let egress = (EGRESS_PROGRAM, TcAttachType::Egress);
+        let pin = links.join(format!("tcx-{interface}"));
+        attach_tc(egress, self.egress()?, interface, &pin)?;
         Ok(Attachment {
             interface: interface.to_owned(),
             ifindex,
             mode,
         })
+    }
+
+    /// By XDP or by TC. A link that an earlier agent pinned decides, so that no packet is seen by both or by neither.
+    fn attach_ingress(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        mode: AttachMode,
+        links: &Path,
+    ) -> Result<Mode, DataplaneError> {
+        let (xdp, tc) = (
+            links.join(format!("xdp-{interface}")),
+            links.join(format!("ingress-{interface}")),
+        );
+        let is_tc = tc.exists() || mode == AttachMode::Tc && !xdp.exists();
+        let why = if is_tc {
+            "the configuration asks for it".to_owned()
+        } else {
+            let driver_or_generic = match mode {
+                AttachMode::Auto => AttachMode::Native,
+                asked_for => asked_for,
+            };
+            let program = self.xdp()?;
+            match attach_xdp(XDP_PROGRAM, program, interface, ifindex, driver_or_generic, &xdp) {
+                Err(DataplaneError::Attach { source, .. }) if mode == AttachMode::Auto => cause(&source),
+                attached => return attached,
+            }
+        };
+        let ingress = (INGRESS_PROGRAM, TcAttachType::Ingress);
+        let is_adopted = attach_tc(ingress, self.ingress()?, interface, &tc)?;
+        let why = if is_adopted {
+            "an earlier agent attached it so".to_owned()
+        } else {
+            why
+        };
+        Ok(Mode::Tc { why })
     }
 
     /// Pins the programs in place of those of an earlier agent, and drops maps of other schemas, which no attached
@@ -83,19 +121,23 @@ impl Dataplane {
     pub fn settle(&mut self) -> Result<(), DataplaneError> {
         let programs = self.pin_directory.join("programs");
         create(&programs)?;
-        for name in [XDP_PROGRAM, EGRESS_PROGRAM] {
+        for name in [XDP_PROGRAM, INGRESS_PROGRAM, EGRESS_PROGRAM] {
             let path = programs.join(name);
             remove_file(&path)?;
-            let pinned = if name == XDP_PROGRAM {
-                self.xdp()?.pin(&path)
-            } else {
-                self.egress()?.pin(&path)
+            let pinned = match name {
+                XDP_PROGRAM => self.xdp()?.pin(&path),
+                INGRESS_PROGRAM if self.tc_continuations.is_none() => continue,
+                INGRESS_PROGRAM => self.ingress()?.pin(&path),
+                _ => self.egress()?.pin(&path),
             };
             pinned.map_err(|source| DataplaneError::Pin { path, source })?;
         }
-        let continuations = continuations_pin(&self.pin_directory, self.continuations);
+        let own: Vec<PathBuf> = std::iter::once(self.continuations)
+            .chain(self.tc_continuations)
+            .map(|id| continuations_pin(&self.pin_directory, id))
+            .collect();
         for pin in list(&self.pin_directory.join(CONTINUATIONS))? {
-            if pin != continuations {
+            if !own.contains(&pin) {
                 remove_file(&pin)?;
             }
         }
@@ -195,7 +237,9 @@ pub(super) fn attach_xdp(
         }
     }
     let (id, mode) = match mode {
-        AttachMode::Native => (program.attach_to_if_index(ifindex, XdpMode::Driver), Mode::Native),
+        AttachMode::Native | AttachMode::Tc => {
+            (program.attach_to_if_index(ifindex, XdpMode::Driver), Mode::Native)
+        }
         AttachMode::Generic => {
             let why = "the configuration asks for it".to_owned();
             (
@@ -231,7 +275,15 @@ pub(super) fn attach_xdp(
     Ok(mode)
 }
 
-fn attach_egress(program: &mut SchedClassifier, interface: &str, pin: &Path) -> Result<(), DataplaneError> {
+/// Attaches a program to a side of an interface and pins its link; says whether there was one that an earlier agent left.
+///
+/// What comes in is judged before any other program of that side sees it.
+fn attach_tc(
+    (name, side): (&'static str, TcAttachType),
+    program: &mut SchedClassifier,
+    interface: &str,
+    pin: &Path,
+) -> Result<bool, DataplaneError> {
     if let Some(link) = adopt(pin)? {
         let updated = program.attach_to_link(link.try_into().map_err(|source| DataplaneError::Link {
             path: pin.to_owned(),
@@ -239,25 +291,28 @@ fn attach_egress(program: &mut SchedClassifier, interface: &str, pin: &Path) -> 
         })?);
         match updated {
             Ok(id) => {
-                drop(
-                    program
-                        .take_link(id)
-                        .map_err(|source| failed(EGRESS_PROGRAM, interface, source))?,
-                );
-                return Ok(());
+                let link = program
+                    .take_link(id)
+                    .map_err(|source| failed(name, interface, source))?;
+                drop(link);
+                return Ok(true);
             }
             Err(error) if has_no_target(&error) => remove_file(pin)?,
-            Err(source) => return Err(failed(EGRESS_PROGRAM, interface, source)),
+            Err(source) => return Err(failed(name, interface, source)),
         }
     }
-    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let order = match side {
+        TcAttachType::Ingress => LinkOrder::first(),
+        _ => LinkOrder::default(),
+    };
     let id = program
-        .attach_with_options(interface, TcAttachType::Egress, order)
-        .map_err(|source| failed(EGRESS_PROGRAM, interface, source))?;
+        .attach_with_options(interface, side, TcAttachOptions::TcxOrder(order))
+        .map_err(|source| failed(name, interface, source))?;
     let link = program
         .take_link(id)
-        .map_err(|source| failed(EGRESS_PROGRAM, interface, source))?;
-    pin_link(link, pin)
+        .map_err(|source| failed(name, interface, source))?;
+    pin_link(link, pin)?;
+    Ok(false)
 }
 
 /// Pins a new link, which keeps its program attached when the agent is gone.

@@ -3,7 +3,8 @@
 //! Everything is pinned below one directory of bpffs, so that enforcement goes on without the agent:
 //!
 //! - `maps-<schema hash>/NAME`: the maps; another schema gets another directory.
-//! - `links/xdp-<interface>`, `links/tcx-<interface>`: what keeps the programs attached.
+//! - `links/xdp-<interface>`, or `links/ingress-<interface>` where XDP cannot be attached, and `links/tcx-<interface>`:
+//!   what keeps the programs attached.
 //! - `programs/NAME`: the programs, for inspection.
 
 mod attach;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{MapError, MapInfo, ProgramArray};
 use aya::pin::PinError;
 use aya::programs::links::LinkError;
-use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use enforcer_common::continuation::Continuation;
 use enforcer_common::schema::{MAPS, SCHEMA_HASH};
@@ -40,6 +41,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Name of the XDP program.
 pub const XDP_PROGRAM: &str = "enforcer_xdp";
+/// Name of the TC ingress program, which does the same where XDP cannot be attached.
+pub const INGRESS_PROGRAM: &str = "enforcer_ingress";
 /// Name of the TC egress program.
 pub const EGRESS_PROGRAM: &str = "enforcer_egress";
 
@@ -147,7 +150,7 @@ pub enum DataplaneError {
     /// Another XDP program is attached.
     #[error(
         "interface {interface} already runs another XDP program{other}; it was left in place: detach it, or take this \
-         interface out of the agent's configuration"
+         interface out of the agent's configuration, or set `attachMode: Tc` to judge what that program lets through"
     )]
     Occupied {
         /// The interface.
@@ -167,15 +170,18 @@ pub enum DataplaneError {
     },
 }
 
-/// Name of the map of programs that go on with a packet.
+/// Names of the maps of programs that go on with a packet, after XDP and after TC.
 const CONTINUATIONS_MAP: &str = "CONTINUATIONS";
+const TC_CONTINUATIONS_MAP: &str = "TC_CONTINUATIONS";
 
 /// Programs and maps of one instance.
 pub struct Dataplane {
     ebpf: Ebpf,
     pin_directory: PathBuf,
-    /// Which pin is that of the map of programs that go on with a packet: the XDP program's id.
+    /// Which pins are those of the maps of programs that go on with a packet: the id of the program that they go on from.
+    /// The TC programs are loaded only where somebody asks for them.
     continuations: u32,
+    tc_continuations: Option<u32>,
     /// Typed handles.
     pub maps: Maps,
     /// Whether the maps were there before: their content is that of an earlier agent.
@@ -243,7 +249,7 @@ impl Dataplane {
         }
         let mut ebpf = loader.load(OBJECT).map_err(explain_privileges)?;
         load(&mut ebpf)?;
-        let continuations = link_continuations(&mut ebpf, &settings.pin_directory)?;
+        let continuations = link_continuations::<Xdp>(&mut ebpf, &settings.pin_directory)?;
         #[cfg(feature = "kernel-log")]
         kernel_log::forward(&mut ebpf);
         let capacity = capacity_of(&directory)?;
@@ -255,6 +261,7 @@ impl Dataplane {
             ebpf,
             pin_directory: settings.pin_directory.clone(),
             continuations,
+            tc_continuations: None,
             maps,
             adopted,
             capacity,
@@ -275,6 +282,34 @@ impl Dataplane {
     /// If the object does not hold it.
     pub fn continuation(&mut self, continuation: Continuation) -> Result<&mut Xdp, DataplaneError> {
         program(&mut self.ebpf, continuation.program())
+    }
+
+    /// The TC ingress program; it and those that go on from it are loaded the first time.
+    ///
+    /// # Errors
+    /// If the object does not hold it, or the kernel refuses one of them.
+    pub fn ingress(&mut self) -> Result<&mut SchedClassifier, DataplaneError> {
+        if self.tc_continuations.is_none() {
+            load_one::<SchedClassifier>(&mut self.ebpf, INGRESS_PROGRAM)?;
+            for continuation in Continuation::ALL {
+                load_one::<SchedClassifier>(&mut self.ebpf, continuation.tc_program())?;
+            }
+            let id = link_continuations::<SchedClassifier>(&mut self.ebpf, &self.pin_directory)?;
+            self.tc_continuations = Some(id);
+        }
+        program(&mut self.ebpf, INGRESS_PROGRAM)
+    }
+
+    /// A program that goes on with a packet after the TC ingress program.
+    ///
+    /// # Errors
+    /// If the object does not hold it, or the kernel refuses one of them.
+    pub fn tc_continuation(
+        &mut self,
+        continuation: Continuation,
+    ) -> Result<&mut SchedClassifier, DataplaneError> {
+        self.ingress()?;
+        program(&mut self.ebpf, continuation.tc_program())
     }
 
     /// The TC egress program.
@@ -312,53 +347,111 @@ where
 }
 
 fn load(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
-    let refused = |name| {
-        move |source: ProgramError| {
-            if is_denied(&source) {
-                DataplaneError::Privileges
-            } else {
-                DataplaneError::Program { name, source }
-            }
-        }
-    };
-    program::<Xdp>(ebpf, XDP_PROGRAM)?
-        .load()
-        .map_err(refused(XDP_PROGRAM))?;
+    load_one::<Xdp>(ebpf, XDP_PROGRAM)?;
     for continuation in Continuation::ALL {
-        let name = continuation.program();
-        program::<Xdp>(ebpf, name)?.load().map_err(refused(name))?;
+        load_one::<Xdp>(ebpf, continuation.program())?;
     }
-    program::<SchedClassifier>(ebpf, EGRESS_PROGRAM)?
-        .load()
-        .map_err(refused(EGRESS_PROGRAM))
+    load_one::<SchedClassifier>(ebpf, EGRESS_PROGRAM)
+}
+
+fn load_one<K: Kind>(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DataplaneError> {
+    K::of(ebpf, name)?.load().map_err(|source| {
+        if is_denied(&source) {
+            DataplaneError::Privileges
+        } else {
+            DataplaneError::Program { name, source }
+        }
+    })
+}
+
+/// A kind of program that packets come in through.
+trait Kind: Sized {
+    /// The program that comes first.
+    const FIRST: &'static str;
+    /// The map of those that go on from it.
+    const CONTINUATIONS: &'static str;
+
+    fn of<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Self, DataplaneError>;
+    fn load(&mut self) -> Result<(), ProgramError>;
+    fn fd(&self) -> Result<&ProgramFd, ProgramError>;
+    fn id(&self) -> Result<u32, ProgramError>;
+    fn name(continuation: Continuation) -> &'static str;
+}
+
+impl Kind for Xdp {
+    const FIRST: &'static str = XDP_PROGRAM;
+    const CONTINUATIONS: &'static str = CONTINUATIONS_MAP;
+
+    fn of<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Self, DataplaneError> {
+        program(ebpf, name)
+    }
+
+    fn load(&mut self) -> Result<(), ProgramError> {
+        Self::load(self)
+    }
+
+    fn fd(&self) -> Result<&ProgramFd, ProgramError> {
+        Self::fd(self)
+    }
+
+    fn id(&self) -> Result<u32, ProgramError> {
+        self.info().map(|info| info.id())
+    }
+
+    fn name(continuation: Continuation) -> &'static str {
+        continuation.program()
+    }
+}
+
+impl Kind for SchedClassifier {
+    const FIRST: &'static str = INGRESS_PROGRAM;
+    const CONTINUATIONS: &'static str = TC_CONTINUATIONS_MAP;
+
+    fn of<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Self, DataplaneError> {
+        program(ebpf, name)
+    }
+
+    fn load(&mut self) -> Result<(), ProgramError> {
+        Self::load(self)
+    }
+
+    fn fd(&self) -> Result<&ProgramFd, ProgramError> {
+        Self::fd(self)
+    }
+
+    fn id(&self) -> Result<u32, ProgramError> {
+        self.info().map(|info| info.id())
+    }
+
+    fn name(continuation: Continuation) -> &'static str {
+        continuation.tc_program()
+    }
 }
 
 /// Fills in the map of the programs that go on with a packet, and pins it: the kernel empties such a map when nobody but
 /// programs holds it any more. It belongs to these programs alone and has a name of its own, so that those of an earlier
 /// agent keep theirs until they are replaced.
-fn link_continuations(ebpf: &mut Ebpf, pin_directory: &Path) -> Result<u32, DataplaneError> {
+fn link_continuations<K: Kind>(ebpf: &mut Ebpf, pin_directory: &Path) -> Result<u32, DataplaneError> {
     let wrong = |source| DataplaneError::Map {
-        name: CONTINUATIONS_MAP,
+        name: K::CONTINUATIONS,
         source,
     };
     let missing = || MapError::InvalidName {
-        name: CONTINUATIONS_MAP.to_owned(),
+        name: K::CONTINUATIONS.to_owned(),
     };
-    let map = ebpf.take_map(CONTINUATIONS_MAP).ok_or_else(|| wrong(missing()))?;
+    let map = ebpf.take_map(K::CONTINUATIONS).ok_or_else(|| wrong(missing()))?;
     let mut continuations = ProgramArray::try_from(map).map_err(wrong)?;
     for continuation in Continuation::ALL {
-        let name = continuation.program();
-        let target = program::<Xdp>(ebpf, name)?;
-        let target = target
-            .fd()
-            .map_err(|source| DataplaneError::Program { name, source })?;
+        let name = K::name(*continuation);
+        let target = K::of(ebpf, name)?.fd();
+        let target = target.map_err(|source| DataplaneError::Program { name, source })?;
         continuations
             .set(*continuation as u32, target, 0)
             .map_err(wrong)?;
     }
-    let id = program::<Xdp>(ebpf, XDP_PROGRAM)?.info().map(|info| info.id());
+    let id = K::of(ebpf, K::FIRST)?.id();
     let id = id.map_err(|source| DataplaneError::Program {
-        name: XDP_PROGRAM,
+        name: K::FIRST,
         source,
     })?;
     attach::create(&pin_directory.join(attach::CONTINUATIONS))?;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{ABSENT, Render, bytes, clean, milliseconds, or_absent, policy_line, table};
 use crate::api::reply::{
-    AuditStatus, InterfaceStatus, NvmlStatus, ReasonCount, ScheduleStatus, StatusReply, XdpMode,
+    AuditStatus, IngressMode, InterfaceStatus, NvmlStatus, ReasonCount, ScheduleStatus, StatusReply,
 };
 
 impl Render for StatusReply {
@@ -32,8 +32,9 @@ impl Render for StatusReply {
 
 fn interface_row(interface: &InterfaceStatus) -> Vec<String> {
     let mode = match interface.mode {
-        XdpMode::Native => "native",
-        XdpMode::Generic => "generic",
+        IngressMode::Native => "native",
+        IngressMode::Generic => "generic",
+        IngressMode::Tc => "tc",
     };
     vec![
         interface.name.clone(),

@@ -12,8 +12,8 @@ use super::persist::AppliedPolicy;
 use super::{counters, records};
 use crate::adapters::dataplane::{self, Mode};
 use crate::api::reply::{
-    AuditStatus, AuditTailReply, FlowUsage, InterfaceStatus, MetricsReply, NvmlStatus, PolicyShowReply,
-    PolicyStatus, SchemaStatus, StatusReply, XdpMode,
+    AuditStatus, AuditTailReply, FlowUsage, IngressMode, InterfaceStatus, MetricsReply, NvmlStatus,
+    PolicyShowReply, PolicyStatus, SchemaStatus, StatusReply,
 };
 use crate::api::{Actor, ApiError, ErrorCode, MAX_ROWS, Reply, Request};
 use crate::pure::explain::Question;
@@ -186,8 +186,9 @@ impl Core {
 
 fn interface_row(attachment: &dataplane::Attachment) -> InterfaceStatus {
     let (mode, why_not_native) = match &attachment.mode {
-        Mode::Native | Mode::Adopted => (XdpMode::Native, None),
-        Mode::Generic { why } => (XdpMode::Generic, Some(why.clone())),
+        Mode::Native | Mode::Adopted => (IngressMode::Native, None),
+        Mode::Generic { why } => (IngressMode::Generic, Some(why.clone())),
+        Mode::Tc { why } => (IngressMode::Tc, Some(why.clone())),
     };
     InterfaceStatus {
         name: attachment.interface.clone(),

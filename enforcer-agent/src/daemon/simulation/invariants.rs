@@ -92,6 +92,7 @@ fn verdict(world: &World, source: u8, destination: [u8; 4], port: u16) -> Verdic
         tcp_flags: TCP_SYN,
         hop_limit: 64,
         bytes: 60,
+        segment_bytes: 60,
     };
     let decision = judge(world, &packet, LATER_NS);
     let slot = decision.backend.checked_sub(1);

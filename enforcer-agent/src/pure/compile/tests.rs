@@ -156,6 +156,7 @@ fn packet(from: &str, to: &str, port: u16, protocol: u32, source_port: u16) -> P
         tcp_flags: TCP_SYN,
         hop_limit: 64,
         bytes: 60,
+        segment_bytes: 60,
     }
 }
 

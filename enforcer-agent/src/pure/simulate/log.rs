@@ -203,5 +203,6 @@ fn opening_packet(flow: &FlowTuple, bytes: u64) -> Packet {
         tcp_flags: if protocol == TCP { TCP_SYN } else { 0 },
         hop_limit: HOP_LIMIT,
         bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+        segment_bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
     }
 }

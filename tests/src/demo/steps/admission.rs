@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use enforcer_agent::api::reply::{BackendHealth, PolicyApplyReply, XdpMode};
+use enforcer_agent::api::reply::{BackendHealth, IngressMode, PolicyApplyReply};
 use enforcer_agent::pure::audit::{Direction, Kind};
 
 use crate::client::{LoadPlan, Summary};
@@ -41,7 +41,7 @@ pub(super) fn start(world: &mut World, step: &mut Step<'_>) -> Result<(), Harnes
     let native = status
         .interfaces
         .iter()
-        .filter(|interface| interface.mode == XdpMode::Native);
+        .filter(|interface| interface.mode == IngressMode::Native);
     step.equal("interfaces with XDP in the driver", native.count(), 7);
     step.equal("back ends that are healthy and reachable", names.len(), 4);
     let digest = status.policy.map(|policy| policy.digest).unwrap_or_default();

@@ -3,40 +3,42 @@
 use std::time::{Duration, Instant};
 
 use enforcer_tests::generate::{Op, Start};
-use enforcer_tests::rig::Rig;
+use enforcer_tests::rig::{Rig, Way};
 
 use super::{CRAMPED, Difference, ROOMY, Run, Stats};
 
 /// Time for cutting a failing run down.
 const SHRINK_LIMIT: Duration = Duration::from_secs(60);
 
-/// The rigs: one with room, one without.
-pub(super) struct Rigs {
-    roomy: Rig,
-    cramped: Rig,
-}
+/// The rigs: with room and without, by XDP and by TC.
+pub(super) struct Rigs(Vec<(Way, u32, Rig)>);
 
 impl Rigs {
     pub(super) fn new() -> Self {
-        let rig = |entries| Rig::new(entries).unwrap_or_else(|error| panic!("{error}"));
-        Self {
-            roomy: rig(ROOMY),
-            cramped: rig(CRAMPED),
-        }
+        let rig = |way, entries| {
+            let rig = Rig::new(entries).unwrap_or_else(|error| panic!("{error}"));
+            (way, entries, rig.by(way))
+        };
+        let ways = Way::ALL.into_iter();
+        Self(
+            ways.flat_map(|way| [rig(way, ROOMY), rig(way, CRAMPED)])
+                .collect(),
+        )
     }
 
-    pub(super) fn of(&mut self, start: &Start) -> &mut Rig {
-        if start.flow_entries == CRAMPED {
-            &mut self.cramped
-        } else {
-            &mut self.roomy
-        }
+    pub(super) fn of(&mut self, way: Way, start: &Start) -> &mut Rig {
+        let wanted = |(its_way, entries, _): &&mut (Way, u32, Rig)| {
+            *its_way == way && (*entries == CRAMPED) == (start.flow_entries == CRAMPED)
+        };
+        let found = self.0.iter_mut().find(wanted).expect("a rig of each kind");
+        &mut found.2
     }
 
     /// Plays operations again; the index of the one that shows a difference, and the difference.
-    pub(super) fn play(&mut self, start: &Start, ops: &[Op]) -> Result<(), (usize, Difference)> {
+    pub(super) fn play(&mut self, way: Way, start: &Start, ops: &[Op]) -> Result<(), (usize, Difference)> {
         let mut stats = Stats::default();
-        let mut run = Run::begin(self.of(start), start, &mut stats).map_err(|difference| (0, difference))?;
+        let mut run =
+            Run::begin(self.of(way, start), start, &mut stats).map_err(|difference| (0, difference))?;
         for (index, op) in ops.iter().enumerate() {
             run.step(op).map_err(|difference| (index, difference))?;
         }
@@ -44,10 +46,10 @@ impl Rigs {
     }
 
     /// Leaves out what the difference does not need: ever smaller pieces, as long as there is time.
-    pub(super) fn shrink(&mut self, start: &Start, mut ops: Vec<Op>) -> (Vec<Op>, Difference) {
+    pub(super) fn shrink(&mut self, way: Way, start: &Start, mut ops: Vec<Op>) -> (Vec<Op>, Difference) {
         let begun = Instant::now();
         let mut problem = String::from("the difference does not show when the run is played again");
-        match self.play(start, &ops) {
+        match self.play(way, start, &ops) {
             Err((index, difference)) => {
                 ops.truncate(index + 1);
                 problem = difference;
@@ -60,7 +62,7 @@ impl Rigs {
             while at < ops.len() && begun.elapsed() < SHRINK_LIMIT {
                 let end = (at + piece).min(ops.len());
                 let shorter = [&ops[..at], &ops[end..]].concat();
-                match self.play(start, &shorter) {
+                match self.play(way, start, &shorter) {
                     Err((index, difference)) => {
                         ops = shorter;
                         ops.truncate(index + 1);

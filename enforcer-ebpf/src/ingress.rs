@@ -1,0 +1,149 @@
+//! A packet on its way in: parsed, judged (`enforcer_common::decide`), carried out, counted.
+
+use enforcer_common::Reason;
+use enforcer_common::abi::reason::Effect;
+use enforcer_common::abi::tally::DIRECTION_INGRESS;
+use enforcer_common::continuation::{Continuation, Errand};
+use enforcer_common::decide::answer::Answer;
+use enforcer_common::decide::{self, Decision, FlowFate};
+use enforcer_common::parse;
+
+use crate::facts::MapFacts;
+use crate::flows::Sent;
+use crate::hook::{Hook, HookWindow};
+use crate::{capture, emit, facts, flows, maps, related};
+
+/// Judges a packet; answers the verdict.
+#[inline(always)]
+pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
+    if hook.prepare().is_none() {
+        return H::BROKEN;
+    }
+    let mut frame = parse::parse(&HookWindow::of(hook));
+    hook.split(&mut frame);
+    let Some(frame) = maps::forget(frame) else {
+        return H::BROKEN;
+    };
+    if parse::is_icmp(&frame.packet) {
+        maps::go_on(hook, Continuation::Icmp, Errand::NONE);
+    }
+    let now_ns = facts::now_ns();
+    let facts = MapFacts::new();
+    let mut decision = decide::judge(&facts, &frame.packet, now_ns);
+    let mut sent = Sent::to(match decision.reason.effect() {
+        Effect::Passed => H::PASS,
+        Effect::Refused | Effect::Forwarded => H::DROP,
+    });
+    if matches!(decision.reason.effect(), Effect::Forwarded) {
+        let carried_out = match decision.reason {
+            Reason::Reply => flows::reply(hook, &facts, frame, &decision, now_ns),
+            _ => flows::forward(hook, &facts, frame, &decision, now_ns),
+        };
+        match carried_out {
+            Ok(on) => {
+                if on.stateless {
+                    decision.reason = Reason::Stateless;
+                    decision.flow = FlowFate::Stateless;
+                }
+                sent = on;
+            }
+            Err(reason) => decision = decision.refused(reason),
+        }
+    }
+    emit::count(
+        DIRECTION_INGRESS,
+        &decision,
+        &frame.packet,
+        sent.translated_port_be,
+        now_ns,
+    );
+    if let Some(errand) = sent.errand {
+        maps::go_on(hook, Continuation::Encapsulate, errand);
+        return H::BROKEN;
+    }
+    if matches!(decision.reason, Reason::BackendIneligible) {
+        flows::abandon(&facts);
+    }
+    let mut errand = capture::errand(&decision, sent.verdict, now_ns);
+    if matches!(decision.reason.effect(), Effect::Refused) {
+        let kind = decide::answer::kind(&facts, &decision, &frame.packet);
+        if !matches!(kind, Answer::None) {
+            errand.answer = kind as u32;
+            errand.fitting_bytes = decide::answer::fitting_bytes(&facts, &decision);
+        }
+    }
+    leave(hook, &decision, errand)
+}
+
+/// What is left to do with a packet that was judged: it is shown to the agent if that asked for it, and answered if it
+/// is to be. A packet that is sent on is neither: it has been rewritten.
+#[inline(always)]
+fn leave<H: Hook>(hook: &H, decision: &Decision, errand: Errand) -> u32 {
+    let is_wanted = match decision.reason.effect() {
+        Effect::Forwarded => return errand.verdict,
+        Effect::Passed | Effect::Refused => capture::is_wanted(decision),
+    };
+    let next = if is_wanted {
+        Continuation::Capture
+    } else if errand.answer != Answer::None as u32 {
+        Continuation::Answer
+    } else {
+        return errand.verdict;
+    };
+    if maps::tell(errand).is_some() {
+        maps::go_on_seldom(hook, next);
+    }
+    errand.verdict
+}
+
+/// Judges ICMP: an error about a flow goes to the end that it concerns.
+#[inline(always)]
+pub(crate) fn judge_icmp<H: Hook>(hook: &H) -> u32 {
+    let Some((frame, _)) = maps::told() else {
+        return H::BROKEN;
+    };
+    let (now_ns, facts) = (facts::now_ns(), MapFacts::new());
+    let quoted = match parse::quoted(&HookWindow::of(hook), frame) {
+        Some(quoted) => maps::forget_quoted(quoted),
+        None => None,
+    };
+    let related = match quoted {
+        Some(quoted) => decide::related::judge(&facts, &frame.packet, &quoted.key, now_ns),
+        None => None,
+    };
+    let mut decision = match related {
+        Some(decision) => decision,
+        None => decide::judge_portless(&facts, &frame.packet),
+    };
+    let mut sent = Sent::to(match decision.reason.effect() {
+        Effect::Passed => H::PASS,
+        Effect::Refused | Effect::Forwarded => H::DROP,
+    });
+    if let (Effect::Forwarded, Some(quoted)) = (decision.reason.effect(), quoted) {
+        match related::send(hook, &facts, frame, quoted, &decision) {
+            Ok(on) => {
+                facts::pay(&decide::answer::owed(&facts, decision.tenant), now_ns);
+                sent = on;
+            }
+            Err(reason) => decision = decision.refused(reason),
+        }
+    }
+    emit::count(DIRECTION_INGRESS, &decision, &frame.packet, 0, now_ns);
+    if let Some(errand) = sent.errand {
+        maps::go_on(hook, Continuation::Encapsulate, errand);
+    }
+    leave(hook, &decision, capture::errand(&decision, sent.verdict, now_ns))
+}
+
+/// Shows the agent a packet, and goes on to its answer if there is to be one.
+#[inline(always)]
+pub(crate) fn show<H: Hook>(hook: &H) -> u32 {
+    let Some((_, errand)) = maps::told() else {
+        return H::BROKEN;
+    };
+    capture::show(hook, DIRECTION_INGRESS, errand);
+    if errand.answer != Answer::None as u32 {
+        maps::go_on_seldom(hook, Continuation::Answer);
+    }
+    errand.verdict
+}
