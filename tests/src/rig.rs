@@ -33,6 +33,9 @@ pub const TIMEOUTS: Timeouts = Timeouts {
 /// Room for what a program puts before a frame.
 const GROWTH: usize = 64;
 
+/// The longest frame that fits one buffer of a test run: a page less headroom and what the kernel keeps at the end.
+const LINEAR_BYTES: usize = 3400;
+
 /// A new rig's clock, in nanoseconds: not zero, since a limiter that was never used holds zero.
 pub const START_NS: u64 = 1_000_000_000_000;
 /// Limit groups whose state is looked at: more than the policies of tests come to.
@@ -123,10 +126,14 @@ impl Way {
         }
     }
 
-    /// Whether the kernel runs a test on a frame of this length. Those of TC programs begin with a look at the network header.
+    /// Whether the kernel runs a test on a frame of this length. Those of TC programs begin with a look at the network header,
+    /// and make socket buffers of one page.
     #[must_use]
     pub fn takes(self, frame_bytes: usize) -> bool {
-        frame_bytes >= if self == Self::Tc { 14 + 40 } else { 14 }
+        match self {
+            Self::Xdp => frame_bytes >= 14,
+            Self::Tc => (14 + 40..=LINEAR_BYTES).contains(&frame_bytes),
+        }
     }
 }
 

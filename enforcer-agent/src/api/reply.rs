@@ -404,6 +404,8 @@ pub struct NextHopRow {
     pub interface: String,
     /// The next hop's link-layer address, as in `02:00:00:00:00:01`.
     pub mac: String,
+    /// The largest packet that its link takes, in bytes.
+    pub mtu_bytes: u32,
 }
 
 /// What a back end's telemetry says. Absent is unknown, never zero.

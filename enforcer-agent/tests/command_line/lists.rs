@@ -93,6 +93,7 @@ async fn backend_list() {
         next_hop: Some(NextHopRow {
             interface: "eth1".into(),
             mac: "02:00:00:00:00:01".into(),
+            mtu_bytes: 1500,
         }),
         telemetry: Some(TelemetryRow {
             running: Some(8),

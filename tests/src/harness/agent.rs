@@ -31,6 +31,8 @@ const EXCERPT_CHARACTERS: usize = 200;
 pub struct AgentSettings {
     /// Interfaces whose traffic it judges.
     pub interfaces: Vec<String>,
+    /// How it sees what comes in.
+    pub attach_mode: &'static str,
     /// Addresses and ports for `Nat`.
     pub nat: NatSettings,
     /// Where it serves metrics.
@@ -56,6 +58,7 @@ impl AgentSettings {
     pub fn new<Name: Into<String>>(interfaces: impl IntoIterator<Item = Name>) -> Self {
         Self {
             interfaces: interfaces.into_iter().map(Into::into).collect(),
+            attach_mode: "Auto",
             nat: NatSettings::default(),
             metrics: None,
             capacity: Capacity {
@@ -69,6 +72,7 @@ impl AgentSettings {
     fn yaml(&self, instance: &str, directory: &Path) -> String {
         let Self {
             interfaces,
+            attach_mode,
             nat: NatSettings { ipv4, ipv6 },
             metrics,
             capacity,
@@ -88,6 +92,7 @@ impl AgentSettings {
         format!(
             "instance: {instance}\n\
              interfaces: [{interfaces}]\n\
+             attachMode: {attach_mode}\n\
              stateDirectory: {directory}/state\n\
              socket: {directory}/control.sock\n\
              nat: {{ipv4: \"{ipv4}\", ipv6: \"{ipv6}\", ports: 10000-32767}}\n\

@@ -77,9 +77,18 @@ pub(super) fn routed(interfaces: &[&str], policy: &str) -> Bench<Routed> {
 
 /// The same where back ends need no next hop.
 pub(super) fn routed_without_hops(interfaces: &[&str], policy: &str) -> Bench<Routed> {
+    routed_by("Auto", interfaces, policy)
+}
+
+/// The same where the agent sees what comes in in this way.
+pub(super) fn routed_by(attach_mode: &'static str, interfaces: &[&str], policy: &str) -> Bench<Routed> {
     let mut lab = Lab::new().unwrap();
     let network = topology::routed(&mut lab, &["acme", "stranger"], &["gpu-1", "gpu-2"]).unwrap();
-    let agent = start(&lab, &network.balancer, interfaces, policy);
+    let settings = AgentSettings {
+        attach_mode,
+        ..AgentSettings::new(interfaces.iter().copied())
+    };
+    let agent = start(&lab, &network.balancer, &settings, policy);
     Bench {
         agent,
         network,
@@ -93,7 +102,8 @@ pub(super) fn rack(policy: &str) -> Bench<Rack> {
     let mut lab = Lab::new().unwrap();
     let network = topology::rack(&mut lab, &["acme"], &["gpu-1", "gpu-2"], &[VIP, VIP_V6]).unwrap();
     let switch = passing_switch(&lab, &network);
-    let agent = start(&lab, &network.balancer.host, &["rack"], policy);
+    let settings = AgentSettings::new(["rack"]);
+    let agent = start(&lab, &network.balancer.host, &settings, policy);
     wait_for_next_hops(&agent);
     Bench {
         agent,
@@ -127,9 +137,8 @@ fn passing_switch(lab: &Lab, network: &Rack) -> Dataplane {
 
 pub(super) const ALL_INTERFACES: [&str; 4] = ["acme", "stranger", "gpu-1", "gpu-2"];
 
-fn start(lab: &Lab, host: &Host, interfaces: &[&str], policy: &str) -> Agent {
-    let settings = AgentSettings::new(interfaces.iter().copied());
-    let mut agent = Agent::prepare(lab, host, &settings).unwrap();
+fn start(lab: &Lab, host: &Host, settings: &AgentSettings, policy: &str) -> Agent {
+    let mut agent = Agent::prepare(lab, host, settings).unwrap();
     agent.start().unwrap();
     apply(lab, &agent, policy);
     agent

@@ -9,6 +9,7 @@ mod governors;
 mod lifecycle;
 mod paths;
 mod schedule;
+mod tc;
 mod ways;
 
 use enforcer_tests::privilege;

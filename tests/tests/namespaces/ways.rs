@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::time::Instant;
 
+use enforcer_agent::api::reply::{BackendListReply, StatusReply};
 use enforcer_agent::pure::audit::Direction;
 
 use enforcer_tests::harness::eventually;
@@ -21,8 +22,10 @@ fn own_vip(host: &enforcer_tests::lab::Host) {
 }
 
 /// Back ends see the client's own packets, and large ones find their way although the tunnel has less room.
-fn through_a_tunnel(forward: &str) {
-    let bench = bench::routed(&ALL_INTERFACES, &bench::policy(forward, "TCP", "", "Allow"));
+pub(super) fn through_a_tunnel(attach_mode: &'static str, forward: &str) {
+    let policy = bench::policy(forward, "TCP", "", "Allow");
+    let bench = bench::routed_by(attach_mode, &ALL_INTERFACES, &policy);
+    bench::wait_for_next_hops(&bench.agent);
     bench::let_clients_be_answered(&bench);
     for leaf in &bench.network.back_ends {
         own_vip(&leaf.host);
@@ -53,14 +56,14 @@ fn through_a_tunnel(forward: &str) {
 #[test]
 fn ip_in_ip_shows_the_client_to_the_back_end() {
     if privileged() {
-        through_a_tunnel("Ipip");
+        through_a_tunnel("Auto", "Ipip");
     }
 }
 
 #[test]
 fn generic_udp_shows_the_client_to_the_back_end() {
     if privileged() {
-        through_a_tunnel("Gue");
+        through_a_tunnel("Auto", "Gue");
     }
 }
 
@@ -102,6 +105,61 @@ fn a_link_with_a_smaller_mtu_is_found_out() {
     assert!(bench::packets(&bench.agent, Direction::Ingress, "TooBig") > 0);
 }
 
+/// Large packets, which the driver hands over in several buffers, in native XDP.
+#[test]
+fn links_with_a_large_mtu_are_made_use_of() {
+    if !privileged() {
+        return;
+    }
+    for forward in ["Dnat", "Ipip"] {
+        let policy = bench::policy(forward, "TCP", "", "Allow");
+        let bench = bench::routed(&ALL_INTERFACES, &policy);
+        let clients = bench.network.clients.iter().map(|leaf| (leaf, 9000));
+        // Room for what goes before a packet.
+        let back_ends = bench.network.back_ends.iter().map(|leaf| (leaf, 9100));
+        for (leaf, mtu_bytes) in clients.chain(back_ends) {
+            let (ours, theirs) = (leaf.host.name(), &leaf.port.device);
+            let line = |device: &str| format!("link set dev {device} mtu {mtu_bytes}");
+            bench.network.balancer.ip(&line(ours)).unwrap();
+            leaf.host.ip(&line(theirs)).unwrap();
+        }
+        eventually("back ends behind links of that MTU", LIMIT, || {
+            let reply: BackendListReply = bench.agent.ask(&["backend", "list"])?;
+            let missing = reply
+                .backends
+                .into_iter()
+                .find(|row| row.next_hop.as_ref().is_none_or(|hop| hop.mtu_bytes != 9100));
+            Ok(missing.map_or(Ok(()), |row| Err(row.name)))
+        })
+        .unwrap();
+        if forward == "Ipip" {
+            for leaf in &bench.network.back_ends {
+                own_vip(&leaf.host);
+                bench::decapsulate(&bench, leaf, "--ipv4 10.254.0.0/16 --ipv6 2001:db8:fe::/64");
+            }
+        }
+        let echoes = bench.echoes();
+        check_served(bench.client(), &echoes, |own, ends| ends.peer == own);
+        let status: StatusReply = bench.agent.ask(&["status"]).unwrap();
+        let mut admitted = status.packets.iter().filter(|row| row.reason == "Allowed");
+        let admitted = admitted.next().expect("they were counted");
+        // Of the packets of two streams of a million bytes, every second is an acknowledgment.
+        assert!(
+            admitted.bytes > 4096 * admitted.packets / 2,
+            "{} bytes in {} packets",
+            admitted.bytes,
+            admitted.packets
+        );
+        for reason in ["TooBig", "Internal", "Malformed"] {
+            assert_eq!(
+                bench::packets(&bench.agent, Direction::Ingress, reason),
+                0,
+                "{reason}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_proxy_on_the_balancer_is_governed() {
     if !privileged() {
@@ -135,9 +193,13 @@ fn a_proxy_on_the_balancer_is_governed() {
 
 #[test]
 fn whoever_is_refused_is_told_at_once() {
-    if !privileged() {
-        return;
+    if privileged() {
+        tell_the_refused("Auto");
     }
+}
+
+/// Resets and ICMP errors reach clients of both families, known and unknown.
+pub(super) fn tell_the_refused(attach_mode: &'static str) {
     for (answer, kinds) in [
         ("Reset", &[ErrorKind::ConnectionRefused][..]),
         (
@@ -150,7 +212,7 @@ fn whoever_is_refused_is_told_at_once() {
             "forward: Nat\n",
             &format!("forward: Nat\n    onRefusal: {answer}\n"),
         );
-        let bench = bench::routed(&ALL_INTERFACES, &policy);
+        let bench = bench::routed_by(attach_mode, &ALL_INTERFACES, &policy);
         bench::let_clients_be_answered(&bench);
         for (is_ipv6, client) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
             let started = Instant::now();

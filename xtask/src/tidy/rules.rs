@@ -20,7 +20,7 @@ pub(super) const ALL: &[fn(&Files) -> Vec<Finding>] = &[
 ];
 
 /// Where unsafe code may live: a file, or a folder that ends in a slash. Each has a proof that it owes.
-const UNSAFE_PLACES: [&str; 14] = [
+const UNSAFE_PLACES: [&str; 15] = [
     "enforcer-agent/src/adapters/",
     "enforcer-common/src/pod.rs",
     "enforcer-ebpf/src/capture.rs",
@@ -31,6 +31,7 @@ const UNSAFE_PLACES: [&str; 14] = [
     "enforcer-ebpf/src/resize.rs",
     "enforcer-ebpf/src/facts.rs",
     "enforcer-ebpf/src/flows.rs",
+    "enforcer-ebpf/src/hook.rs",
     "enforcer-ebpf/src/main.rs",
     "enforcer-ebpf/src/maps.rs",
     "enforcer-ebpf/src/rewrite.rs",

@@ -84,6 +84,7 @@ impl Core {
                 next_hop: member.next_hop.map(|hop| NextHopRow {
                     interface: interface_name(hop.ifindex),
                     mac: crate::adapters::neighbours::MacAddress(hop.next_hop_mac).to_string(),
+                    mtu_bytes: hop.mtu_bytes,
                 }),
                 telemetry: (engine.is_some() || gpu.is_some()).then(|| TelemetryRow {
                     running: count(engine.and_then(|engine| engine.running)),

@@ -7,6 +7,7 @@ mod egress;
 mod forward;
 mod generations;
 mod governors;
+mod jumbo;
 mod levels;
 mod limits;
 mod local;
@@ -153,6 +154,8 @@ fn everything() -> Vec<Scenario> {
         related::bounded,
         tunnels::table,
         tunnels::too_big,
+        jumbo::table,
+        jumbo::refused,
         local::table,
         forward::reopening,
         shapes::truncations,
