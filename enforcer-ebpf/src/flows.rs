@@ -252,8 +252,12 @@ fn keep(
                 (*reply).service = decision.service - 1;
             }
         }
-        Ok((*entry).translated_port_be)
+        if decision.forward == FORWARD_NAT {
+            return Ok((*entry).translated_port_be);
+        }
     }
+    // What stands in the entry as well, further from what was read of it.
+    Ok(frame.packet.key.source_port_be)
 }
 
 /// Writes what was decided anew; a connection that changed hands is counted with whom it belongs to now.
@@ -346,6 +350,7 @@ fn open<H: Hook>(
         backend_port_be: backend.port_be,
         translated_port_be: port_be,
         backend_address: backend.address,
+        reserved: [0; 4],
     })
     .ok_or(Reason::Internal)?;
     if maps::FLOWS.insert(key, record, u64::from(BPF_NOEXIST)).is_err() {

@@ -310,7 +310,7 @@ fn steer<F: Facts>(
     if let Some(flow) = flow {
         if reopens(packet, flow) {
             fate = FlowFate::Reopened;
-        } else if flow.forward == decision.forward && keeps(facts, bank, set, flow) {
+        } else if keeps(facts, bank, set, flow, decision) {
             decision.backend = flow.backend + 1;
             let same = flow.generation == decision.generation;
             return reachable(facts, bank, flow.backend, packet, decision).then_some(if same {
@@ -338,9 +338,10 @@ fn steer<F: Facts>(
     reachable(facts, bank, backend as u32, packet, decision).then_some(fate)
 }
 
-/// Whether a flow may keep its back end: it is a member of the eligible set, and the slot is still the same back end.
+/// Whether a flow may keep its back end: it is a member of the eligible set, the slot is still the same back end, and the
+/// forward mode the same. Neither changes within a generation, so that the entry's colder half is not read for that.
 #[inline(always)]
-fn keeps<F: Facts>(facts: &F, bank: u32, set: u32, flow: &Flow) -> bool {
+fn keeps<F: Facts>(facts: &F, bank: u32, set: u32, flow: &Flow, decision: &Decision) -> bool {
     let Some(members) = facts.set_members(bank, set) else {
         return false;
     };
@@ -349,10 +350,15 @@ fn keeps<F: Facts>(facts: &F, bank: u32, set: u32, flow: &Flow) -> bool {
     if (word >> (flow.backend % 64)) & 1 == 0 {
         return false;
     }
+    if flow.generation == decision.generation {
+        return true;
+    }
     let Some(backend) = facts.backend(bank, flow.backend) else {
         return false;
     };
-    backend.address == flow.backend_address && backend.port_be == flow.backend_port_be
+    flow.forward == decision.forward
+        && backend.address == flow.backend_address
+        && backend.port_be == flow.backend_port_be
 }
 
 /// Whether the packet can be sent to the back end: the way to it is known, and the packet fits its link.

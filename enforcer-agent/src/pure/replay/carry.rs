@@ -239,6 +239,7 @@ impl Replay {
             backend_port_be: backend.port_be,
             translated_port_be: port_be,
             backend_address: backend.address,
+            reserved: [0; 4],
         };
         if self.flows.len() >= self.capacity {
             if let Some(at) = self.reply_key_of(&key, &flow) {
