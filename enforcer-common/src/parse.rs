@@ -324,6 +324,57 @@ pub fn quoted<W: Window + ?Sized>(window: &W, frame: &Frame) -> Option<Quoted> {
     })
 }
 
+/// What an ICMP packet says that is not left to the host's stack unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// An error about the packet that it quotes.
+    Error(Quoted),
+    /// A request to send it back.
+    EchoRequest,
+}
+
+/// What an ICMP packet says; `None` for any other packet, and what is left to the host's stack.
+#[inline(always)]
+pub fn message<W: Window + ?Sized>(window: &W, frame: &Frame) -> Option<Message> {
+    match quoted(window, frame) {
+        Some(quoted) => Some(Message::Error(quoted)),
+        None if is_echo_request(window, frame) => Some(Message::EchoRequest),
+        None => None,
+    }
+}
+
+/// ICMP type of an echo request.
+const ECHO_REQUEST: u32 = 8;
+/// ICMPv6 type of an echo request.
+const ECHO_REQUEST_V6: u32 = 128;
+
+/// Whether a packet is an echo request that can be sent back as it is. With IPv4 options or IPv6 extension headers it
+/// cannot: routes and times in them would have to be turned round or filled in (RFC 1122, 3.2.2.6). Nor may a frame to
+/// many be answered.
+#[inline(always)]
+pub fn is_echo_request<W: Window + ?Sized>(window: &W, frame: &Frame) -> bool {
+    let packet = &frame.packet;
+    let (header_bytes, protocol, kind) = if address::is_v4(&packet.key.destination) {
+        (20, ICMP, ECHO_REQUEST)
+    } else {
+        (40, ICMPV6, ECHO_REQUEST_V6)
+    };
+    let [to, ..] = frame.link[0].to_ne_bytes();
+    let can_be = is_icmp(packet)
+        && packet.key.protocol == protocol
+        && frame.transport_offset == frame.network_offset + header_bytes
+        && packet.bytes >= header_bytes + ICMP_HEADER_BYTES
+        && to & 1 == 0;
+    if !can_be {
+        return false;
+    }
+    match window.words::<2>(frame.transport_offset) {
+        // Type, and code 0.
+        Some([first, _]) => u32::from_be(first) >> 16 == kind << 8,
+        None => false,
+    }
+}
+
 /// Whether a packet is ICMP, whose errors may be about a flow.
 #[inline(always)]
 pub const fn is_icmp(packet: &Packet) -> bool {

@@ -1,12 +1,15 @@
-//! Answers to packets that are refused: a TCP reset, or an ICMP error that quotes the packet. They go out by the interface
-//! that the packet came in by, to whoever sent it there.
+//! Answers to packets that are refused: a TCP reset, or an ICMP error that quotes the packet; and to echo requests. They go
+//! out by the interface that the packet came in by, to whoever sent it there.
 
+use enforcer_common::Reason;
+use enforcer_common::checksum::Delta;
 use enforcer_common::decide::answer::{self, Answer};
 use enforcer_common::decide::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, is_v4};
-use enforcer_common::encapsulation::{V4_HEADER_BYTES, V6_HEADER_BYTES};
+use enforcer_common::encapsulation::{OUTER_HOP_LIMIT, V4_HEADER_BYTES, V6_HEADER_BYTES};
 use enforcer_common::parse::{Frame, ICMP, ICMPV6};
 
 use crate::facts::{MapFacts, pay};
+use crate::flows::Sent;
 use crate::header::{NetworkHeader, Sum};
 use crate::hook::{Hook, Room};
 use crate::maps;
@@ -15,6 +18,10 @@ use crate::window::PacketWindow;
 
 const TCP_HEADER_BYTES: u32 = 20;
 const ICMP_HEADER_BYTES: u32 = 8;
+/// ICMP type of the answer to an echo request.
+const ECHO_REPLY: u16 = 0;
+/// ICMPv6 type of the same.
+const ECHO_REPLY_V6: u16 = 129;
 /// What of the transport header an ICMP error quotes at least: ports, and a TCP sequence number.
 const QUOTED_TRANSPORT_BYTES: u32 = 8;
 /// The most that is quoted: behind many extension headers the ports are left out.
@@ -38,6 +45,43 @@ pub(crate) fn send<H: Hook>(hook: &H) -> Option<u32> {
     link_layer(&hook.window(), sender, own)?;
     pay(&charge, errand.now_ns);
     Some(hook.send(hook.arrived_by()))
+}
+
+/// Sends an echo request back as its answer: the same frame with its ends swapped. Of the checksums only what changes
+/// counts: swapped addresses add up to the same.
+#[inline(always)]
+pub(crate) fn echo<H: Hook>(hook: &H, frame: &Frame) -> Result<Sent, Reason> {
+    match turn_round(&hook.window(), frame) {
+        Some(()) => Ok(Sent::to(hook.send(hook.arrived_by()))),
+        None => Err(Reason::Internal),
+    }
+}
+
+#[inline(always)]
+fn turn_round(window: &PacketWindow, frame: &Frame) -> Option<()> {
+    let (network, key) = (frame.network_offset, &frame.packet.key);
+    let hop_limit = OUTER_HOP_LIMIT as u16;
+    let kind = if is_v4(key) {
+        let old: u16 = get(window, network + 8)?;
+        let new = (hop_limit << 8 | u16::from_be(old) & 0xff).to_be();
+        let sum: u16 = get(window, network + 10)?;
+        put(window, network + 8, new)?;
+        put(window, network + 10, Delta::ZERO.word(old, new).apply(sum))?;
+        put(window, network + 12, [key.destination[3], key.source[3]])?;
+        ECHO_REPLY
+    } else {
+        // Two bytes: of one alone the compiler makes a bounds check that the verifier does not follow.
+        let next_header = u16::from_be(get(window, network + 6)?) & 0xff00;
+        put(window, network + 6, (next_header | hop_limit).to_be())?;
+        put(window, network + 8, [key.destination, key.source])?;
+        ECHO_REPLY_V6
+    };
+    let (old, sum): (u16, u16) = get::<[u16; 2]>(window, frame.transport_offset)?.into();
+    let new = (kind << 8).to_be();
+    let sum = Delta::ZERO.word(old, new).apply(sum);
+    put(window, frame.transport_offset, [new, sum])?;
+    let (own, sender) = frame.macs();
+    link_layer(window, sender, own)
 }
 
 /// The network header of an answer: from the address that the packet was sent to.

@@ -11,7 +11,7 @@ use enforcer_common::parse;
 use crate::facts::MapFacts;
 use crate::flows::Sent;
 use crate::hook::{Hook, HookWindow};
-use crate::{capture, emit, facts, flows, maps, related};
+use crate::{answer, capture, emit, facts, flows, maps, related};
 
 /// Judges a packet; answers the verdict.
 #[inline(always)]
@@ -96,7 +96,7 @@ fn leave<H: Hook>(hook: &H, decision: &Decision, errand: Errand) -> u32 {
     errand.verdict
 }
 
-/// Judges ICMP: an error about a flow goes to the end that it concerns.
+/// Judges ICMP: an error about a flow goes to the end that it concerns, an echo request is answered.
 #[inline(always)]
 pub(crate) fn judge_icmp<H: Hook>(hook: &H) -> u32 {
     let Some((frame, _)) = maps::told() else {
@@ -107,20 +107,28 @@ pub(crate) fn judge_icmp<H: Hook>(hook: &H) -> u32 {
         Some(quoted) => maps::forget_quoted(quoted),
         None => None,
     };
-    let related = match quoted {
-        Some(quoted) => decide::related::judge(&facts, &frame.packet, &quoted.key, now_ns),
-        None => None,
-    };
-    let mut decision = match related {
-        Some(decision) => decision,
-        None => decide::judge_portless(&facts, &frame.packet),
-    };
+    // Written over, not chosen between: of what one of the two does not say the compiler would copy registers that nobody
+    // has set, and the verifier refuses that.
+    let mut decision = decide::judge_portless(&facts, &frame.packet);
+    if let Some(quoted) = quoted {
+        if let Some(related) = decide::related::judge(&facts, &frame.packet, &quoted.key, now_ns) {
+            decision = related;
+        }
+    } else if parse::is_echo_request(&HookWindow::of(hook), frame)
+        && let Some(echo) = decide::echo::judge(&facts, &frame.packet, now_ns)
+    {
+        decision = echo;
+    }
     let mut sent = Sent::to(match decision.reason.effect() {
         Effect::Passed => H::PASS,
         Effect::Refused | Effect::Forwarded => H::DROP,
     });
-    if let (Effect::Forwarded, Some(quoted)) = (decision.reason.effect(), quoted) {
-        match related::send(hook, &facts, frame, quoted, &decision) {
+    if matches!(decision.reason.effect(), Effect::Forwarded) {
+        let carried_out = match quoted {
+            Some(quoted) => related::send(hook, &facts, frame, quoted, &decision),
+            None => answer::echo(hook, frame),
+        };
+        match carried_out {
             Ok(on) => {
                 facts::pay(&decide::answer::owed(&facts, decision.tenant), now_ns);
                 sent = on;

@@ -10,7 +10,7 @@
 //! - `facts`: `Facts` over the maps.
 //! - `flows`: makes, moves and updates flow entries, translates addresses, pays charges.
 //! - `encapsulate`: outer headers, put before a packet.
-//! - `answer`: what goes back to the sender of a refused packet.
+//! - `answer`: what goes back to the sender of a refused packet, or of an echo request.
 //! - `capture`: shows the agent packets that it asked for.
 //! - `related`: ICMP errors about flows.
 //! - `header`, `resize`: headers made from nothing, and room for them.
@@ -60,7 +60,7 @@ pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
     ingress::judge(&ctx)
 }
 
-/// Judges ICMP: an error about a flow goes to the end that it concerns.
+/// Judges ICMP: an error about a flow goes to the end that it concerns, an echo request is answered.
 #[xdp(frags)]
 pub fn enforcer_icmp(ctx: XdpContext) -> u32 {
     ingress::judge_icmp(&ctx)

@@ -11,7 +11,7 @@ use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use serde::{Deserialize, Serialize};
 
-use crate::packet::{Error, Segment, Transport, endpoint};
+use crate::packet::{Echo, Error, Segment, Transport, endpoint};
 use crate::plain::Policy;
 use crate::random::Random;
 use crate::world::{BACKEND_SIDE_MAC, LOCAL_V4, NAT_V4, NAT_V6, mac_of};
@@ -31,6 +31,8 @@ pub enum Op {
         /// What it is.
         segment: Segment,
     },
+    /// An ICMP echo request that comes in.
+    Echo(Echo),
     /// Any frame, as hexadecimal digits.
     Frame(String),
     /// The clock moves, by nanoseconds.
@@ -215,11 +217,38 @@ pub fn op(random: &mut Random, around: &Surroundings<'_>) -> Op {
         80..90 => Op::Advance(random.below(2_000_000_000)),
         90..110 => Op::Frame(hex(&damaged(random, around))),
         110..120 => Op::Frame(hex(&complaint(random, around))),
+        120..130 => Op::Echo(echo(random, around.policy)),
+        130 => {
+            let mut frame = echo(random, around.policy).bytes();
+            damage(random, &mut frame);
+            Op::Frame(hex(&frame))
+        }
         _ => {
             let (direction, segment) = packet(random, around);
             Op::Packet { direction, segment }
         }
     }
+}
+
+/// An echo request to a service's address, or to some other.
+fn echo(random: &mut Random, policy: &Policy) -> Echo {
+    let to = if random.percent(80) {
+        let service = random.pick(&policy.services);
+        *random.pick(&service.addresses)
+    } else {
+        parsed(random.word(&OTHERS_V4))
+    };
+    let from = client(random, to.is_ipv4()).ip();
+    let mut echo = Echo::between(from, to)
+        .payload(*random.pick(&[0, 1, 56, 1400]))
+        .hop_limit(*random.pick(&[1, 63, 64, 255]));
+    if random.percent(10) {
+        echo = echo.vlan(7);
+    }
+    if random.percent(10) {
+        echo = echo.with_options();
+    }
+    echo
 }
 
 /// Some time around a change of the clocks in Berlin or on Lord Howe Island, or anywhere in the year.
@@ -434,6 +463,11 @@ fn complaint(random: &mut Random, around: &Surroundings<'_>) -> Vec<u8> {
 fn damaged(random: &mut Random, around: &Surroundings<'_>) -> Vec<u8> {
     let (_, segment) = packet(random, around);
     let mut frame = segment.bytes();
+    damage(random, &mut frame);
+    frame
+}
+
+fn damage(random: &mut Random, frame: &mut Vec<u8>) {
     match random.below(3) {
         0 => {
             let bit = random.below(frame.len() as u64 * 8) as usize;
@@ -447,7 +481,6 @@ fn damaged(random: &mut Random, around: &Surroundings<'_>) -> Vec<u8> {
             }
         }
     }
-    frame
 }
 
 /// Bytes as hexadecimal digits.
@@ -494,6 +527,7 @@ pub fn tally(ops: &[Op]) -> BTreeMap<&'static str, usize> {
     for op in ops {
         let kind = match op {
             Op::Packet { .. } => "packets",
+            Op::Echo(_) => "echo requests",
             Op::Frame(_) => "frames",
             Op::Advance(_) => "time",
             Op::Policy(_) => "policies",

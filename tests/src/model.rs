@@ -16,13 +16,13 @@ use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::decide::answer::Answer;
 use enforcer_common::decide::{Decision, FlowFate, Packet};
-use enforcer_common::parse::{parse, quoted};
+use enforcer_common::parse::{message, parse};
 
 use crate::generate::hex;
 use crate::packet::{Complaint, complain, inspect, reset, unwrap};
 use crate::rig::{Ran, TIMEOUTS, Verdict};
 use crate::world::INGRESS_IFINDEX;
-use rewrite::rewritten;
+use rewrite::{rewritten, turned_round};
 
 mod rewrite;
 
@@ -144,7 +144,7 @@ impl Model {
         let outcome = self.replay.judge(
             direction,
             &parsed,
-            quoted(frame, &parsed).as_ref(),
+            message(frame, &parsed).as_ref(),
             INGRESS_IFINDEX,
             now_ns,
         );
@@ -156,6 +156,7 @@ impl Model {
         *counter += 1;
         let (frame, checksums) = match &outcome.sent {
             Some(sent) => rewritten(frame, &parsed, sent),
+            None if decision.reason == Reason::Echo => turned_round(frame, &parsed),
             None => (answered(frame, outcome.answer), Vec::new()),
         };
         let translated_port_be = outcome.sent.map_or(0, |sent| sent.translated_port_be);
@@ -187,6 +188,7 @@ fn answered(frame: &[u8], answered: Answered) -> Vec<u8> {
 fn verdict(decision: &Decision, sent: Option<&Sent>) -> Verdict {
     match (decision.reason.effect(), sent) {
         (Effect::Refused, _) => Verdict::Drop,
+        (Effect::Forwarded, None) if decision.reason == Reason::Echo => Verdict::Transmit,
         (Effect::Passed, _) | (Effect::Forwarded, None | Some(Sent { ifindex: None, .. })) => Verdict::Pass,
         (
             Effect::Forwarded,

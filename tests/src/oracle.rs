@@ -20,6 +20,7 @@ use crate::world::MTU_BYTES;
 use limits::{Debt, Limited, without_room};
 use rules::Choice;
 
+mod echo;
 mod limits;
 mod memory;
 mod prediction;

@@ -15,10 +15,12 @@ use etherparse::{
 use serde::{Deserialize, Serialize};
 
 pub use answers::{Complaint, Error, complain, reset};
+pub use echo::Echo;
 pub use outer::Around;
 pub use seen::{FrameError, Seen, inspect, unwrap};
 
 mod answers;
+mod echo;
 mod outer;
 mod seen;
 

@@ -140,6 +140,9 @@ pub struct Service {
     /// Whether a connection is reset whose back end is no longer eligible.
     #[serde(default)]
     pub resets: bool,
+    /// Whether echo requests to its addresses are answered.
+    #[serde(default)]
+    pub echo: bool,
 }
 
 /// What the sender of a refused packet is answered.
@@ -350,6 +353,9 @@ fn service_value(service: &Service) -> Value {
     }
     if service.resets {
         value["onIneligible"] = json!("Reset");
+    }
+    if service.echo {
+        value["answerEcho"] = json!(true);
     }
     value
 }

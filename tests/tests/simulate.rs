@@ -110,6 +110,7 @@ fn random_traffic(random: &mut Random, start: &Start, world: &World, model: &mut
         };
         let (direction, frame) = match generate::op(random, &around) {
             Op::Packet { direction, segment } => (direction, segment.bytes()),
+            Op::Echo(request) => (DIRECTION_INGRESS, request.bytes()),
             Op::Frame(digits) => (DIRECTION_INGRESS, unhex(&digits).unwrap()),
             Op::Advance(by_ns) => {
                 now_ns += by_ns;

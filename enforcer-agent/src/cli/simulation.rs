@@ -31,6 +31,9 @@ const NAT: Nat = Nat {
     port_count: 22_768,
 };
 
+/// Likewise.
+const ANSWERS_PER_SECOND: u32 = 100;
+
 /// Replays the traffic and says what would change.
 pub(super) fn run(simulate: &Simulate, socket: &Path, format: Format) -> Result<(), CliError> {
     let Simulate {
@@ -48,8 +51,15 @@ pub(super) fn run(simulate: &Simulate, socket: &Path, format: Format) -> Result<
             config.encapsulation,
             config.flow_table,
             config.capacity,
+            config.answers_per_second,
         ),
-        None => surroundings(NAT, Encapsulation::default(), FLOW_TABLE, Capacity::LARGEST),
+        None => surroundings(
+            NAT,
+            Encapsulation::default(),
+            FLOW_TABLE,
+            Capacity::LARGEST,
+            ANSWERS_PER_SECOND,
+        ),
     };
     let after = load_files(std::slice::from_ref(policy))?.policy;
     let before = match against {
@@ -71,6 +81,7 @@ fn surroundings(
     encapsulation: Encapsulation,
     table: FlowTable,
     capacity: Capacity,
+    answers_per_second: u32,
 ) -> Surroundings {
     Surroundings {
         host: HostFacts {
@@ -78,7 +89,7 @@ fn surroundings(
             nat_v6: nat.ipv6,
             nat_port_first: nat.port_first,
             nat_port_count: nat.port_count,
-            answers_per_second: 0,
+            answers_per_second,
             outer_v4: encapsulation.ipv4,
             outer_v6: encapsulation.ipv6,
             local_addresses: nat

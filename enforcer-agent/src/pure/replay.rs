@@ -7,14 +7,14 @@
 //! | Part | Module |
 //! | --- | --- |
 //! | a decision is carried out: flow and reply entries, translation, charges | [`carry`] |
-//! | ICMP errors about flows are sent on | [`errors`] |
+//! | ICMP errors about flows are sent on, echo requests answered | [`messages`] |
 //! | expiry, as the sweeper does it once a second | [`sweep`] |
 //!
 //! The kernel programs are compared with it, packet by packet, by the differential test: a change of
 //! `enforcer-ebpf/src/flows.rs` that is not made here fails there.
 
 mod carry;
-mod errors;
+mod messages;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,9 +26,8 @@ use enforcer_common::abi::reason::{Effect, Reason};
 use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::answer::{self, Answer};
 use enforcer_common::decide::limiter::{self, Charge, Claim, Payment};
-use enforcer_common::decide::related;
 use enforcer_common::decide::{Decision, Flow, FlowFate, Packet, Reply, judge, judge_egress};
-use enforcer_common::parse::{Frame, Quoted};
+use enforcer_common::parse::{Frame, Message};
 use enforcer_common::schema::{backend_connections, holder_connections};
 
 use super::expiry::{self, Counted, Seen, Timeouts};
@@ -68,7 +67,7 @@ pub struct Replay {
 pub struct Outcome {
     /// Why. A packet that was allowed and could not be carried out is refused here, as the programs refuse it.
     pub decision: Decision,
-    /// How it goes out, if it is forwarded.
+    /// How it goes out, if it is forwarded; none for an echo request that is answered, which goes back where it came from.
     pub sent: Option<Sent>,
     /// What its sender is answered, if it is refused.
     pub answer: Answered,
@@ -168,20 +167,19 @@ impl Replay {
 
     /// Judges a packet and carries out what was decided.
     ///
-    /// `direction` is one of `tally::DIRECTION_*`, `quoted` what an ICMP error quotes, `ifindex` the interface that the
+    /// `direction` is one of `tally::DIRECTION_*`, `message` what an ICMP packet says, `ifindex` the interface that the
     /// packet came in by. `now_ns` never goes back from one call to the next.
     pub fn judge(
         &mut self,
         direction: u32,
         frame: &Frame,
-        quoted: Option<&Quoted>,
+        message: Option<&Message>,
         ifindex: u32,
         now_ns: u64,
     ) -> Outcome {
-        if let Some(quoted) = quoted.filter(|_| direction == DIRECTION_INGRESS)
-            && let Some(decision) = related::judge(&self.snapshot, &frame.packet, &quoted.key, now_ns)
-        {
-            return self.related(frame, quoted, decision, now_ns);
+        let message = message.filter(|_| direction == DIRECTION_INGRESS);
+        if let Some(outcome) = message.and_then(|message| self.message(frame, message, now_ns)) {
+            return outcome;
         }
         let decision = match direction {
             DIRECTION_INGRESS => judge(&self.snapshot, &frame.packet, now_ns),

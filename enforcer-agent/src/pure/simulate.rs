@@ -183,7 +183,7 @@ impl Simulation {
         let now_ns = self.advance(packet.time_ns)?;
         self.tally.totals.read += 1;
         let captured = frame::Captured::new(packet.link, packet.bytes, packet.original_bytes);
-        let Some((frame, quoted)) = captured.and_then(|captured| captured.parsed()) else {
+        let Some((frame, message)) = captured.and_then(|captured| captured.parsed()) else {
             self.tally.totals.cut_short += 1;
             return Ok(Judged::CutShort);
         };
@@ -202,8 +202,9 @@ impl Simulation {
             self.tally.totals.without_connection += 1;
             return Ok(Judged::WithoutConnection);
         };
-        let before = self.before.judge(direction, &before, quoted.as_ref(), now_ns);
-        let after = self.after.judge(direction, &after, quoted.as_ref(), now_ns);
+        let message = message.as_ref();
+        let before = self.before.judge(direction, &before, message, now_ns);
+        let after = self.after.judge(direction, &after, message, now_ns);
         self.count(&before, &after, &client.unwrap_or(frame.packet.key));
         Ok(Judged::Both { before, after })
     }

@@ -40,7 +40,7 @@ macro_rules! reasons {
 /// What happens to a packet that got a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Sent on, to a back end or to the client.
+    /// Sent on, to a back end or to the client; or back to the client, as an answer.
     Forwarded,
     /// Left to the host's network stack, untouched.
     Passed,
@@ -86,6 +86,8 @@ reasons! {
     ServiceRate = 31, Refused, "The service is over a rate of packets or bytes of all tenants together.";
     Stateless = 32, Forwarded, "The packet was admitted and forwarded by the Maglev table alone, since there is no room for an entry of its flow.";
     BackendIneligible = 33, Refused, "The connection's back end is no longer eligible, and the service resets such connections.";
+    Echo = 34, Forwarded, "An ICMP echo request to a service's address, answered.";
+    EchoRate = 35, Refused, "More ICMP echo requests of this tenant came than are answered.";
 }
 
 const _: () = {

@@ -89,7 +89,7 @@ pub fn kind<F: Facts>(facts: &F, decision: &Decision, packet: &Packet) -> Answer
 
 /// Whether an address is that of one host: nothing may be sent in answer to any other (RFC 1122, 3.2.2; RFC 4443, 2.4).
 #[inline(always)]
-const fn is_host(source: &Address) -> bool {
+pub(super) const fn is_host(source: &Address) -> bool {
     let last = u32::from_be(source[3]);
     if address::is_v4(source) {
         // Neither this network nor loopback nor multicast nor anything above.
@@ -111,7 +111,7 @@ pub fn charge<F: Facts>(facts: &F, tenant: u32, now_ns: u64) -> Option<Charge> {
     limiter::check(facts, tenant_holder(tenant), Limiter::Answers, &limit, 1, now_ns)
 }
 
-/// What an ICMP error that is sent on owes: it has been admitted as an answer would have been.
+/// What an ICMP error that is sent on, or an answered echo request, owes: it has been admitted as an answer would have been.
 #[inline(always)]
 pub fn owed<F: Facts>(facts: &F, tenant: u32) -> Charge {
     Charge::of(tenant_holder(tenant), Limiter::Answers, &facts.answers(), 1)

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod echo;
 mod facts;
 pub mod limiter;
 pub mod related;

@@ -5,7 +5,8 @@
 //! walk needs no backtracking: it stops at the first entry that is no pointer.
 //!
 //! A source key is the address. A destination key is the address, then one byte of protocol, then two of port, so that
-//! one walk finds the service; an address-only entry (protected, local, NAT) is simply a shorter prefix.
+//! one walk finds the service; an address-only entry (protected, local, NAT) is simply a shorter prefix. Behind the
+//! protocol of ICMP stand, by number, the services that have echo requests to the address answered.
 #![forbid(unsafe_code)]
 
 use super::{Facts, Packet, Shape};
@@ -38,6 +39,9 @@ pub const DESTINATION_LOCAL: u32 = 3 << 28;
 pub const DESTINATION_NAT: u32 = 4 << 28;
 /// Mask of a destination value's kind.
 pub const DESTINATION_KIND: u32 = 7 << 28;
+
+/// Services that may have echo requests to one address answered.
+pub const MAX_ECHO_SERVICES: u32 = 8;
 
 /// Who sent a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +118,31 @@ pub fn destination<F: Facts>(facts: &F, bank: u32, packet: &Packet) -> Destinati
         DESTINATION_NAT => Destination::Nat,
         _ => Destination::Outside,
     }
+}
+
+/// The node that lists the services which have echo requests to a packet's destination answered, if any do. `packet` is
+/// ICMP.
+#[inline(always)]
+pub fn echo_node<F: Facts>(facts: &F, bank: u32, packet: &Packet) -> Option<u32> {
+    let entry = walk(
+        facts,
+        bank,
+        &packet.key.destination,
+        ROOT_DESTINATION_V4,
+        ROOT_DESTINATION_V6,
+    );
+    if entry & POINTER == 0 {
+        return None;
+    }
+    let entry = facts.trie_entry(bank, entry & !POINTER, packet.key.protocol as u8);
+    (entry & POINTER != 0).then_some(entry & !POINTER)
+}
+
+/// The slot of one of these services; `index` counts from zero, without gaps.
+#[inline(always)]
+pub fn echo_service<F: Facts>(facts: &F, bank: u32, node: u32, index: u32) -> Option<u32> {
+    let entry = facts.trie_entry(bank, node, index as u8);
+    (entry & (POINTER | DESTINATION_KIND) == DESTINATION_SERVICE).then_some(entry & !DESTINATION_KIND)
 }
 
 /// Walks an address; the answer may still be a pointer, if keys go on after the address.

@@ -104,6 +104,7 @@ fn services(random: &mut Random) -> Vec<Service> {
                 limits: chance(random, 25, limits),
                 stateless: forward.is_direct() && random.percent(50),
                 resets: !udp && random.percent(40),
+                echo: random.percent(50),
                 on_refusal: *random.pick(&[Refusal::Drop, Refusal::Reset, Refusal::Prohibited]),
             }
         })

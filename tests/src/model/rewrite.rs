@@ -64,6 +64,27 @@ pub(super) fn rewritten(frame: &[u8], parsed: &Frame, how: &Sent) -> (Vec<u8>, V
     (out, checksums)
 }
 
+/// An echo request as its answer, and where its checksums are.
+pub(super) fn turned_round(frame: &[u8], parsed: &Frame) -> (Vec<u8>, Vec<usize>) {
+    let mut out = frame.to_vec();
+    let (network, transport) = (parsed.network_offset as usize, parsed.transport_offset as usize);
+    let is_v4 = is_v4(&parsed.packet.key);
+    let (hop_limit, addresses, bytes) = if is_v4 { (8, 12, 4) } else { (7, 8, 16) };
+    let mut swap = |at: usize, bytes: usize| {
+        let (one, other) = out[at..at + 2 * bytes].split_at_mut(bytes);
+        one.swap_with_slice(other);
+    };
+    swap(0, 6);
+    swap(network + addresses, bytes);
+    out[network + hop_limit] = 64;
+    out[transport] = if is_v4 { 0 } else { 129 };
+    let mut checksums = vec![transport + 2];
+    if is_v4 {
+        checksums.push(network + 10);
+    }
+    (out, checksums)
+}
+
 /// The frame inside another one: only the checksum behind the hop that was taken is left open.
 fn wrapped(mut frame: Vec<u8>, parsed: &Frame, hops: u8, outer: Outer) -> (Vec<u8>, Vec<usize>) {
     let network = parsed.network_offset as usize;

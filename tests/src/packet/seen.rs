@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::decide::{TCP, UDP};
+use enforcer_common::parse::{ICMP, ICMPV6};
 use etherparse::{IpNumber, NetSlice, SlicedPacket, TransportSlice};
 
 use super::{Mac, address};
@@ -17,7 +18,7 @@ pub struct Seen {
     pub link_destination: Mac,
     /// VLAN tags, outermost first.
     pub vlans: Vec<u16>,
-    /// The 5-tuple.
+    /// The 5-tuple; of ICMP without ports.
     pub key: FlowKey,
     /// TTL or hop limit.
     pub hop_limit: u8,
@@ -26,8 +27,8 @@ pub struct Seen {
 /// What is wrong with a frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// No TCP or UDP packet on Ethernet.
-    #[error("no TCP or UDP packet on Ethernet: {problem}")]
+    /// No TCP, UDP or ICMP packet on Ethernet.
+    #[error("no TCP, UDP or ICMP packet on Ethernet: {problem}")]
     Unreadable {
         /// What etherparse says.
         problem: String,
@@ -35,7 +36,7 @@ pub enum FrameError {
     /// A checksum does not add up.
     #[error("the {header} checksum does not add up: the sum is {sum:#06x} instead of 0xffff")]
     Checksum {
-        /// `IPv4`, `TCP` or `UDP`.
+        /// `IPv4`, `TCP`, `UDP`, `ICMP` or `ICMPv6`.
         header: &'static str,
         /// What the words, checksum and all, add up to.
         sum: u16,
@@ -75,7 +76,12 @@ pub fn inspect(frame: &[u8]) -> Result<Seen, FrameError> {
             let none = udp.checksum() == 0;
             (UDP, udp.source_port(), udp.destination_port(), "UDP", none)
         }
-        _ => return Err(unreadable("neither TCP nor UDP".to_owned())),
+        Some(TransportSlice::Icmpv4(_)) => {
+            add_up("ICMP", ones_sum(carried))?;
+            (ICMP, 0, 0, "ICMP", true)
+        }
+        Some(TransportSlice::Icmpv6(_)) => (ICMPV6, 0, 0, "ICMPv6", false),
+        _ => return Err(unreadable("neither TCP nor UDP nor ICMP".to_owned())),
     };
     if !unchecked {
         let mut pseudo = octets(source);

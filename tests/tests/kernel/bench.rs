@@ -171,6 +171,15 @@ impl Row {
         self
     }
 
+    /// An ICMP echo request of a tenant, which goes back as this frame.
+    pub(crate) fn echoed(mut self, tenant: &'static str, out: Vec<u8>) -> Self {
+        self.verdict = Verdict::Transmit;
+        self.reason = Reason::Echo;
+        self.tenant = tenant;
+        self.out = Some(out);
+        self
+    }
+
     /// Stays on the host.
     pub(crate) fn passed(mut self) -> Self {
         self.verdict = Verdict::Pass;

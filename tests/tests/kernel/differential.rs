@@ -137,6 +137,11 @@ impl<'r> Run<'r> {
                 let outcome = self.packet(*direction, &segment.bytes())?;
                 self.ask_oracle(segment, &prediction, &outcome)?;
             }
+            Op::Echo(request) => {
+                let prediction = self.oracle.predict_echo(request, self.now_ns);
+                let outcome = self.packet(DIRECTION_INGRESS, &request.bytes())?;
+                self.compare_prediction(&prediction, &self.answer(&outcome))?;
+            }
             Op::Frame(digits) => {
                 let frame = unhex(digits).ok_or("a frame that is no hexadecimal text")?;
                 if !self.rig.way().takes(frame.len()) {
@@ -442,7 +447,13 @@ impl<'r> Run<'r> {
         outcome: &Outcome,
     ) -> Result<(), Difference> {
         let answer = self.answer(outcome);
-        if let Some(problem) = prediction.contradicts(&answer) {
+        self.compare_prediction(prediction, &answer)?;
+        self.oracle.observe(segment, &answer, self.now_ns);
+        Ok(())
+    }
+
+    fn compare_prediction(&mut self, prediction: &Prediction, answer: &Answer) -> Result<(), Difference> {
+        if let Some(problem) = prediction.contradicts(answer) {
             return Err(format!(
                 "the oracle disagrees: {problem}\n  answer     {answer:?}\n  prediction {prediction:?}"
             ));
@@ -452,7 +463,6 @@ impl<'r> Run<'r> {
         } else {
             self.stats.open += 1;
         }
-        self.oracle.observe(segment, &answer, self.now_ns);
         Ok(())
     }
 }

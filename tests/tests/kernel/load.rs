@@ -31,7 +31,7 @@ const fn continuation_budget(continuation: Continuation) -> (u32, u32) {
     match continuation {
         Continuation::Encapsulate => (6000, 1100),
         Continuation::Answer => (30_000, 3000),
-        Continuation::Icmp => (30_000, 6000),
+        Continuation::Icmp => (36_000, 8000),
         Continuation::Capture => (1000, 500),
     }
 }

@@ -4,7 +4,7 @@
 //! to go on from an entry with a value turns it into a node full of that value (leaf pushing): that is how a walk can
 //! stop at the first entry that is no pointer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::net::IpAddr;
 
@@ -14,9 +14,10 @@ use enforcer_common::decide::trie::{
     ROOT_DESTINATION_V4, ROOT_DESTINATION_V6, ROOT_SOURCE_V4, ROOT_SOURCE_V6, ROOTS, SOURCE_BACKEND,
 };
 use enforcer_common::decide::{TCP, UDP};
+use enforcer_common::parse::{ICMP, ICMPV6};
 use ipnet::IpNet;
 
-use super::Layout;
+use super::{Layout, SlottedService};
 use crate::pure::policy::resolved::{PortRange, Protocol};
 use crate::pure::tables::Table;
 
@@ -142,21 +143,17 @@ fn destination_keys(layout: &Layout<'_>) -> Vec<Key> {
             .map(address(1, DESTINATION_LOCAL)),
     );
     keys.extend(nat.map(address(2, DESTINATION_NAT)));
+    keys.extend(echo_keys(layout));
     for service in &layout.services {
         let protocol = match service.service.protocol {
             Protocol::Tcp => TCP,
             Protocol::Udp => UDP,
         };
-        let addresses = service
-            .service
-            .addresses
-            .iter()
-            .filter(|address| super::Family::of(**address) == service.family);
-        for address in addresses {
+        for address in addresses_of(service) {
             for (port, bits) in port_prefixes(service.service.ports) {
                 let mut key = Key::prefix(
                     Side::Destination,
-                    IpNet::from(*address),
+                    IpNet::from(address),
                     3,
                     DESTINATION_SERVICE | service.slot,
                 );
@@ -169,6 +166,36 @@ fn destination_keys(layout: &Layout<'_>) -> Vec<Key> {
         }
     }
     keys
+}
+
+/// For each address the services that have echo requests to it answered, numbered in the order of their names.
+fn echo_keys(layout: &Layout<'_>) -> Vec<Key> {
+    let answering = |service: &&SlottedService<'_>| service.service.answer_echo;
+    let mut services: Vec<_> = layout.services.iter().filter(answering).collect();
+    services.sort_by_key(|service| service.index);
+    let mut counts: BTreeMap<IpAddr, u8> = BTreeMap::new();
+    let mut keys = Vec::new();
+    for service in services {
+        for address in addresses_of(service) {
+            let number = counts.entry(address).or_default();
+            let value = DESTINATION_SERVICE | service.slot;
+            let mut key = Key::prefix(Side::Destination, IpNet::from(address), 3, value);
+            let protocol = if address.is_ipv4() { ICMP } else { ICMPV6 };
+            let protocol = u8::try_from(protocol).expect("protocol numbers are bytes");
+            key.bytes.extend([protocol, *number]);
+            key.bits += 16;
+            keys.push(key);
+            *number += 1;
+        }
+    }
+    keys
+}
+
+/// The addresses of a service that are of the slot's family.
+fn addresses_of<'a>(service: &SlottedService<'a>) -> impl Iterator<Item = IpAddr> + use<'a> {
+    let family = service.family;
+    let addresses = service.service.addresses.iter().copied();
+    addresses.filter(move |address| super::Family::of(*address) == family)
 }
 
 /// The fewest prefixes of the 16 bits of a port that make up a range: the first port of each, and its length in bits. At

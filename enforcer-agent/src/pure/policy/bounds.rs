@@ -1,5 +1,6 @@
 //! The bounds of a policy. A policy is input from outside, so that everything in it is counted.
 
+use enforcer_common::decide::trie;
 use enforcer_common::schema;
 
 use crate::pure::capacity;
@@ -26,6 +27,8 @@ pub const MAX_CLASSES: usize = 64;
 pub const MAX_TENANTS: usize = capacity::MAX_TENANTS as usize;
 /// Most services in a policy; one with both IPv4 and IPv6 addresses counts twice.
 pub const MAX_SERVICES: usize = schema::MAX_SERVICES as usize;
+/// Most services with one address that may have echo requests to it answered.
+pub const MAX_ECHO_SERVICES: usize = trie::MAX_ECHO_SERVICES as usize;
 /// Most pools in a policy.
 pub const MAX_POOLS: usize = 1024;
 /// Most back ends in a policy, over all its pools.

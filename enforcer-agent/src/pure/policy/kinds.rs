@@ -178,6 +178,8 @@ kinds! {
     Path: {"type": "string", "pattern": "^/", "maxLength": 2048, "examples": ["/health"]};
     /// `true`.
     True: {"enum": [true, "true"]};
+    /// `true` or `false`.
+    Flag: {"enum": [true, false, "true", "false"]};
 }
 
 // === impl Scalar ===

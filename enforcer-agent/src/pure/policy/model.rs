@@ -8,8 +8,8 @@
 //! means the default, and null could be read either way.
 
 use super::kinds::{
-    Address, ApiVersion, Count, DocumentKind, Duration, Name, Number, Path, Period, Port, Ports, Prefix,
-    Share, TimeOfDay, TimeZone, True, Url,
+    Address, ApiVersion, Count, DocumentKind, Duration, Flag, Name, Number, Path, Period, Port, Ports,
+    Prefix, Share, TimeOfDay, TimeZone, True, Url,
 };
 pub use super::kinds::{Choice, Kind, LabelTexts, LabelValue};
 use super::resolved::{
@@ -197,6 +197,11 @@ records! {
         /// constraint. Moved, the new back end knows nothing of it; reset, the client can try again at once.
         #[schemars(extend("default" = "Move"))]
         "onIneligible" => pub on_ineligible: Option<Scalar<Ineligible>>,
+        /// Whether ICMP echo requests (`ping`) to the service's addresses are answered, of tenants that may use the service.
+        /// An address answers if one of its services says so; at most 8 may. Where none does, echo requests are left to the
+        /// host's stack.
+        #[schemars(extend("default" = false))]
+        "answerEcho" => pub answer_echo: Option<Scalar<Flag>>,
     }
 
     /// A group of back ends that can stand in for one another.

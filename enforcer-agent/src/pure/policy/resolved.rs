@@ -286,6 +286,9 @@ pub struct Service {
     /// What becomes of an open TCP connection whose back end is no longer eligible.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_ineligible: Ineligible,
+    /// Whether ICMP echo requests to its addresses are answered.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub answer_echo: bool,
     /// What all tenants together may use at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,

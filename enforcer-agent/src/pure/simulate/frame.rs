@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use enforcer_common::parse::{Frame, Quoted, Window, parse, quoted};
+use enforcer_common::parse::{Frame, Message, Window, message, parse};
 
 /// Length of an Ethernet header without tags.
 const ETHERNET_BYTES: usize = 14;
@@ -102,11 +102,11 @@ impl<'a> Captured<'a> {
         })
     }
 
-    /// The parsed frame, and what it quotes; `None` if what would decide was on the wire and not captured.
-    pub(super) fn parsed(&self) -> Option<(Frame, Option<Quoted>)> {
+    /// The parsed frame, and what it says if it is ICMP; `None` if what would decide was on the wire and not captured.
+    pub(super) fn parsed(&self) -> Option<(Frame, Option<Message>)> {
         let frame = parse(self);
-        let quoted = quoted(self, &frame);
-        (!self.missed.get()).then_some((frame, quoted))
+        let message = message(self, &frame);
+        (!self.missed.get()).then_some((frame, message))
     }
 
     fn byte(&self, offset: usize) -> Option<u8> {

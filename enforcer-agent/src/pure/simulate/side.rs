@@ -7,7 +7,7 @@ use std::ops::Range;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::LimitsRecord;
 use enforcer_common::decide::Decision;
-use enforcer_common::parse::{Frame, Quoted};
+use enforcer_common::parse::{Frame, Message};
 use jiff::Timestamp;
 
 use super::{SWEEP_INTERVAL_NS, Surroundings};
@@ -115,12 +115,12 @@ impl Side {
         &mut self,
         direction: u32,
         frame: &Frame,
-        quoted: Option<&Quoted>,
+        message: Option<&Message>,
         now_ns: u64,
     ) -> Decision {
         self.set_time(now_ns);
         self.replay
-            .judge(direction, frame, quoted, INGRESS_IFINDEX, now_ns)
+            .judge(direction, frame, message, INGRESS_IFINDEX, now_ns)
             .decision
     }
 

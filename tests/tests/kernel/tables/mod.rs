@@ -3,6 +3,7 @@
 mod admission;
 mod answers;
 mod capacity;
+mod echo;
 mod egress;
 mod forward;
 mod generations;
@@ -152,6 +153,9 @@ fn everything() -> Vec<Scenario> {
         answers::rates,
         related::table,
         related::bounded,
+        echo::table,
+        echo::refusals,
+        echo::bounded,
         tunnels::table,
         tunnels::too_big,
         jumbo::table,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::super::bounds::MAX_SERVICES;
+use super::super::bounds::{MAX_ECHO_SERVICES, MAX_SERVICES};
 use super::super::diagnostic::{Code, Reporter};
 use super::super::resolved::{Backend, Forward, Pool, Protocol, ResolvedPolicy, Service, Tenant};
 use super::super::selection::Selection;
@@ -26,6 +26,7 @@ pub(super) struct Places {
 pub(super) fn check(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
     service_slots(reporter, policy);
     vip_is_no_backend(reporter, policy, places);
+    echo(reporter, policy, places);
     for (service, place) in policy.services.iter().zip(&places.services) {
         proxies(reporter, policy, service, *place);
         families(reporter, policy, service, *place);
@@ -62,6 +63,25 @@ pub(super) fn backends_of<'a>(
 ) -> impl Iterator<Item = (&'a Pool, &'a Backend)> {
     let pools = service.pools.iter().map(|pool| &policy.pools[*pool]);
     pools.flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
+}
+
+/// The data path goes through the services that have an address answer one after the other.
+fn echo(reporter: &mut Reporter<'_>, policy: &ResolvedPolicy, places: &Places) {
+    let mut answering: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    let services = policy.services.iter().zip(&places.services);
+    for (service, place) in services.filter(|(service, _)| service.answer_echo) {
+        for address in &service.addresses {
+            let count = answering.entry(*address).or_default();
+            *count += 1;
+            if *count == MAX_ECHO_SERVICES + 1 {
+                let message = format!(
+                    "more than {MAX_ECHO_SERVICES} services with address `{address}` say `answerEcho: true`"
+                );
+                let help = "The address answers if one of them says so: leave it to those that most tenants may use.";
+                reporter.error(Code::TooLarge, *place, message, help);
+            }
+        }
+    }
 }
 
 /// A service takes a slot of the data path for each of its families.

@@ -168,6 +168,16 @@ pub(super) fn choice<C: Choice>(reporter: &mut Reporter<'_>, text: &Scalar<C>) -
     chosen
 }
 
+/// `true` or `false`.
+pub(super) fn flag(reporter: &mut Reporter<'_>, text: &Text) -> Option<bool> {
+    let value = text.value.parse().ok();
+    if value.is_none() {
+        let message = format!("{} is neither `true` nor `false`", quoted(&text.value));
+        reporter.error(Code::InvalidValue, text, message, "There is `true` or `false`.");
+    }
+    value
+}
+
 /// A percentage.
 pub(super) fn percentage(reporter: &mut Reporter<'_>, text: &Text) -> Option<u8> {
     quantity::percentage(&text.value)

@@ -46,6 +46,7 @@ fn resolve_service<'a>(
         on_refusal,
         on_table_full: _,
         on_ineligible: _,
+        answer_echo,
         limits,
     } = service;
     let _ = scalar::name(reporter, name);
@@ -82,6 +83,10 @@ fn resolve_service<'a>(
             .unwrap_or_default(),
         on_table_full,
         on_ineligible,
+        answer_echo: answer_echo
+            .as_ref()
+            .and_then(|text| scalar::flag(reporter, text))
+            .unwrap_or_default(),
         limits: limits
             .as_ref()
             .map(|limits| tenants::resolve_limits(reporter, limits)),

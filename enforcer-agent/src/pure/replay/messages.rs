@@ -1,22 +1,38 @@
-//! Sends ICMP errors about flows on to the end that they concern.
+//! Sends ICMP errors about flows on to the end that they concern, and answers echo requests.
 
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::{FORWARD_L2DSR, FORWARD_LOCAL, encapsulates, takes_hop};
 use enforcer_common::abi::reason::{Effect, Reason};
-use enforcer_common::decide::{Decision, answer, reply_key};
-use enforcer_common::parse::{Frame, Quoted};
+use enforcer_common::decide::{Decision, answer, echo, related, reply_key};
+use enforcer_common::parse::{Frame, Message, Quoted};
 
 use super::{Answered, Outcome, Replay, Sent};
 
 impl Replay {
+    /// What becomes of an ICMP packet; `None` if it is judged as any other.
+    pub(super) fn message(&mut self, frame: &Frame, message: &Message, now_ns: u64) -> Option<Outcome> {
+        match message {
+            Message::Error(quoted) => {
+                let decision = related::judge(&self.snapshot, &frame.packet, &quoted.key, now_ns)?;
+                Some(self.related(frame, quoted, decision, now_ns))
+            }
+            Message::EchoRequest => {
+                let decision = echo::judge(&self.snapshot, &frame.packet, now_ns)?;
+                if decision.reason == Reason::Echo {
+                    let owed = answer::owed(&self.snapshot, decision.tenant);
+                    self.pay(&owed, now_ns);
+                }
+                Some(Outcome {
+                    decision,
+                    sent: None,
+                    answer: Answered::NOTHING,
+                })
+            }
+        }
+    }
+
     /// Carries out what was decided about an error.
-    pub(super) fn related(
-        &mut self,
-        frame: &Frame,
-        quoted: &Quoted,
-        decision: Decision,
-        now_ns: u64,
-    ) -> Outcome {
+    fn related(&mut self, frame: &Frame, quoted: &Quoted, decision: Decision, now_ns: u64) -> Outcome {
         let outcome = |decision, sent| Outcome {
             decision,
             sent,
