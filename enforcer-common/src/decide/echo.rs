@@ -1,9 +1,9 @@
 //! ICMP echo requests to a service's address: who is answered.
 //!
-//! The address answers if one of its services says so, and whoever may use such a service. It is judged like a packet to
-//! that service up to the choice of a back end: an answer says that the address is here and that the sender is let in,
-//! not that a back end is well. Answers are limited with those to refused packets, and never longer than the request, so
-//! that nobody can be flooded by way of them.
+//! The address answers if one of its services says so, and whoever may use such a service: the rules, the constraints and
+//! what stops a tenant hold as for a packet to the service, and so does the want of a healthy back end. What holds off new
+//! flows does not, since none is opened. Answers are limited with those to refused packets, and never longer than the
+//! request, so that nobody can be flooded by way of them.
 #![forbid(unsafe_code)]
 
 use super::trie::{self, MAX_ECHO_SERVICES};

@@ -162,6 +162,14 @@ pub(super) fn refusals() -> Scenario {
     }));
     let suspended = echo("of one who is suspended", &to_vip("10.4.0.1"));
     steps.push(suspended.refused("hooli", Reason::Suspended).into());
+    steps.push(Step::Change("no back end is healthy", |world| {
+        world.set_backend("gpu-1", |status| status.healthy = false);
+    }));
+    let ill = echo("of one whom nobody could serve", &to_vip("10.1.0.1"));
+    steps.push(ill.refused("acme", Reason::NoHealthyBackend).into());
+    steps.push(Step::Change("it is well again", |world| {
+        world.set_backend("gpu-1", |status| status.healthy = true);
+    }));
     steps.push(Step::Inspect("the lease lapses", lapse));
     let late = echo("when nothing passes any more", &to_vip("10.1.0.1"));
     steps.push(late.refused("acme", Reason::LeaseExpired).into());
