@@ -165,7 +165,10 @@ pub(super) fn refusals() -> Scenario {
     steps.push(Step::Change("no back end is healthy", |world| {
         world.set_backend("gpu-1", |status| status.healthy = false);
     }));
-    let ill = echo("of one whom nobody could serve", &to_vip("10.1.0.1"));
+    let ill = echo(
+        "of one whom nobody could serve",
+        &Echo::request("10.1.0.1", "10.9.0.70"),
+    );
     steps.push(ill.refused("acme", Reason::NoHealthyBackend).into());
     steps.push(Step::Change("it is well again", |world| {
         world.set_backend("gpu-1", |status| status.healthy = true);
