@@ -8,6 +8,7 @@ mod echo;
 mod governors;
 mod lifecycle;
 mod paths;
+mod programs;
 mod schedule;
 mod tc;
 mod ways;
