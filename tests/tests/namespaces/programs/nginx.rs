@@ -1,9 +1,11 @@
 //! nginx on a host of the lab, with its own files and no others.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use enforcer_tests::harness::{self, eventually};
 use enforcer_tests::lab::{Host, Lab, Process};
@@ -74,24 +76,32 @@ impl Nginx {
     }
 }
 
+/// What all files begin with: nothing in it repeats, so that nothing in it can take another's place.
+static CONTENT: LazyLock<Vec<[u8; 8]>> = LazyLock::new(|| {
+    let mut random = Random::new(1);
+    (0..LARGE.1 / 8).map(|_| random.bits().to_le_bytes()).collect()
+});
+
 /// What servers of one run have to give.
 pub(super) struct Files {
     directory: PathBuf,
+    sums: BTreeMap<&'static str, String>,
 }
 
 // === impl Files ===
 
 impl Files {
-    /// Writes them: nothing in them repeats, so that nothing in them can take another's place.
-    pub(super) fn write(lab: &Lab) -> Self {
+    /// Writes them; the host has the program that sums them up.
+    pub(super) fn write(lab: &Lab, host: &Host) -> Self {
         let directory = lab.directory().join("files");
         fs::create_dir_all(&directory).unwrap();
-        for (name, bytes) in [SMALL, MEDIUM, LARGE] {
-            let mut random = Random::new(bytes as u64);
-            let content: Vec<[u8; 8]> = (0..bytes / 8).map(|_| random.bits().to_le_bytes()).collect();
-            fs::write(directory.join(name), content.as_flattened()).unwrap();
-        }
-        Self { directory }
+        let write = |(name, bytes)| {
+            let path = directory.join(name);
+            fs::write(&path, &CONTENT.as_flattened()[..bytes]).unwrap();
+            (name, sha256(host, &path))
+        };
+        let sums = [SMALL, MEDIUM, LARGE].map(write).into();
+        Self { directory, sums }
     }
 
     /// Where one of them lies.
@@ -100,8 +110,8 @@ impl Files {
     }
 
     /// The SHA-256 of one of them.
-    pub(super) fn sha256(&self, host: &Host, name: &str) -> String {
-        sha256(host, &self.path(name))
+    pub(super) fn sha256(&self, name: &str) -> &str {
+        &self.sums[name]
     }
 }
 

@@ -10,8 +10,8 @@ use enforcer_tests::lab::Process;
 use super::super::bench::{self, ALL_INTERFACES, LIMIT};
 use super::{PROGRAM_LIMIT, can_run, curl, refused, url};
 
-/// One every five milliseconds: ten seconds.
-const TOKENS: usize = 2000;
+/// One every five milliseconds: seven seconds.
+const TOKENS: usize = 1400;
 
 /// Waits until curl has written more than it had, and still runs.
 fn wait_for_more(curl: &mut Process, file: &Path) {

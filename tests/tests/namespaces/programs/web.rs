@@ -43,7 +43,7 @@ impl<'bench> Site<'bench> {
 
     /// Both families: every server is reached, files come whole, and so they go up; nothing else is refused.
     fn check(&self) {
-        let files = Files::write(self.lab);
+        let files = Files::write(self.lab, self.client);
         let servers = start(self.lab, self.agent, &self.servers, &files);
         for is_ipv6 in [false, true] {
             let expected: BTreeSet<&str> = self.servers.iter().map(|host| host.name()).collect();
@@ -57,7 +57,7 @@ impl<'bench> Site<'bench> {
                 succeed(self.client, command);
                 assert_eq!(
                     sha256(self.client, &copy),
-                    files.sha256(self.client, name),
+                    files.sha256(name),
                     "{name}, IPv6: {is_ipv6}"
                 );
                 fs::remove_file(copy).unwrap();
@@ -109,11 +109,7 @@ fn upload(client: &Host, servers: &[Nginx], files: &Files, file: &str, is_ipv6: 
     succeed(client, command);
     let arrived = servers.iter().find_map(|server| server.upload(&name));
     let arrived = arrived.expect("what was acknowledged is there");
-    assert_eq!(
-        sha256(client, &arrived),
-        files.sha256(client, file),
-        "IPv6: {is_ipv6}"
-    );
+    assert_eq!(sha256(client, &arrived), files.sha256(file), "IPv6: {is_ipv6}");
     fs::remove_file(arrived).unwrap();
 }
 
@@ -224,7 +220,7 @@ fn an_upload_of_curl_finds_out_that_a_link_is_smaller() {
         &patient(&bench::policy("Dnat", "TCP", "", "Allow")),
     );
     bench::let_clients_be_answered(&bench);
-    let files = Files::write(&bench.lab);
+    let files = Files::write(&bench.lab, &bench.client().host);
     let servers = start(&bench.lab, &bench.agent, &hosts(&bench.network.back_ends), &files);
     for leaf in &bench.network.back_ends {
         narrow(&bench, leaf);
@@ -273,7 +269,7 @@ fn every_connection_and_request_of_wrk_is_accounted_for() {
     let policy = patient(&bench::policy("Nat", "TCP", "", "Allow"));
     let quota = "{name: acme, quotas: [{metric: connections, limit: 1M, per: 366d}], ";
     let bench = bench::routed(&ALL_INTERFACES, &policy.replacen("{name: acme, ", quota, 1));
-    let files = Files::write(&bench.lab);
+    let files = Files::write(&bench.lab, &bench.client().host);
     let servers = start(&bench.lab, &bench.agent, &hosts(&bench.network.back_ends), &files);
     let requests = || servers.iter().map(Nginx::requests).sum::<u64>();
     let [mut opened, mut served] = [0, requests()];
