@@ -9,6 +9,7 @@ mod governors;
 mod lifecycle;
 mod paths;
 mod ping;
+mod programs;
 mod schedule;
 mod tc;
 mod ways;

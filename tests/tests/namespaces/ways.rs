@@ -16,7 +16,7 @@ use super::paths::check_served;
 use super::privileged;
 
 /// Gives a host the service's addresses.
-fn own_vip(host: &enforcer_tests::lab::Host) {
+pub(super) fn own_vip(host: &enforcer_tests::lab::Host) {
     host.ip(&format!("addr add {VIP}/32 dev lo")).unwrap();
     host.ip(&format!("-6 addr add {VIP_V6}/128 dev lo")).unwrap();
 }
@@ -160,18 +160,23 @@ fn links_with_a_large_mtu_are_made_use_of() {
     }
 }
 
-#[test]
-fn a_proxy_on_the_balancer_is_governed() {
-    if !privileged() {
-        return;
-    }
-    let policy = bench::policy("Local", "TCP", "concurrentConnections: 3", "Allow");
+/// A policy whose back ends are proxies on the balancer.
+pub(super) fn local_policy(limits: &str) -> String {
+    let policy = bench::policy("Local", "TCP", limits, "Allow");
     let proxies = format!(
         "    - {{name: proxy-4, address: {VIP}, port: 8000}}\n    - {{name: proxy-6, address: \"{VIP_V6}\", port: 8000}}\n"
     );
     let start = policy.find("    - {name: gpu-1").expect("the first back end");
     let end = policy.find("  rules:").expect("the rules");
-    let policy = [&policy[..start], &proxies, &policy[end..]].concat();
+    [&policy[..start], &proxies, &policy[end..]].concat()
+}
+
+#[test]
+fn a_proxy_on_the_balancer_is_governed() {
+    if !privileged() {
+        return;
+    }
+    let policy = local_policy("concurrentConnections: 3");
     let bench = bench::routed_without_hops(&ALL_INTERFACES, &policy);
     own_vip(&bench.network.balancer);
     let own: [IpAddr; 2] = [VIP.parse().unwrap(), VIP_V6.parse().unwrap()];

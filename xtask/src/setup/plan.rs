@@ -14,12 +14,20 @@ pub(super) const OLDEST_RUST: (u32, u32) = (1, 89);
 pub(super) const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
 /// Programs that tests and the demo run, and the packages that bring them.
-pub(super) const RUN_TIME_TOOLS: [(&str, &str); 4] = [
+pub(super) const RUN_TIME_TOOLS: [(&str, &str); 8] = [
+    ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
     ("kill", "procps"),
+    ("nginx", "nginx-light"),
     ("tc", "iproute2"),
+    ("wrk", "wrk"),
 ];
+
+/// Those of the packages that start a service, and the service: tests want the program alone. (iperf3 has one too, and asks
+/// first; nobody answers.)
+const WITH_SERVICE: [(&str, &str); 1] = [("nginx-light", "nginx")];
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
@@ -132,13 +140,12 @@ pub(super) fn plan(facts: &Facts) -> Plan {
         return run_or_ask_root(facts, steps);
     }
     let notes = run_time_steps(facts, &mut packages, &mut steps);
-    if !packages.is_empty() {
-        // Whatever is to be linked or built next stands on the packages.
-        steps.insert(0, Step::InstallPackages(packages));
-        if facts.lists == ListsAge::Unknown {
-            steps.insert(0, Step::RefreshPackageLists);
-        }
+    // Whatever is to be linked or built next stands on the packages.
+    let mut installs = install_steps(packages);
+    if !installs.is_empty() && facts.lists == ListsAge::Unknown {
+        installs.insert(0, Step::RefreshPackageLists);
     }
+    steps.splice(0..0, installs);
     match (chosen_toolchain(facts), &facts.linker) {
         (Some(toolchain), Some(linker)) if steps.is_empty() => Plan::Ready(Ready {
             toolchain: toolchain.clone(),
@@ -147,6 +154,19 @@ pub(super) fn plan(facts: &Facts) -> Plan {
         }),
         _ => run_or_ask_root(facts, steps),
     }
+}
+
+/// Packages in one step, but for those that bring a service.
+fn install_steps(mut packages: BTreeSet<String>) -> Vec<Step> {
+    let mut steps: Vec<Step> = WITH_SERVICE
+        .into_iter()
+        .filter(|(package, _)| packages.remove(*package))
+        .map(|(package, service)| Step::InstallWithoutService { package, service })
+        .collect();
+    if !packages.is_empty() {
+        steps.insert(0, Step::InstallPackages(packages));
+    }
+    steps
 }
 
 fn run_or_ask_root(facts: &Facts, steps: Vec<Step>) -> Plan {

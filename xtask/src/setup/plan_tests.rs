@@ -117,6 +117,39 @@ fn a_fresh_debian_gets_compiler_tools_link_and_mount() {
 }
 
 #[test]
+fn a_package_with_a_service_is_installed_without_it() {
+    let facts = Facts {
+        apt: debian(&[], None),
+        lists: ListsAge::Fresh,
+        missing_tools: ["curl", "nginx"].into(),
+        ..complete()
+    };
+    let commands = commands(&plan(&facts));
+    let [others, nginx] = &commands[..] else {
+        panic!("{commands:?}")
+    };
+    assert!(others.ends_with("install curl"), "{others}");
+    // As one would type it, with sudo in front: one program, its script in one word.
+    let script = nginx
+        .strip_prefix("DEBIAN_FRONTEND=noninteractive sh -c '")
+        .and_then(|line| line.strip_suffix('\''))
+        .unwrap_or_else(|| panic!("{nginx}"));
+    assert!(!script.contains('\''), "{script}");
+    let forbidden = script.find("exit 101").expect("services are forbidden");
+    let installed = script.find("install nginx-light").expect("it is installed");
+    let disabled = script.find("update-rc.d nginx disable").expect("it stays off");
+    assert!(forbidden < installed && installed < disabled, "{script}");
+    let Plan::Run(steps) = plan(&facts) else {
+        panic!("steps")
+    };
+    assert!(
+        steps[1].to_string().contains("`nginx` is kept from starting"),
+        "{}",
+        steps[1]
+    );
+}
+
+#[test]
 fn lists_of_unknown_age_are_refreshed_before_an_install() {
     let facts = Facts {
         lists: ListsAge::Unknown,

@@ -15,6 +15,9 @@ pub(super) const DISTRIBUTION_PREFIX: &str = "/usr";
 /// Where the kernel's file system for pinned programs and maps belongs.
 pub(super) const BPFFS: &str = "/sys/fs/bpf";
 
+/// --no-remove: a package in conflict with one of these is the user's decision.
+const INSTALL: &str = "apt-get -qq -y --no-install-recommends --no-remove install";
+
 /// One command that changes this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Step {
@@ -22,6 +25,12 @@ pub(super) enum Step {
     RefreshPackageLists,
     /// Debian packages, by name.
     InstallPackages(BTreeSet<String>),
+    /// A Debian package of which only the program is wanted: the service that comes with it is neither started nor
+    /// left to start with the machine.
+    InstallWithoutService {
+        package: &'static str,
+        service: &'static str,
+    },
     /// Makes the distribution's compiler a toolchain of rustup's.
     LinkToolchain,
     /// Builds bpf-linker against the compiler's own LLVM; `replace` one that is there and does not fit.
@@ -34,7 +43,10 @@ impl Step {
     /// True if only root may do it.
     pub(super) fn needs_root(&self) -> bool {
         match self {
-            Self::RefreshPackageLists | Self::InstallPackages(_) | Self::MountBpffs => true,
+            Self::RefreshPackageLists
+            | Self::InstallPackages(_)
+            | Self::InstallWithoutService { .. }
+            | Self::MountBpffs => true,
             Self::LinkToolchain | Self::InstallLinker { .. } => false,
         }
     }
@@ -63,18 +75,34 @@ impl Step {
         for (name, value) in self.environment() {
             line += &format!("{name}={value} ");
         }
-        line + &self.words().join(" ")
+        let words = self.words().into_iter().map(|word| {
+            if word.contains(' ') {
+                format!("'{word}'")
+            } else {
+                word
+            }
+        });
+        line + &words.collect::<Vec<_>>().join(" ")
     }
 
     fn words(&self) -> Vec<String> {
         let fixed = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
         match self {
             Self::RefreshPackageLists => fixed("apt-get -qq update"),
-            // --no-remove: a package in conflict with one of these is the user's decision.
             Self::InstallPackages(names) => {
-                let mut words = fixed("apt-get -qq -y --no-install-recommends --no-remove install");
+                let mut words = fixed(INSTALL);
                 words.extend(names.iter().cloned());
                 words
+            }
+            // Packages ask /usr/sbin/policy-rc.d whether they may start something; 101 is no. One that is there already
+            // is the machine's own, and stays: what it allows is ended.
+            Self::InstallWithoutService { package, service } => {
+                let script = format!(
+                    "set -e; no=/usr/sbin/policy-rc.d; if [ ! -e $no ]; then trap \"rm -f $no\" EXIT; \
+                     trap \"exit 1\" INT TERM; printf \"#!/bin/sh\\nexit 101\\n\" >$no; chmod 755 $no; fi; \
+                     {INSTALL} {package}; invoke-rc.d --quiet {service} stop || true; update-rc.d {service} disable"
+                );
+                vec!["sh".to_owned(), "-c".to_owned(), script]
             }
             Self::LinkToolchain => fixed(&format!(
                 "rustup toolchain link {LINKED_TOOLCHAIN} {DISTRIBUTION_PREFIX}"
@@ -95,7 +123,9 @@ impl Step {
 
     fn environment(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::InstallPackages(_) => vec![("DEBIAN_FRONTEND", "noninteractive".to_owned())],
+            Self::InstallPackages(_) | Self::InstallWithoutService { .. } => {
+                vec![("DEBIAN_FRONTEND", "noninteractive".to_owned())]
+            }
             Self::InstallLinker { llvm_major, .. } => {
                 vec![(
                     "LLVM_PREFIX",
@@ -112,6 +142,11 @@ impl fmt::Display for Step {
         match self {
             Self::RefreshPackageLists => write!(formatter, "the lists of packages may be old"),
             Self::InstallPackages(names) => write!(formatter, "Debian packages, {} in all", names.len()),
+            Self::InstallWithoutService { service, .. } => write!(
+                formatter,
+                "a program for tests; its service `{service}` is kept from starting, now by policy-rc.d and with the machine \
+                 by update-rc.d"
+            ),
             Self::LinkToolchain => write!(formatter, "make the distribution's compiler known to rustup"),
             Self::InstallLinker { llvm_major, .. } => {
                 write!(
