@@ -4,6 +4,7 @@
 //! It owns what may be asked and what each answer promises. It never does anything itself. The daemon holds the traits
 //! as objects: one virtual call beside a system call costs nothing, and its code stays free of type parameters.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use enforcer_common::abi::address::FlowKey;
@@ -86,6 +87,8 @@ pub(crate) trait Dataplane: Banks<Error = DataplaneError> + Send {
     fn detach(&mut self) -> Result<(), DataplaneError>;
     /// Writes what is particular to this host.
     fn set_host(&mut self, host: &HostRecord) -> Result<(), DataplaneError>;
+    /// Writes the MTUs of links in bytes, by index of the interface, and forgets all others.
+    fn set_links(&mut self, links: &BTreeMap<u32, u32>) -> Result<(), DataplaneError>;
     /// Writes the lease: until when the programs may act without the agent.
     fn set_lease(&mut self, lease: &LeaseRecord) -> Result<(), DataplaneError>;
     /// A limiter's theoretical arrival time, kernel monotonic nanoseconds.

@@ -28,6 +28,8 @@ const _: () = assert!(
     MAX_LIMIT_GROUPS <= 1 << 16,
     "a flow has sixteen bits for the number of one"
 );
+/// Interfaces whose MTU is known to the programs.
+pub const MAX_LINKS: u32 = 1024;
 /// Bytes of the ring buffer: a power of two and a multiple of the page size.
 pub const EVENT_BYTES: u32 = 4 << 20;
 /// The same of the ring buffer of captured packets.
@@ -96,6 +98,7 @@ pub const fn open_connections(opened: u64, closed: u64) -> u64 {
 /// | `GENERATION` | agent | the live generation: one word, flipped last |
 /// | `HOST` | agent | what is particular to this host |
 /// | `LEASE` | agent | until when the programs may act without the agent |
+/// | `LINKS` | agent | MTUs of the interfaces on which programs run |
 /// | `TRIE` .. `BACKENDS` | agent | configuration, two banks each, interleaved: see [`banked`] |
 /// | `FLOWS`, `REPLIES` | programs; the agent removes | flow state |
 /// | `LIMITERS` | programs | theoretical arrival times, one word each, by limit group and by tenant; survives a change of generation |
@@ -114,6 +117,7 @@ macro_rules! with_maps {
             GENERATION: Array<u64>, max 1;
             HOST: Array<$crate::abi::config::HostRecord>, max 1;
             LEASE: Array<$crate::abi::config::LeaseRecord>, max 1;
+            LINKS: HashMap<u32, $crate::abi::config::LinkRecord>, max $crate::schema::MAX_LINKS;
             TRIE: Array<$crate::abi::config::TrieNode>,
                 sized $crate::schema::BANKS * $crate::schema::DEFAULT_TRIE_NODES;
             TENANTS: Array<$crate::abi::config::TenantRecord>,
@@ -235,6 +239,7 @@ pub const RECORDS: &[RecordLayout] = &[
     ("TrieNode", config::TrieNode::LAYOUT),
     ("HostRecord", config::HostRecord::LAYOUT),
     ("LeaseRecord", config::LeaseRecord::LAYOUT),
+    ("LinkRecord", config::LinkRecord::LAYOUT),
     ("FlowRecord", flow::FlowRecord::LAYOUT),
     ("ReplyRecord", flow::ReplyRecord::LAYOUT),
     ("EventRecord", event::EventRecord::LAYOUT),

@@ -228,6 +228,7 @@ impl Facts for MapFacts {
             tenant: record.tenant,
             service: record.service,
             backend: record.backend,
+            client_ifindex: record.client_ifindex,
         })
     }
 
@@ -276,6 +277,21 @@ impl Facts for MapFacts {
             Some(host) => host.answers,
             None => LimitRecord::ZERO,
         }
+    }
+
+    #[inline(always)]
+    fn smallest_mtu_bytes(&self) -> u32 {
+        match host() {
+            Some(host) => host.smallest_mtu_bytes,
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn link_mtu_bytes(&self, ifindex: u32) -> Option<u32> {
+        let link = maps::LINKS.get_ptr(&ifindex)?;
+        // SAFETY: as in `flow`.
+        Some(unsafe { (*link).mtu_bytes })
     }
 }
 

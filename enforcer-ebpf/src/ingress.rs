@@ -69,7 +69,7 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
         let kind = decide::answer::kind(&facts, &decision, &frame.packet);
         if !matches!(kind, Answer::None) {
             errand.answer = kind as u32;
-            errand.fitting_bytes = decide::answer::fitting_bytes(&facts, &decision);
+            errand.fitting_bytes = decide::answer::fitting_bytes(&facts, &decision, &frame.packet);
         }
     }
     leave(hook, &decision, errand)

@@ -52,6 +52,11 @@ pub enum Op {
         /// The way to it is known.
         reachable: bool,
     },
+    /// The link to the clients takes packets of another size.
+    Link {
+        /// Its MTU; `None`: that is not known.
+        mtu_bytes: Option<u32>,
+    },
     /// A pool fails or recovers.
     Pool {
         /// Its name.
@@ -171,7 +176,11 @@ pub struct Surroundings<'a> {
 pub fn op(random: &mut Random, around: &Surroundings<'_>) -> Op {
     match random.below(1000) {
         0 => Op::Policy(Box::new(edit(random, around.policy))),
-        1 | 2 => backend_op(random, around.policy),
+        1 => backend_op(random, around.policy),
+        2 if random.percent(50) => Op::Link {
+            mtu_bytes: *random.pick(&[None, Some(1280), Some(1300), Some(1500), Some(9000)]),
+        },
+        2 => backend_op(random, around.policy),
         3 => Op::Pool {
             name: random.word(&POOLS).to_owned(),
             failed: random.percent(40),
@@ -532,6 +541,7 @@ pub fn tally(ops: &[Op]) -> BTreeMap<&'static str, usize> {
             Op::Advance(_) => "time",
             Op::Policy(_) => "policies",
             Op::Backend { .. } | Op::Pool { .. } => "health",
+            Op::Link { .. } => "links",
             Op::Tenant { .. } => "suspensions",
             Op::Quota { .. } | Op::Share { .. } | Op::Shed { .. } | Op::Lease { .. } => "governors",
             Op::Sweep => "sweeps",

@@ -104,6 +104,11 @@ impl Model {
         self.replay.install(tables, generation, host);
     }
 
+    /// `LINKS`: MTUs in bytes, by index of the interface.
+    pub fn set_links(&mut self, links: BTreeMap<u32, u32>) {
+        self.replay.set_links(links);
+    }
+
     /// `FLOWS`.
     #[must_use]
     pub const fn flows(&self) -> &BTreeMap<FlowKey, FlowRecord> {

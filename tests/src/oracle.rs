@@ -169,6 +169,8 @@ pub struct Oracle {
     pub new_ends_ns: Option<u64>,
     /// From this moment on nothing at all passes.
     pub all_ends_ns: Option<u64>,
+    /// What the link to the clients takes, if that is known.
+    pub client_mtu_bytes: Option<u32>,
     nat: Vec<IpAddr>,
     local: Vec<IpAddr>,
     /// Whether tables or ports may run out: then the oracle allows for it.
@@ -234,6 +236,7 @@ impl Oracle {
             shares: BTreeMap::new(),
             new_ends_ns: None,
             all_ends_ns: None,
+            client_mtu_bytes: None,
             nat,
             local,
             tight,
@@ -541,6 +544,11 @@ impl Oracle {
         }
         if segment.hop_limit <= hops {
             prediction.reasons.insert(Reason::HopLimit);
+            return prediction;
+        }
+        let is_too_big = |mtu_bytes: u32| segment.network_bytes() > mtu_bytes.into();
+        if hops > 0 && self.client_mtu_bytes.is_some_and(is_too_big) {
+            prediction.reasons.insert(Reason::TooBig);
             return prediction;
         }
         let passes = self.holders(tenant, service).iter().all(|holder| {

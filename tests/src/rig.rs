@@ -278,6 +278,14 @@ impl Rig {
         Ok(self.dataplane.maps.set_host(&self.host)?)
     }
 
+    /// Sets the MTUs of links in bytes, by index of the interface.
+    ///
+    /// # Errors
+    /// If the map refuses.
+    pub fn set_links(&mut self, links: &BTreeMap<u32, u32>) -> Result<(), RigError> {
+        Ok(self.dataplane.maps.set_links(links)?)
+    }
+
     /// What is particular to the host.
     #[must_use]
     pub fn host(&self) -> &HostRecord {

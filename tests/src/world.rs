@@ -114,6 +114,7 @@ impl World {
             local_addresses: vec![LOCAL_V4.into(), NAT_V4.into()],
             events_per_window: 1_000_000,
             flows_per_tenant: 0,
+            links: BTreeMap::new(),
             capacity: Capacity::default(),
         };
         let mut world = Self {

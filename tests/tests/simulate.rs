@@ -119,6 +119,7 @@ fn random_traffic(random: &mut Random, start: &Start, world: &World, model: &mut
             // One policy and one state of the world: that is what a simulation takes for granted.
             Op::Policy(_)
             | Op::Backend { .. }
+            | Op::Link { .. }
             | Op::Pool { .. }
             | Op::Tenant { .. }
             | Op::Quota { .. }

@@ -1,5 +1,6 @@
 //! `policy simulate`: traffic that was, under another policy.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -100,6 +101,7 @@ fn surroundings(
                 .collect(),
             events_per_window: 0,
             flows_per_tenant: table.entries_per_tenant(capacity.flows),
+            links: BTreeMap::new(),
             capacity,
         },
         flow_entries: capacity.flows,

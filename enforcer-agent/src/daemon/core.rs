@@ -431,10 +431,7 @@ impl Core {
             Event::Engine { backend, reading } => self.fleet.engine_said(&backend, reading),
             Event::Gpu { backend, reading } => self.fleet.gpu_said(&backend, reading),
             Event::LocalGpu(sample) => self.local_gpu(sample),
-            Event::Network {
-                hops,
-                local_addresses,
-            } => self.routes(hops, local_addresses),
+            Event::Network(seen) => self.network_seen(seen),
             Event::Swept(swept) => self.swept(&swept),
             Event::Failing { what, error } => {
                 if self.failing.insert(what, error.clone()).as_ref() != Some(&error) {
@@ -452,7 +449,11 @@ impl Core {
         }
     }
 
-    fn routes(&mut self, hops: Vec<(String, Result<NextHop, NextHopError>)>, local_addresses: Vec<IpAddr>) {
+    pub(super) fn routes(
+        &mut self,
+        hops: Vec<(String, Result<NextHop, NextHopError>)>,
+        local_addresses: Vec<IpAddr>,
+    ) {
         self.failing.remove("routes and neighbours");
         let mut changed = self.host.local_addresses != local_addresses;
         self.host.local_addresses = local_addresses;
@@ -470,9 +471,7 @@ impl Core {
                     warn!(error, "next hops");
                 }
             }
-            None => {
-                self.failing.remove("next hops");
-            }
+            None => drop(self.failing.remove("next hops")),
         }
         if changed {
             self.refresh("next hops");

@@ -24,6 +24,7 @@ mod counters;
 mod governors;
 pub(crate) mod history;
 mod hours;
+mod links;
 mod monitor;
 pub(crate) mod persist;
 mod quotas;
@@ -42,11 +43,12 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, info, warn};
 
 use self::core::Core;
+use self::links::NetworkSeen;
 use crate::adapters::audit_file::{AuditError, AuditLog, Settings};
 use crate::adapters::clock::SystemClock;
 use crate::adapters::dataplane::{self, DataplaneError, EventsReady, FlowSweeper, Swept, Timeouts};
 use crate::adapters::metrics_http;
-use crate::adapters::neighbours::{HostNetwork, NetworkError, NextHop, NextHopError};
+use crate::adapters::neighbours::{HostNetwork, NetworkError};
 use crate::adapters::nvml::{self, NvmlState};
 use crate::adapters::probe::ProbeResult;
 use crate::api::server::{ControlListener, Incoming, ListenError, serve};
@@ -97,10 +99,7 @@ enum Event {
     /// This host's own GPUs were looked at.
     LocalGpu(GpuSample),
     /// Routes, neighbours and addresses were looked at.
-    Network {
-        hops: Vec<(String, Result<NextHop, NextHopError>)>,
-        local_addresses: Vec<IpAddr>,
-    },
+    Network(NetworkSeen),
     /// The flow table was swept.
     Swept(Swept),
     /// A background task cannot do its work.
@@ -361,8 +360,7 @@ async fn watch_network(
                 error: error.to_string(),
             },
         };
-        let missing =
-            matches!(&event, Event::Network { hops, .. } if hops.iter().any(|(_, hop)| hop.is_err()));
+        let missing = matches!(&event, Event::Network(seen) if seen.hops.iter().any(|(_, hop)| hop.is_err()));
         let hurry = missing && looks < HURRIED_LOOKS;
         if events.send(event).await.is_err() {
             return;
@@ -376,10 +374,11 @@ async fn look(network: &HostNetwork, wanted: Vec<(String, IpAddr)>) -> Result<Ev
     let addresses: Vec<IpAddr> = wanted.iter().map(|(_, address)| *address).collect();
     let hops = network.next_hops(&addresses).await?;
     let local = network.local_addresses().await?;
-    Ok(Event::Network {
+    Ok(Event::Network(NetworkSeen {
         hops: wanted.into_iter().map(|(name, _)| name).zip(hops).collect(),
         local_addresses: local.into_iter().map(|local| local.address).collect(),
-    })
+        interfaces: network.interfaces().await?,
+    }))
 }
 
 /// Removes an instance without its daemon: for `detach` when none runs.

@@ -106,6 +106,7 @@ impl Core {
             local_addresses,
             events_per_window: config.audit.events_per_window,
             flows_per_tenant: config.flow_table.entries_per_tenant(dataplane.capacity().flows),
+            links: BTreeMap::new(),
             capacity: dataplane.capacity(),
         };
         let has = dataplane.capacity();
@@ -161,6 +162,7 @@ impl Core {
         let wanted = self.destinations.borrow().clone();
         let addresses: Vec<IpAddr> = wanted.iter().map(|(_, address)| *address).collect();
         let hops = network.next_hops(&addresses).await?;
+        self.host.links = self.links_of(&network.interfaces().await?);
         let known = wanted.iter().zip(hops);
         self.take_over(known.filter_map(|((name, _), hop)| Some((name.as_str(), link_of(&hop.ok()?)))))
             .await?;
@@ -180,6 +182,7 @@ impl Core {
         self.begin_quotas()?;
         self.reinstall()
             .map_err(|error| RunError::FirstPolicy(error.to_string()))?;
+        self.dataplane.set_links(&self.host.links)?;
         self.dataplane.set_host(&self.host.record())?;
         // That of an earlier agent has nobody left to read it.
         self.dataplane.set_capture(&CaptureRecord::ZERO)?;

@@ -65,6 +65,7 @@ impl Neutral {
                 local_addresses: Vec::new(),
                 events_per_window: 0,
                 flows_per_tenant: 0,
+                links: BTreeMap::new(),
                 capacity: Capacity::LARGEST,
             },
             backends: backends

@@ -154,12 +154,19 @@ impl Replay {
         self.snapshot.lease = Lease(lease);
     }
 
+    /// Sets the MTUs of links, by index of the interface; the smallest is taken from the host's record. Without one, every
+    /// reply fits.
+    pub fn set_links(&mut self, links: BTreeMap<u32, u32>) {
+        self.snapshot.links = links;
+    }
+
     /// Puts tables into force. Flows, limiters and counts stay.
     pub fn install(&mut self, tables: Tables, generation: u64, host: HostRecord) {
         self.snapshot.tables = tables;
         self.snapshot.generation = generation;
         self.snapshot.answers = Answers(host.answers);
         self.snapshot.flows_per_tenant = host.flows_per_tenant;
+        self.snapshot.smallest_mtu_bytes = host.smallest_mtu_bytes;
         self.host = host;
         self.touched.extend(self.flows.keys());
         self.may_have_orphans = true;
@@ -225,7 +232,7 @@ impl Replay {
             self.pay(&charge, now_ns);
             outcome.answer = Answered {
                 answer,
-                fitting_bytes: answer::fitting_bytes(&self.snapshot, &decision),
+                fitting_bytes: answer::fitting_bytes(&self.snapshot, &decision, packet),
             };
         }
         outcome
@@ -434,5 +441,6 @@ fn reply_view(reply: &ReplyRecord) -> Reply {
         tenant: reply.tenant,
         service: reply.service,
         backend: reply.backend,
+        client_ifindex: reply.client_ifindex,
     }
 }

@@ -35,6 +35,10 @@ pub struct Snapshot {
     pub answers: Answers,
     /// Entries of the flow table that one tenant may have; zero: as many as there are.
     pub flows_per_tenant: u64,
+    /// The smallest MTU of the links below; zero: there are none.
+    pub smallest_mtu_bytes: u32,
+    /// MTUs in bytes, by index of the interface.
+    pub links: BTreeMap<u32, u32>,
 }
 
 /// A lease; by default one that nobody gave, which never lapses.
@@ -138,5 +142,13 @@ impl Facts for Snapshot {
 
     fn answers(&self) -> LimitRecord {
         self.answers.0
+    }
+
+    fn smallest_mtu_bytes(&self) -> u32 {
+        self.smallest_mtu_bytes
+    }
+
+    fn link_mtu_bytes(&self, ifindex: u32) -> Option<u32> {
+        self.links.get(&ifindex).copied()
     }
 }

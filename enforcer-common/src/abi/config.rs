@@ -259,6 +259,16 @@ record! {
 }
 
 record! {
+    /// One interface on which programs run; the key is its index.
+    pub struct LinkRecord, 8 bytes {
+        /// The largest packet that it takes, from the IP header on.
+        pub mtu_bytes: u32,
+        /// Zero: brings the size to a multiple of eight.
+        pub reserved: u32,
+    }
+}
+
+record! {
     /// What is particular to this host, not to the policy.
     pub struct HostRecord, 96 bytes {
         /// The address that `Nat` puts in place of the client's, IPv4; all zero: none.
@@ -283,8 +293,8 @@ record! {
         pub outer_v6: Address,
         /// The bits of its last word that vary by flow.
         pub outer_v6_spread: u32,
-        /// Zero: brings the size to a multiple of eight.
-        pub reserved: u32,
+        /// The smallest MTU in `LINKS`; zero: there is no link in it. What is no larger fits everywhere.
+        pub smallest_mtu_bytes: u32,
         /// The clock of a program that was loaded for tests with `TEST_CLOCK`; unread otherwise.
         pub test_now_ns: u64,
     }

@@ -42,10 +42,10 @@ impl Answer {
 /// What goes back to the sender of a packet that got this decision.
 ///
 /// A packet over a rate of packets or bytes is not answered: it belongs to an open connection, which goes on. Nor is one
-/// that cannot be read whole, one from a back end, or a reset.
+/// that cannot be read whole, or a reset. A back end is told one thing only: that its reply is too big for the client's link.
 #[inline(always)]
 pub fn kind<F: Facts>(facts: &F, decision: &Decision, packet: &Packet) -> Answer {
-    let may_be_answered = decision.to_service
+    let may_be_answered = (decision.to_service || matches!(decision.reason, Reason::TooBig))
         && matches!(packet.shape, Shape::Transport)
         && packet.tcp_flags & TCP_RST == 0
         && is_host(&packet.key.source);
@@ -119,7 +119,13 @@ pub fn owed<F: Facts>(facts: &F, tenant: u32) -> Charge {
 
 /// The largest packet that would have fitted, for [`Answer::TooBig`].
 #[inline(always)]
-pub fn fitting_bytes<F: Facts>(facts: &F, decision: &Decision) -> u32 {
+pub fn fitting_bytes<F: Facts>(facts: &F, decision: &Decision, packet: &Packet) -> u32 {
+    if !decision.to_service {
+        return match facts.reply(&packet.key) {
+            Some(reply) => facts.link_mtu_bytes(reply.client_ifindex).unwrap_or(0),
+            None => 0,
+        };
+    }
     let bank = (decision.generation & 1) as u32;
     match facts.backend(bank, decision.backend.wrapping_sub(1)) {
         Some(backend) => backend

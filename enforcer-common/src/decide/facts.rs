@@ -91,6 +91,8 @@ pub struct Reply {
     pub service: u32,
     /// Back-end slot.
     pub backend: u32,
+    /// The interface that leads to the client.
+    pub client_ifindex: u32,
 }
 
 /// Where the judgement looks things up. Configuration is asked for by bank; an index beyond a table answers `None`.
@@ -131,6 +133,10 @@ pub trait Facts {
     fn flows_per_tenant(&self) -> u64;
     /// How many refused packets of a tenant are answered. All zero: none.
     fn answers(&self) -> LimitRecord;
+    /// The smallest MTU of the links that are known; zero if none is.
+    fn smallest_mtu_bytes(&self) -> u32;
+    /// The MTU of the link of an interface, if that is known.
+    fn link_mtu_bytes(&self, ifindex: u32) -> Option<u32>;
     /// Why those who hold limits on a packet let it not pass, if they do not. (The programs have it in a function of its own.)
     #[inline(always)]
     fn refusal(&self, claim: &Claim, now_ns: u64) -> Option<Reason>

@@ -120,6 +120,10 @@ fn from_backend<F: Facts>(
     if packet.hop_limit <= hops {
         return decision.refused(Reason::HopLimit);
     }
+    // What goes out through the stack, which takes no hop here, the stack splits or answers by itself.
+    if hops != 0 && overfills(facts, packet, reply.client_ifindex) {
+        return decision.refused(Reason::TooBig);
+    }
     if let Some(service) = facts.service(bank, reply.service) {
         decision.service_group = service.limits;
     }
@@ -129,6 +133,20 @@ fn from_backend<F: Facts>(
     decision.reason = Reason::Reply;
     decision.flow = FlowFate::Kept;
     decision
+}
+
+/// Whether a packet is too big for the link of an interface. A link that is not known takes everything. Where even the
+/// smallest takes the packet, none is looked up.
+#[inline(always)]
+fn overfills<F: Facts>(facts: &F, packet: &Packet, ifindex: u32) -> bool {
+    let smallest_bytes = facts.smallest_mtu_bytes();
+    if packet.segment_bytes <= smallest_bytes || smallest_bytes == 0 {
+        return false;
+    }
+    match facts.link_mtu_bytes(ifindex) {
+        Some(mtu_bytes) => packet.segment_bytes > mtu_bytes,
+        None => false,
+    }
 }
 
 /// The eligible set that the decision table gives a tenant for a service, or `None`. Either way the reason, the rule and

@@ -249,6 +249,7 @@ impl Bench {
     /// Compiles the world and puts it into force.
     pub(crate) fn apply(&mut self) -> enforcer_agent::install::Installed {
         let compiled = self.world.compile().unwrap_or_else(|error| panic!("{error}"));
+        self.rig.set_links(&self.world.host.links).unwrap();
         self.rig.set_host(&self.world.host.record()).unwrap();
         self.rig
             .install(compiled.tables)

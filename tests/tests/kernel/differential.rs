@@ -25,7 +25,7 @@ use enforcer_tests::oracle::{Answer, Fate, Oracle, Prediction, Status};
 use enforcer_tests::packet::Segment;
 use enforcer_tests::random::{Random, SEED_VARIABLE, count, seed};
 use enforcer_tests::rig::{GROUPS, Rig, START_NS, TIMEOUTS, Way};
-use enforcer_tests::world::{LOCAL_V4, NAT_V4, NAT_V6, World, next_hop};
+use enforcer_tests::world::{BACKEND_IFINDEX, INGRESS_IFINDEX, LOCAL_V4, NAT_V4, NAT_V6, World, next_hop};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +121,8 @@ impl<'r> Run<'r> {
     fn install(&mut self) -> Result<(), Difference> {
         let compiled = self.world.compile().map_err(|error| error.to_string())?;
         let host = self.world.host.record();
+        self.rig.set_links(&self.world.host.links).unwrap();
+        self.model.set_links(self.world.host.links.clone());
         self.rig.set_host(&host).unwrap();
         let installed = self.rig.install(compiled.tables.clone()).unwrap();
         self.model.install(compiled.tables, installed.generation, host);
@@ -183,6 +185,7 @@ impl<'r> Run<'r> {
             }
             Op::Lease { new_ns, all_ns } => self.lease(*new_ns, *all_ns),
             Op::Backend { .. }
+            | Op::Link { .. }
             | Op::Pool { .. }
             | Op::Tenant { .. }
             | Op::Quota { .. }
@@ -243,6 +246,12 @@ impl<'r> Run<'r> {
                     reachable: *reachable,
                 };
                 self.oracle.statuses.insert(name.clone(), status);
+            }
+            Op::Link { mtu_bytes } => {
+                self.world.host.links = mtu_bytes
+                    .map(|mtu_bytes| BTreeMap::from([(INGRESS_IFINDEX, mtu_bytes), (BACKEND_IFINDEX, 1280)]))
+                    .unwrap_or_default();
+                self.oracle.client_mtu_bytes = *mtu_bytes;
             }
             Op::Pool { name, failed } => {
                 put(&mut self.world.failed_pools, name, *failed);

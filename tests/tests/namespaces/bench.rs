@@ -168,6 +168,13 @@ pub(super) fn let_clients_be_answered(bench: &Bench<Routed>) {
     }
 }
 
+/// The same for back ends.
+pub(super) fn let_back_ends_be_answered(bench: &Bench<Routed>) {
+    for leaf in &bench.network.back_ends {
+        decapsulate(bench, leaf, "--ipv4 203.0.113.0/24");
+    }
+}
+
 /// Writes a policy to a file of the run.
 pub(super) fn write_policy(lab: &Lab, text: &str) -> PathBuf {
     let path = lab.directory().join("policy.yaml");

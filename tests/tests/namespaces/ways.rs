@@ -105,6 +105,47 @@ fn a_link_with_a_smaller_mtu_is_found_out() {
     assert!(bench::packets(&bench.agent, Direction::Ingress, "TooBig") > 0);
 }
 
+/// Without being told, back ends would send whole segments again and again, which the kernel drops on their way to the link.
+#[test]
+fn replies_find_their_way_through_a_smaller_link_of_the_client() {
+    if !privileged() {
+        return;
+    }
+    let bench = bench::routed(&ALL_INTERFACES, &bench::policy("Nat", "TCP", "", "Allow"));
+    bench::let_back_ends_be_answered(&bench);
+    let _echoes = bench.echoes();
+    let link = bench.client().host.name();
+    let balancer = &bench.network.balancer;
+    balancer.ip(&format!("link set dev {link} mtu 1400")).unwrap();
+    // A client that did not know its link would send segments that do not get here; this one still asks for whole ones.
+    let (client, device) = (&bench.client().host, &bench.client().port.device);
+    client.ip(&format!("link set dev {device} mtu 1400")).unwrap();
+    for (family, segment_bytes) in [("-4", 1460), ("-6", 1440)] {
+        let route = client.ip(&format!("{family} route show default")).unwrap();
+        let gateway = route.split_whitespace().nth(2).expect("a default route");
+        client
+            .ip(&format!(
+                "{family} route replace default via {gateway} dev {device} advmss {segment_bytes}"
+            ))
+            .unwrap();
+    }
+    // The agent looks at its links every second.
+    eventually("the MTU of the client's link", LIMIT, || {
+        let links = bench.agent.command(&["maps", "dump", "LINKS"])?.stdout;
+        Ok(if links.contains("1400") {
+            Ok(())
+        } else {
+            Err(links)
+        })
+    })
+    .unwrap();
+    for is_ipv6 in [false, true] {
+        let mut stream = connect(bench.client(), bench::vip(is_ipv6), LIMIT).expect("an admitted connection");
+        round_trip(&mut stream, 100_000);
+    }
+    assert!(bench::packets(&bench.agent, Direction::Ingress, "TooBig") > 0);
+}
+
 /// Large packets, which the driver hands over in several buffers, in native XDP.
 #[test]
 fn links_with_a_large_mtu_are_made_use_of() {

@@ -10,7 +10,7 @@ use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::capture::{CaptureRecord, CaptureTally, CapturedRecord};
 use enforcer_common::abi::config::{
     BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitsRecord,
-    MaglevTable, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
+    LinkRecord, MaglevTable, RowRecord, ServiceRecord, SetRecord, TenantRecord, TrieNode,
 };
 use enforcer_common::abi::event::EventRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
@@ -31,6 +31,7 @@ pub struct Maps {
     generation: Array<MapData, u64>,
     host: Array<MapData, HostRecord>,
     lease: Array<MapData, LeaseRecord>,
+    links: HashMap<MapData, u32, LinkRecord>,
     trie: Array<MapData, TrieNode>,
     tenants: Array<MapData, TenantRecord>,
     services: Array<MapData, ServiceRecord>,
@@ -113,6 +114,7 @@ impl Maps {
             generation: take(ebpf, "GENERATION")?,
             host: take(ebpf, "HOST")?,
             lease: take(ebpf, "LEASE")?,
+            links: take(ebpf, "LINKS")?,
             trie: take(ebpf, "TRIE")?,
             tenants: take(ebpf, "TENANTS")?,
             services: take(ebpf, "SERVICES")?,
@@ -171,6 +173,29 @@ impl Maps {
     /// If the kernel refuses the update; the old one then holds.
     pub fn set_lease(&mut self, lease: &LeaseRecord) -> Result<(), DataplaneError> {
         put(&mut self.lease, "LEASE", 0, lease)
+    }
+
+    /// Writes the MTUs of links in bytes, by index of the interface, and removes all others.
+    ///
+    /// # Errors
+    /// If the kernel refuses one; some are written then.
+    pub fn set_links(&mut self, links: &BTreeMap<u32, u32>) -> Result<(), DataplaneError> {
+        let known: Vec<u32> = self
+            .links
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(named("LINKS"))?;
+        for gone in known.iter().filter(|ifindex| !links.contains_key(ifindex)) {
+            self.links.remove(gone).map_err(named("LINKS"))?;
+        }
+        for (ifindex, mtu_bytes) in links {
+            let record = LinkRecord {
+                mtu_bytes: *mtu_bytes,
+                ..LinkRecord::ZERO
+            };
+            self.links.insert(ifindex, record, 0).map_err(named("LINKS"))?;
+        }
+        Ok(())
     }
 
     /// A limiter's theoretical arrival time, kernel monotonic nanoseconds.
@@ -335,6 +360,7 @@ impl Maps {
             "GENERATION" => words(&self.generation, limit),
             "HOST" => records(&self.host, limit),
             "LEASE" => records(&self.lease, limit),
+            "LINKS" => self.dump_links(limit),
             "TRIE" => self.dump_trie(limit),
             "TENANTS" => records(&self.tenants, limit),
             "SERVICES" => records(&self.services, limit),
@@ -364,6 +390,13 @@ impl Maps {
             _ => return Ok(None),
         };
         rows.map(Some).map_err(named("a map that is dumped"))
+    }
+
+    fn dump_links(&self, limit: usize) -> Result<Vec<MapEntry>, MapError> {
+        let links = self.links.iter().take(limit);
+        links
+            .map(|link| link.map(|(ifindex, record)| entry(ifindex.to_string(), &record)))
+            .collect()
     }
 
     /// Only the entries that are set: a node is mostly zeroes.

@@ -1,5 +1,7 @@
 //! The kernel side as the daemon's loop asks for it.
 
+use std::collections::BTreeMap;
+
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::capture::{CaptureRecord, CapturedRecord};
 use enforcer_common::abi::config::{HostRecord, LeaseRecord};
@@ -64,6 +66,10 @@ impl ports::Dataplane for Dataplane {
 
     fn set_host(&mut self, host: &HostRecord) -> Result<(), DataplaneError> {
         self.maps.set_host(host)
+    }
+
+    fn set_links(&mut self, links: &BTreeMap<u32, u32>) -> Result<(), DataplaneError> {
+        self.maps.set_links(links)
     }
 
     fn set_lease(&mut self, lease: &LeaseRecord) -> Result<(), DataplaneError> {

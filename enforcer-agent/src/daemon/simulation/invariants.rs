@@ -303,6 +303,7 @@ impl Simulation {
         }
         self.check_slots(&context);
         self.check_suspended(&context);
+        self.check_links(&context);
         (self.known.generation, self.known.live) = (generation, live);
     }
 
@@ -430,6 +431,21 @@ impl Simulation {
         }
         drop(world);
         self.known.slots = self.core.state.slots.clone();
+    }
+
+    /// The kernel knows the links as the agent does, unless that could not be written and is tried again.
+    fn check_links(&self, context: &str) {
+        let (world, core) = (self.world(), &self.core);
+        if core.detached || core.failing.contains_key("MTUs of links") {
+            return;
+        }
+        assert_eq!(world.kernel.links, core.host.links, "links {context}");
+        let smallest_bytes = world.kernel.host.map(|host| host.smallest_mtu_bytes);
+        assert_eq!(
+            smallest_bytes,
+            Some(core.host.links.values().copied().min().unwrap_or(0)),
+            "the smallest link {context}"
+        );
     }
 
     fn check_suspended(&self, context: &str) {

@@ -40,8 +40,9 @@ use self::script::{BACKENDS, Step, any, scenario};
 use self::world::{Fault, World};
 use super::Event;
 use super::core::Core;
+use super::links::NetworkSeen;
 use crate::adapters::dataplane::Swept;
-use crate::adapters::neighbours::{MacAddress, NextHop};
+use crate::adapters::neighbours::{Interface, MacAddress, NextHop, XdpHook};
 use crate::adapters::probe::{ProbeFailure, ProbeResult};
 use crate::api::{Actor, Request, Role};
 use crate::config::Config;
@@ -209,12 +210,34 @@ impl Simulation {
 
     fn network(&self, local_addresses: Vec<IpAddr>) -> Event {
         let hops = self.hops.iter();
-        Event::Network {
+        Event::Network(NetworkSeen {
             hops: hops
                 .map(|(name, last)| ((*name).to_owned(), Ok(hop(*last))))
                 .collect(),
             local_addresses,
-        }
+            interfaces: self.interfaces(),
+        })
+    }
+
+    /// The MTUs go with the first back end's next hop. One interface is none of the configuration's.
+    fn interfaces(&self) -> Vec<Interface> {
+        let last = self.hops.get(BACKENDS[0]).copied().unwrap_or(0);
+        let named = |(ifindex, name, mtu_bytes): (u32, &str, u32)| Interface {
+            ifindex,
+            name: name.to_owned(),
+            mac: Some(MacAddress([2, 0, 0, 0, 0, ifindex as u8])),
+            mtu_bytes,
+            is_up: true,
+            xdp: XdpHook::Native,
+        };
+        let small = 1500 - u32::from(last);
+        [
+            (1, INTERFACES[0], small),
+            (2, INTERFACES[1], 9000),
+            (3, "tunnel", 576),
+        ]
+        .map(named)
+        .into()
     }
 
     async fn ask(&mut self, request: &Request) {

@@ -1,5 +1,6 @@
 //! The ports over the world in memory.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -166,6 +167,11 @@ impl Dataplane for Ports {
 
     fn set_host(&mut self, host: &HostRecord) -> Result<(), DataplaneError> {
         self.map("set host")?.kernel.host = Some(*host);
+        Ok(())
+    }
+
+    fn set_links(&mut self, links: &BTreeMap<u32, u32>) -> Result<(), DataplaneError> {
+        self.map("set links")?.kernel.links.clone_from(links);
         Ok(())
     }
 

@@ -82,6 +82,7 @@ pub(super) struct Kernel {
     pub(super) banks: [Tables; BANKS as usize],
     left_ns: Option<u64>,
     pub(super) host: Option<HostRecord>,
+    pub(super) links: BTreeMap<u32, u32>,
     pub(super) lease: Lease,
     pub(super) attached: BTreeSet<String>,
     pub(super) limiters: BTreeMap<u32, u64>,
@@ -337,6 +338,14 @@ impl Facts for World {
     /// Nothing that is refused here is answered.
     fn answers(&self) -> LimitRecord {
         LimitRecord::ZERO
+    }
+
+    fn smallest_mtu_bytes(&self) -> u32 {
+        self.kernel.host.map_or(0, |host| host.smallest_mtu_bytes)
+    }
+
+    fn link_mtu_bytes(&self, ifindex: u32) -> Option<u32> {
+        self.kernel.links.get(&ifindex).copied()
     }
 
     /// Packets of the simulation come long after any lease; what the lease is, it looks at by itself.

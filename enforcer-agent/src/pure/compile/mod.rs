@@ -102,6 +102,8 @@ pub struct HostFacts {
     pub events_per_window: u64,
     /// Entries of the flow table that one tenant may have; zero: as many as there are.
     pub flows_per_tenant: u64,
+    /// MTUs in bytes of the interfaces on which programs run, by their index, as far as they are known.
+    pub links: BTreeMap<u32, u32>,
     /// How much fits into its maps.
     pub capacity: Capacity,
 }
@@ -244,6 +246,7 @@ impl HostFacts {
                 .map_or([0; 4], |address| address_of(IpAddr::V6(address))),
             events_per_window: self.events_per_window,
             flows_per_tenant: self.flows_per_tenant,
+            smallest_mtu_bytes: self.links.values().copied().min().unwrap_or(0),
             ..HostRecord::ZERO
         }
     }

@@ -101,6 +101,7 @@ impl World {
             local_addresses: vec!["10.9.0.254".parse().unwrap(), "10.9.0.250".parse().unwrap()],
             events_per_window: 8,
             flows_per_tenant: 0,
+            links: BTreeMap::new(),
             capacity: Capacity::default(),
         };
         let (failed_pools, suspended) = (BTreeSet::new(), BTreeSet::new());

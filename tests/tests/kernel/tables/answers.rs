@@ -5,9 +5,9 @@ use std::time::Duration;
 use enforcer_common::Reason;
 use enforcer_common::decide::{TCP_ACK, TCP_FIN, TCP_SYN};
 use enforcer_tests::packet::{Complaint, Segment, complain, reset, syn, tcp, udp};
-use enforcer_tests::world::{ANSWERS_PER_SECOND, MTU_BYTES};
+use enforcer_tests::world::{ANSWERS_PER_SECOND, BACKEND_IFINDEX, INGRESS_IFINDEX, MTU_BYTES};
 
-use super::onward;
+use super::{from_backend, homeward, onward};
 use crate::bench::{Scenario, Step, row};
 
 const POLICY: &str = r#"
@@ -19,7 +19,7 @@ spec:
   - {name: acme, sources: [10.1.0.0/16, "2001:db8:1::/48"]}
   - {name: globex, sources: [10.2.0.0/16]}
   - {name: slow, sources: [10.3.0.0/16], limits: {newConnectionsPerSecond: 1, packetsPerSecond: 2}}
-  - {name: initech, sources: [10.4.0.0/16]}
+  - {name: initech, sources: [10.4.0.0/16, "2001:db8:1:4::/64"]}
   services:
   - {name: resets, addresses: [192.0.2.10, "2001:db8::10"], port: 8000, protocol: TCP, pools: [main], forward: Nat,
      onRefusal: Reset}
@@ -27,7 +27,7 @@ spec:
      onRefusal: Reset}
   - {name: says, addresses: [192.0.2.20, "2001:db8::20"], port: 8000, protocol: TCP, pools: [main], forward: Dnat,
      onRefusal: Prohibited}
-  - {name: drops, addresses: [192.0.2.30], port: 8000, protocol: TCP, pools: [main], forward: Dnat}
+  - {name: drops, addresses: [192.0.2.30, "2001:db8::30"], port: 8000, protocol: TCP, pools: [main], forward: Dnat}
   pools:
   - name: main
     backends: [{name: gpu-1, address: 10.9.0.1, port: 9000}, {name: gpu-6, address: "2001:db8:9::1", port: 9000}]
@@ -207,6 +207,101 @@ pub(super) fn rates() -> Scenario {
                 .into(),
         ],
     )
+}
+
+/// Nothing is known of the client's link; it takes whole replies; it is too small for them; and it is small only among
+/// others that are smaller still.
+pub(super) fn replies() -> Scenario {
+    let mut steps: Vec<Step> = Vec::new();
+    let (v4, v6) = (
+        syn("10.4.0.1:40000", "192.0.2.30:8000"),
+        syn("[2001:db8:1:4::1]:40000", "[2001:db8::30]:8000"),
+    );
+    let pairs = [
+        (&v4, tcp("10.9.0.1:9000", "10.4.0.1:40000")),
+        (&v6, tcp("[2001:db8:9::1]:9000", "[2001:db8:1:4::1]:40000")),
+    ];
+    for (opening, reply) in &pairs {
+        let out = onward(opening, &opening.from.to_string(), &reply.from.to_string());
+        steps.push(row("opened", opening).opens("initech", &out).into());
+    }
+    let fits = |reply: &Segment, opening: &Segment, bytes: usize| {
+        let reply = from_backend(reply.clone().ip_bytes(bytes));
+        let home = homeward(&reply, opening);
+        Step::from(row("a reply that fits", &reply).replies("initech", &home))
+    };
+    let rows = |steps: &mut Vec<Step>, mtu_bytes: usize| {
+        for (opening, reply) in &pairs {
+            steps.push(fits(reply, opening, mtu_bytes));
+            let big = from_backend(reply.clone().ip_bytes(mtu_bytes + 1));
+            let told = complain(&big.bytes(), Complaint::TooBig(mtu_bytes as u32));
+            let row = row("one that does not", &big).refused("initech", Reason::TooBig);
+            steps.push(row.answered(told).into());
+        }
+    };
+    for (opening, reply) in &pairs {
+        steps.push(fits(reply, opening, 3000));
+    }
+    steps.push(Step::Change("the client's link is small", |world| {
+        world.host.links = [(INGRESS_IFINDEX, 1400), (BACKEND_IFINDEX, MTU_BYTES)].into();
+    }));
+    rows(&mut steps, 1400);
+    steps.push(Step::Change("another is smaller", |world| {
+        world.host.links = [(INGRESS_IFINDEX, 1500), (BACKEND_IFINDEX, 1280)].into();
+    }));
+    rows(&mut steps, 1500);
+    steps.push(Step::Change("it is not known any more", |world| {
+        world.host.links = [(BACKEND_IFINDEX, 1280)].into();
+    }));
+    for (opening, reply) in &pairs {
+        steps.push(fits(reply, opening, 3000));
+    }
+    Scenario::of(POLICY, steps)
+}
+
+/// What back ends are told they are told as often as their tenant's other answers, and a reset not at all.
+pub(super) fn replies_bounded() -> Scenario {
+    let opening = syn("10.4.0.1:40000", "192.0.2.30:8000");
+    let out = onward(&opening, "10.4.0.1:40000", "10.9.0.1:9000");
+    let big = from_backend(tcp("10.9.0.1:9000", "10.4.0.1:40000").ip_bytes(1401));
+    let told = complain(&big.bytes(), Complaint::TooBig(1400));
+    let refused = row("too big again and again", &big).refused("initech", Reason::TooBig);
+    let reset = big.clone().rst();
+    let mut scenario = Scenario::of(
+        POLICY,
+        vec![
+            row("opened", &opening).opens("initech", &out).into(),
+            row("a reset is never answered", &reset)
+                .refused("initech", Reason::TooBig)
+                .into(),
+            refused.clone().answered(told).times(ANSWERS_PER_SECOND).into(),
+            refused.into(),
+            row("out through the stack, which sees to it itself", &big)
+                .replies("initech", &through_stack(&big, &opening))
+                .egress()
+                .into(),
+        ],
+    );
+    scenario.prepare = |world| world.host.links = [(INGRESS_IFINDEX, 1400)].into();
+    scenario
+}
+
+/// A reply as it leaves through the stack, which has taken its hop and written the link-layer addresses.
+fn through_stack(reply: &Segment, opening: &Segment) -> Segment {
+    Segment {
+        from: opening.to,
+        ..reply.clone()
+    }
+}
+
+#[test]
+fn replies_to_a_smaller_link() {
+    replies().run();
+}
+
+#[test]
+fn back_ends_are_told_within_bounds() {
+    replies_bounded().run();
 }
 
 #[test]

@@ -151,6 +151,8 @@ fn everything() -> Vec<Scenario> {
         answers::table,
         answers::bounded,
         answers::rates,
+        answers::replies,
+        answers::replies_bounded,
         related::table,
         related::bounded,
         echo::table,
