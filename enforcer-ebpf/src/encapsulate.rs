@@ -15,7 +15,7 @@ use crate::header::NetworkHeader;
 use crate::hook::{Hook, Room};
 use crate::rewrite::{get, put, take_hop};
 use crate::window::PacketWindow;
-use crate::{facts, maps, rewrite};
+use crate::{facts, maps, rewrite, route};
 
 /// Sends the packet to its back end inside another one; answers the verdict.
 #[inline(always)]
@@ -23,8 +23,9 @@ pub(crate) fn send_inside<H: Hook>(hook: &H) -> Option<u32> {
     let (frame, errand) = maps::told()?;
     let backend = maps::BACKENDS.get(errand.backend)?;
     wrap(hook, facts::host()?, frame, errand.forward, &backend.address)?;
-    rewrite::link_layer(&hook.window(), backend.next_hop_mac, backend.own_mac)?;
-    Some(hook.send(backend.ifindex))
+    let hop = route::hop(backend)?;
+    rewrite::link_layer(&hook.window(), hop.next_hop_mac, hop.own_mac)?;
+    Some(hook.send(hop.ifindex))
 }
 
 /// Puts the packet, less one hop, into another one to the back end. VLAN tags stay; the link-layer addresses are for the

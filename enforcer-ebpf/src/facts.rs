@@ -9,12 +9,13 @@
 )]
 
 use core::cell::Cell;
+use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::ptr;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use enforcer_common::Reason;
-use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::address::{Address, FlowKey};
 use enforcer_common::abi::config::{
     BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitRecord,
     LimitsRecord, NO_BACKEND, ROW_BLOCKS, SET_WORDS, ServiceRecord, TenantRecord,
@@ -24,7 +25,8 @@ use enforcer_common::decide::limiter::{self, Charge, Claim, Payment};
 use enforcer_common::decide::{Decision, Facts, Flow, Reply};
 use enforcer_common::schema::{banked, holder_connections, open_connections};
 
-use crate::maps;
+use crate::hook::Hook;
+use crate::{maps, route};
 
 /// Kernel monotonic time; read once a packet.
 #[inline(always)]
@@ -75,14 +77,30 @@ fn replace(word: *mut u64, seen: u64, new: u64) -> bool {
 /// `Facts` over the maps. It remembers the flow entries that the judgement found, so that carrying out the decision
 /// need not look them up again.
 pub(crate) struct MapFacts {
+    /// The context of the program, null where no route is asked for, and the interface that the packet came in by.
+    ctx: *mut c_void,
+    arrived_by: u32,
     flow: Cell<*mut FlowRecord>,
     reply: Cell<*mut ReplyRecord>,
 }
 
 impl MapFacts {
+    /// Of a packet that came in by a hook.
+    #[inline(always)]
+    pub(crate) fn of<H: Hook>(hook: &H) -> Self {
+        Self {
+            ctx: hook.as_ptr(),
+            arrived_by: hook.arrived_by(),
+            ..Self::new()
+        }
+    }
+
+    /// Without a packet that could go to a back end.
     #[inline(always)]
     pub(crate) fn new() -> Self {
         Self {
+            ctx: ptr::null_mut(),
+            arrived_by: 0,
             flow: Cell::new(ptr::null_mut()),
             reply: Cell::new(ptr::null_mut()),
         }
@@ -280,6 +298,14 @@ impl Facts for MapFacts {
     }
 
     #[inline(always)]
+    fn route_mtu_bytes(&self, backend: &Address, bytes: u32) -> Option<u32> {
+        if self.ctx.is_null() {
+            return None;
+        }
+        route::look_up(self.ctx, self.arrived_by, backend, bytes)
+    }
+
+    #[inline(always)]
     fn smallest_mtu_bytes(&self) -> u32 {
         match host() {
             Some(host) => host.smallest_mtu_bytes,
@@ -289,7 +315,7 @@ impl Facts for MapFacts {
 
     #[inline(always)]
     fn link_mtu_bytes(&self, ifindex: u32) -> Option<u32> {
-        let link = maps::LINKS.get_ptr(&ifindex)?;
+        let link = maps::LINKS.get_ptr(ifindex)?;
         // SAFETY: as in `flow`.
         Some(unsafe { (*link).mtu_bytes })
     }

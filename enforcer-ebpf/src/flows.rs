@@ -26,7 +26,7 @@ use enforcer_common::schema::{backend_connections, banked, holder_connections, t
 
 use crate::facts::{self, MapFacts, add, settle};
 use crate::hook::Hook;
-use crate::{maps, rewrite};
+use crate::{maps, rewrite, route};
 
 /// Ports that are tried before a translation is given up.
 const PORT_TRIES: u32 = 8;
@@ -111,7 +111,9 @@ pub(crate) fn forward<H: Hook>(
         forward if encapsulates(forward) => Sent::inside(decision),
         _ => {
             readdress(hook, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
-            Sent::to(hook.send(backend.ifindex))
+            let hop = route::hop(backend).ok_or(Reason::Internal)?;
+            rewrite::link_layer(&hook.window(), hop.next_hop_mac, hop.own_mac).ok_or(Reason::Internal)?;
+            Sent::to(hook.send(hop.ifindex))
         }
     };
     sent.translated_port_be = translated_port_be;
@@ -139,7 +141,7 @@ fn readdress<H: Hook>(
         .reversed();
         hook.translate(frame, &outgoing)?;
     }
-    rewrite::link_layer(&hook.window(), backend.next_hop_mac, backend.own_mac)
+    Some(())
 }
 
 /// Sends a back end's reply to the client.

@@ -28,7 +28,7 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
         maps::go_on(hook, Continuation::Icmp, Errand::NONE);
     }
     let now_ns = facts::now_ns();
-    let facts = MapFacts::new();
+    let facts = MapFacts::of(hook);
     let mut decision = decide::judge(&facts, &frame.packet, now_ns);
     let mut sent = Sent::to(match decision.reason.effect() {
         Effect::Passed => H::PASS,
@@ -102,7 +102,7 @@ pub(crate) fn judge_icmp<H: Hook>(hook: &H) -> u32 {
     let Some((frame, _)) = maps::told() else {
         return H::BROKEN;
     };
-    let (now_ns, facts) = (facts::now_ns(), MapFacts::new());
+    let (now_ns, facts) = (facts::now_ns(), MapFacts::of(hook));
     let quoted = match parse::quoted(&HookWindow::of(hook), frame) {
         Some(quoted) => maps::forget_quoted(quoted),
         None => None,

@@ -14,6 +14,7 @@
 //! - `capture`: shows the agent packets that it asked for.
 //! - `related`: ICMP errors about flows.
 //! - `header`, `resize`: headers made from nothing, and room for them.
+//! - `route`: the way to a back end, the agent's or the kernel's.
 //! - `rewrite`: header edits and checksums.
 //! - `emit`: counters and ring-buffer events.
 #![no_std]
@@ -47,6 +48,7 @@ mod maps;
 mod related;
 mod resize;
 mod rewrite;
+mod route;
 mod window;
 
 use aya_ebpf::macros::{classifier, xdp};

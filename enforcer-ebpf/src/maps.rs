@@ -12,6 +12,7 @@ use enforcer_common::continuation::{CONTINUATIONS as CONTINUATION_COUNT, Continu
 use enforcer_common::parse::{Frame, Quoted};
 
 use crate::hook::Hook;
+use crate::route::Route;
 
 macro_rules! declare {
     ($($name:ident: $kind:ident<$($ty:ty),+>, $sizing:ident $capacity:expr;)+) => {
@@ -45,6 +46,10 @@ static QUOTED: PerCpuArray<Quoted> = PerCpuArray::with_max_entries(1, 0);
 static FLOW: PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static REPLY: PerCpuArray<ReplyRecord> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the kernel says of a back end whose next hop the agent does not know.
+#[map]
+pub(crate) static ROUTE: PerCpuArray<Route> = PerCpuArray::with_max_entries(1, 0);
 
 /// What the program that goes on with a packet is told.
 #[map]

@@ -13,6 +13,7 @@ use crate::facts::{self, MapFacts};
 use crate::flows::{self, Sent};
 use crate::hook::Hook;
 use crate::rewrite::{Ends, UDP_CHECKSUM, get, link_layer, network_v4, network_v6, put};
+use crate::route;
 use crate::window::PacketWindow;
 
 /// Offset of the checksum in an ICMP header, of either version.
@@ -72,8 +73,9 @@ fn to_backend<H: Hook>(
         };
         readdress(&window, frame, quoted, &ends, &new)?;
     }
-    link_layer(&window, backend.next_hop_mac, backend.own_mac)?;
-    Some(Sent::to(hook.send(backend.ifindex)))
+    let hop = route::hop(backend)?;
+    link_layer(&window, hop.next_hop_mac, hop.own_mac)?;
+    Some(Sent::to(hook.send(hop.ifindex)))
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::address::{Address, FlowKey};
 use enforcer_common::abi::config::{
     BackendRecord, DecisionCell, DecisionRecord, LeaseRecord, LimitRecord, LimitsRecord, NO_BACKEND,
     SET_WORDS, ServiceRecord, TenantRecord,
@@ -142,6 +142,11 @@ impl Facts for Snapshot {
 
     fn answers(&self) -> LimitRecord {
         self.answers.0
+    }
+
+    /// Only the kernel can be asked.
+    fn route_mtu_bytes(&self, _backend: &Address, _bytes: u32) -> Option<u32> {
+        None
     }
 
     fn smallest_mtu_bytes(&self) -> u32 {

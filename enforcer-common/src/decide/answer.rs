@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::limiter::{self, Charge, Limiter};
-use super::{Decision, Facts, Packet, Shape, TCP, TCP_RST};
+use super::{Decision, Facts, Packet, Shape, TCP, TCP_RST, way_mtu_bytes};
 use crate::abi::address::{self, Address};
 use crate::abi::config::{SERVICE_PROHIBITS, SERVICE_RESETS};
 use crate::abi::reason::Reason;
@@ -128,9 +128,11 @@ pub fn fitting_bytes<F: Facts>(facts: &F, decision: &Decision, packet: &Packet) 
     }
     let bank = (decision.generation & 1) as u32;
     match facts.backend(bank, decision.backend.wrapping_sub(1)) {
-        Some(backend) => backend
-            .mtu_bytes
-            .saturating_sub(outer_bytes(decision.forward, &backend.address)),
+        Some(backend) => {
+            let outer_bytes = outer_bytes(decision.forward, &backend.address);
+            let mtu_bytes = way_mtu_bytes(facts, backend, packet.segment_bytes + outer_bytes);
+            mtu_bytes.unwrap_or(0).saturating_sub(outer_bytes)
+        }
         None => 0,
     }
 }

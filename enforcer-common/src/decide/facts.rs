@@ -137,6 +137,9 @@ pub trait Facts {
     fn smallest_mtu_bytes(&self) -> u32;
     /// The MTU of the link of an interface, if that is known.
     fn link_mtu_bytes(&self, ifindex: u32) -> Option<u32>;
+    /// The MTU of the way that the kernel itself knows to a back end of which the agent knows none, if it does. `bytes` is how
+    /// long a packet is that is to go there.
+    fn route_mtu_bytes(&self, backend: &Address, bytes: u32) -> Option<u32>;
     /// Why those who hold limits on a packet let it not pass, if they do not. (The programs have it in a function of its own.)
     #[inline(always)]
     fn refusal(&self, claim: &Claim, now_ns: u64) -> Option<Reason>

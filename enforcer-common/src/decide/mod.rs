@@ -17,9 +17,9 @@ pub mod trie;
 use crate::Reason;
 use crate::abi::address::{self, Address, FlowKey};
 use crate::abi::config::{
-    BACKEND_PRESENT, BACKEND_REACHABLE, FORWARD_LOCAL, LeaseRecord, NO_BACKEND, SERVICE_RESETS_INELIGIBLE,
-    SERVICE_STATELESS, SET_WORDS, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED,
-    TenantRecord, answers_directly, is_forward, takes_hop,
+    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_LOCAL, LeaseRecord, NO_BACKEND,
+    SERVICE_RESETS_INELIGIBLE, SERVICE_STATELESS, SET_WORDS, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW,
+    TENANT_SUSPENDED, TenantRecord, answers_directly, is_forward, takes_hop,
 };
 use crate::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST};
 use crate::encapsulation::outer_bytes;
@@ -380,7 +380,8 @@ fn keeps<F: Facts>(facts: &F, bank: u32, set: u32, flow: &Flow, decision: &Decis
         && backend.port_be == flow.backend_port_be
 }
 
-/// Whether the packet can be sent to the back end: the way to it is known, and the packet fits its link.
+/// Whether the packet can be sent to the back end: the agent or at least the kernel knows the way to it, and the packet fits
+/// its link.
 #[inline(always)]
 fn reachable<F: Facts>(facts: &F, bank: u32, slot: u32, packet: &Packet, decision: &mut Decision) -> bool {
     let reason = match facts.backend(bank, slot) {
@@ -388,19 +389,39 @@ fn reachable<F: Facts>(facts: &F, bank: u32, slot: u32, packet: &Packet, decisio
             if decision.forward == FORWARD_LOCAL {
                 return true;
             }
-            let outer_bytes = outer_bytes(decision.forward, &backend.address);
-            if backend.flags & BACKEND_REACHABLE == 0 {
-                Reason::NoNextHop
-            } else if packet.segment_bytes + outer_bytes > backend.mtu_bytes {
-                Reason::TooBig
-            } else {
-                return true;
+            match undeliverable(facts, backend, decision.forward, packet) {
+                Some(reason) => reason,
+                None => return true,
             }
         }
         _ => Reason::Internal,
     };
     *decision = decision.refused(reason);
     false
+}
+
+/// Why a packet cannot be sent on a link to the back end, if it cannot.
+#[inline(always)]
+fn undeliverable<F: Facts>(
+    facts: &F,
+    backend: &BackendRecord,
+    forward: u32,
+    packet: &Packet,
+) -> Option<Reason> {
+    let bytes = packet.segment_bytes + outer_bytes(forward, &backend.address);
+    match way_mtu_bytes(facts, backend, bytes) {
+        None => Some(Reason::NoNextHop),
+        Some(mtu_bytes) => (bytes > mtu_bytes).then_some(Reason::TooBig),
+    }
+}
+
+/// The MTU of the way to a back end: the agent's if it knows one, else the kernel's.
+#[inline(always)]
+fn way_mtu_bytes<F: Facts>(facts: &F, backend: &BackendRecord, bytes: u32) -> Option<u32> {
+    if backend.flags & BACKEND_REACHABLE != 0 {
+        return Some(backend.mtu_bytes);
+    }
+    facts.route_mtu_bytes(&backend.address, bytes)
 }
 
 /// The `FLOW_*` bits that a packet adds to its direction of a flow.

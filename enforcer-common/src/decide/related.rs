@@ -10,8 +10,7 @@ use super::trie::{self, Destination};
 use super::{Decision, Facts, Packet, standing, stopped};
 use crate::Reason;
 use crate::abi::address::{Address, FlowKey};
-use crate::abi::config::{BACKEND_REACHABLE, FORWARD_LOCAL, is_forward, takes_hop};
-use crate::encapsulation::outer_bytes;
+use crate::abi::config::{FORWARD_LOCAL, is_forward, takes_hop};
 
 /// Judges an ICMP error that quotes a packet of this 5-tuple; `None` if it is about no flow.
 ///
@@ -71,9 +70,8 @@ fn undeliverable<F: Facts>(
     }
     match facts.backend(bank, decision.backend - 1) {
         // The slot may be another's by now.
-        Some(backend) if backend.address == *flow_address && backend.flags & BACKEND_REACHABLE != 0 => {
-            let outer_bytes = outer_bytes(decision.forward, &backend.address);
-            (packet.segment_bytes + outer_bytes > backend.mtu_bytes).then_some(Reason::TooBig)
+        Some(backend) if backend.address == *flow_address => {
+            super::undeliverable(facts, backend, decision.forward, packet)
         }
         _ => Some(Reason::NoNextHop),
     }

@@ -10,6 +10,7 @@ mod lifecycle;
 mod paths;
 mod ping;
 mod programs;
+mod routes;
 mod schedule;
 mod tc;
 mod ways;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::Discriminant;
 use std::sync::Arc;
 
-use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::address::{Address, FlowKey};
 use enforcer_common::abi::capture::{CaptureRecord, CapturedRecord};
 use enforcer_common::abi::config::{
     BackendRecord, DecisionBlock, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitRecord,
@@ -338,6 +338,10 @@ impl Facts for World {
     /// Nothing that is refused here is answered.
     fn answers(&self) -> LimitRecord {
         LimitRecord::ZERO
+    }
+
+    fn route_mtu_bytes(&self, _backend: &Address, _bytes: u32) -> Option<u32> {
+        None
     }
 
     fn smallest_mtu_bytes(&self) -> u32 {
