@@ -275,7 +275,7 @@ fn every_connection_and_request_of_wrk_is_accounted_for() {
     let [mut opened, mut served] = [0, requests()];
     for is_ipv6 in [false, true] {
         let mut command = Command::new("wrk");
-        command.args(["--threads", "1", "--duration", "2s"]);
+        command.args(["--threads", "1", "--duration", "1s"]);
         command.arg("--connections").arg(CONNECTIONS.to_string());
         command.arg(url(is_ipv6, SMALL.0));
         let answered = answered(&succeed(&bench.client().host, command));
