@@ -16,6 +16,8 @@ pub enum Continuation {
     Icmp = 2,
     /// Shows the agent a packet that it asked for.
     Capture = 3,
+    /// Sends it on with other VLAN tags.
+    Retag = 4,
 }
 
 /// How many there are.
@@ -23,7 +25,13 @@ pub const CONTINUATIONS: u32 = Continuation::ALL.len() as u32;
 
 impl Continuation {
     /// All of them, by number.
-    pub const ALL: &'static [Self] = &[Self::Encapsulate, Self::Answer, Self::Icmp, Self::Capture];
+    pub const ALL: &'static [Self] = &[
+        Self::Encapsulate,
+        Self::Answer,
+        Self::Icmp,
+        Self::Capture,
+        Self::Retag,
+    ];
 
     /// The name of the program that goes on after TC.
     pub const fn tc_program(self) -> &'static str {
@@ -32,6 +40,7 @@ impl Continuation {
             Self::Answer => "enforcer_tc_answer",
             Self::Icmp => "enforcer_tc_icmp",
             Self::Capture => "enforcer_tc_capture",
+            Self::Retag => "enforcer_tc_retag",
         }
     }
 
@@ -42,6 +51,7 @@ impl Continuation {
             Self::Answer => "enforcer_answer",
             Self::Icmp => "enforcer_icmp",
             Self::Capture => "enforcer_capture",
+            Self::Retag => "enforcer_retag",
         }
     }
 }

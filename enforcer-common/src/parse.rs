@@ -62,6 +62,15 @@ pub const MAX_VLAN_TAGS: u32 = 2;
 pub const ETHERTYPE_V4: u16 = 0x0800;
 /// EtherType of IPv6.
 pub const ETHERTYPE_V6: u16 = 0x86dd;
+/// VLAN tags, the outermost first: of each its EtherType and its tag control information, in network order. Where there is
+/// no tag, both are zero.
+pub type Tags = [u16; 2 * MAX_VLAN_TAGS as usize];
+/// None.
+pub const NO_TAGS: Tags = [0; 2 * MAX_VLAN_TAGS as usize];
+/// Bytes of one tag.
+pub const TAG_BYTES: u32 = 4;
+/// Bytes of an Ethernet header without tags.
+pub const ETHERNET_BYTES: u32 = 14;
 /// EtherType of a VLAN tag.
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// EtherType of a service provider's VLAN tag.
@@ -104,6 +113,21 @@ pub fn parse<W: Window + ?Sized>(window: &W) -> Frame {
     let mut frame = parse_network(window);
     frame.link = link;
     frame
+}
+
+/// The VLAN tags that stand in a frame.
+#[inline(always)]
+pub fn tags<W: Window + ?Sized>(window: &W, frame: &Frame) -> Tags {
+    let mut tags = NO_TAGS;
+    let first = ETHERNET_BYTES - 2;
+    for (tag, index) in [(0, 0), (0, 1), (1, 2), (1, 3)] {
+        if frame.network_offset >= ETHERNET_BYTES + TAG_BYTES * (tag + 1)
+            && let Some(half) = window.half(first + 2 * index)
+        {
+            tags[index as usize] = half;
+        }
+    }
+    tags
 }
 
 #[inline(always)]

@@ -15,7 +15,7 @@ use crate::header::NetworkHeader;
 use crate::hook::{Hook, Room};
 use crate::rewrite::{get, put, take_hop};
 use crate::window::PacketWindow;
-use crate::{facts, maps, rewrite, route};
+use crate::{facts, flows, maps, route};
 
 /// Sends the packet to its back end inside another one; answers the verdict.
 #[inline(always)]
@@ -23,13 +23,11 @@ pub(crate) fn send_inside<H: Hook>(hook: &H) -> Option<u32> {
     let (frame, errand) = maps::told()?;
     let backend = maps::BACKENDS.get(errand.backend)?;
     wrap(hook, facts::host()?, frame, errand.forward, &backend.address)?;
-    let hop = route::hop(backend)?;
-    rewrite::link_layer(&hook.window(), hop.next_hop_mac, hop.own_mac)?;
-    Some(hook.send(hop.ifindex))
+    flows::relink(hook, frame, &route::hop(backend)?)
 }
 
-/// Puts the packet, less one hop, into another one to the back end. VLAN tags stay; the link-layer addresses are for the
-/// caller to write.
+/// Puts the packet, less one hop, into another one to the back end. VLAN tags stay; these and the link-layer
+/// addresses are for the caller to write.
 #[inline(always)]
 fn wrap<H: Hook>(hook: &H, host: &HostRecord, frame: &Frame, forward: u32, backend: &Address) -> Option<()> {
     let window = hook.window();

@@ -16,16 +16,17 @@ use enforcer_common::abi::config::{
     BackendRecord, FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, HostRecord, answers_directly, encapsulates,
 };
 use enforcer_common::abi::flow::{FLOW_RST, FlowRecord, ReplyRecord};
-use enforcer_common::continuation::Errand;
+use enforcer_common::continuation::{Continuation, Errand};
 use enforcer_common::decide::{
     Decision, Facts as _, FlowFate, flow_bits, is_v4, may_be_stateless, reply_key,
 };
 use enforcer_common::hash::{flow_hash, scale};
-use enforcer_common::parse::Frame;
+use enforcer_common::parse::{Frame, NO_TAGS};
 use enforcer_common::schema::{backend_connections, banked, holder_connections, tenant_holder};
 
 use crate::facts::{self, MapFacts, add, settle};
-use crate::hook::Hook;
+use crate::hook::{Hook, is_untagged};
+use crate::route::Hop;
 use crate::{maps, rewrite, route};
 
 /// Ports that are tried before a translation is given up.
@@ -38,7 +39,7 @@ const EEXIST: i32 = 17;
 pub(crate) struct Sent {
     pub(crate) verdict: u32,
     /// Set if another program is to send it, and then says the verdict.
-    pub(crate) errand: Option<Errand>,
+    pub(crate) next: Option<Continuation>,
     pub(crate) translated_port_be: u16,
     /// Whether there was no room for its flow's entry after all.
     pub(crate) stateless: bool,
@@ -52,7 +53,7 @@ impl Sent {
     pub(crate) const fn to(verdict: u32) -> Self {
         Self {
             verdict,
-            errand: None,
+            next: None,
             translated_port_be: 0,
             stateless: false,
         }
@@ -60,18 +61,49 @@ impl Sent {
 
     /// To the decision's back end, inside another packet.
     #[inline(always)]
-    pub(crate) const fn inside(decision: &Decision) -> Self {
-        Self {
-            verdict: 0,
-            errand: Some(Errand {
-                backend: banked((decision.generation & 1) as u32, decision.backend - 1),
-                forward: decision.forward,
-                ..Errand::NONE
-            }),
-            translated_port_be: 0,
-            stateless: false,
-        }
+    pub(crate) fn inside(decision: &Decision) -> Option<Self> {
+        maps::tell(Errand {
+            backend: banked((decision.generation & 1) as u32, decision.backend - 1),
+            forward: decision.forward,
+            ..Errand::NONE
+        })?;
+        Some(Self {
+            next: Some(Continuation::Encapsulate),
+            ..Self::to(0)
+        })
     }
+
+    /// On its way, its network header being right. Only a frame that has to have other VLAN tags is left to another program.
+    #[inline(always)]
+    pub(crate) fn by<H: Hook>(hook: &H, frame: &Frame, hop: &Hop) -> Option<Self> {
+        if hop.tags[0] != 0 || !is_untagged(hook, frame) {
+            maps::tell_hop(hop)?;
+            return Some(Self {
+                next: Some(Continuation::Retag),
+                ..Self::to(0)
+            });
+        }
+        rewrite::link_addresses(&hook.window(), hop.next_hop_mac, hop.own_mac)?;
+        Some(Self::to(hook.send(hop.ifindex)))
+    }
+}
+
+/// Sends a frame on with other VLAN tags: what [`Sent::by`] leaves to a program of its own, which has the room.
+#[inline(always)]
+pub(crate) fn send_retagged<H: Hook>(hook: &H) -> Option<u32> {
+    let (frame, _) = maps::told()?;
+    relink(hook, frame, maps::told_hop()?)
+}
+
+/// Gives the frame the hop's VLAN tags and link-layer addresses, and sends it. Its network header may be another one than it
+/// came with, but stands where that stood.
+#[inline(always)]
+pub(crate) fn relink<H: Hook>(hook: &H, frame: &Frame, hop: &Hop) -> Option<u32> {
+    if hop.tags[0] != 0 || !is_untagged(hook, frame) {
+        hook.retag(frame, &hop.tags)?;
+    }
+    rewrite::link_addresses(&hook.window(), hop.next_hop_mac, hop.own_mac)?;
+    Some(hook.send(hop.ifindex))
 }
 
 /// Sends a client's packet to its back end.
@@ -108,12 +140,11 @@ pub(crate) fn forward<H: Hook>(
 
     let mut sent = match decision.forward {
         FORWARD_LOCAL => Sent::to(H::PASS),
-        forward if encapsulates(forward) => Sent::inside(decision),
+        forward if encapsulates(forward) => Sent::inside(decision).ok_or(Reason::Internal)?,
         _ => {
             readdress(hook, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
             let hop = route::hop(backend).ok_or(Reason::Internal)?;
-            rewrite::link_layer(&hook.window(), hop.next_hop_mac, hop.own_mac).ok_or(Reason::Internal)?;
-            Sent::to(hook.send(hop.ifindex))
+            Sent::by(hook, frame, &hop).ok_or(Reason::Internal)?
         }
     };
     sent.translated_port_be = translated_port_be;
@@ -161,8 +192,18 @@ pub(crate) fn reply<H: Hook>(
     let record = unsafe { &*entry };
     hook.translate(frame, &record.forward.reversed())
         .ok_or(Reason::Internal)?;
-    rewrite::link_layer(&hook.window(), record.client_mac, record.own_mac).ok_or(Reason::Internal)?;
-    Ok(Sent::to(hook.send(record.client_ifindex)))
+    Sent::by(hook, frame, &homeward(record)).ok_or(Reason::Internal)
+}
+
+/// How replies get to their client: as its packets came.
+#[inline(always)]
+pub(crate) fn homeward(record: &ReplyRecord) -> Hop {
+    Hop {
+        tags: record.tags,
+        ifindex: record.client_ifindex,
+        next_hop_mac: record.client_mac,
+        own_mac: record.own_mac,
+    }
 }
 
 /// Undoes the translation of a reply that goes out through the host's stack.
@@ -425,6 +466,9 @@ fn establish_replies<H: Hook>(
     }
     let record =
         maps::off_stack_reply(reply_record(hook, frame, decision, now_ns)).ok_or(Reason::Internal)?;
+    if !is_untagged(hook, frame) {
+        maps::set_reply_tags(hook.tags(frame)).ok_or(Reason::Internal)?;
+    }
     if decision.forward != FORWARD_NAT {
         let reply = reply_key(key, backend.address, backend.port_be, None);
         return match maps::REPLIES.insert(&reply, record, u64::from(BPF_NOEXIST)) {
@@ -497,5 +541,6 @@ fn reply_record<H: Hook>(hook: &H, frame: &Frame, decision: &Decision, now_ns: u
         client_mac,
         own_mac,
         state: 0,
+        tags: NO_TAGS,
     }
 }

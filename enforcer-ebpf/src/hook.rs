@@ -17,20 +17,19 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::helpers::generated::{
-    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_xdp_load_bytes,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_xdp_load_bytes,
 };
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::FORWARD_GUE;
 use enforcer_common::decide::{Shape, TCP};
-use enforcer_common::parse::{Frame, Window};
+use enforcer_common::parse::{self, ETHERNET_BYTES, Frame, MAX_VLAN_TAGS, TAG_BYTES, Tags, Window};
 
 use crate::window::{PacketWindow, make_headers_linear, xdp_frame_bytes};
 use crate::{maps, resize, rewrite};
 
-/// Length of an Ethernet header without VLAN tags.
-const ETHERNET_BYTES: u32 = 14;
 /// Length of a UDP header.
 const UDP_HEADER_BYTES: u32 = 8;
 
@@ -68,6 +67,12 @@ pub(crate) trait Hook: EbpfContext {
     fn make_room(&self, frame: &Frame, bytes: u32, why: Room) -> Option<()>;
     /// Cuts the frame to so many bytes.
     fn cut_to(&self, bytes: u32) -> Option<()>;
+    /// Whether a VLAN tag of the packet is kept beside the frame.
+    fn holds_tag(&self) -> bool;
+    /// The VLAN tags with which the packet came.
+    fn tags(&self, frame: &Frame) -> Tags;
+    /// Has the frame leave with these VLAN tags instead of its own. Link-layer addresses are to be written after that.
+    fn retag(&self, frame: &Frame, tags: &Tags) -> Option<()>;
     /// Gives the packet a new 5-tuple and takes one from its TTL or hop limit, checksums included.
     fn translate(&self, frame: &Frame, new: &FlowKey) -> Option<()>;
     /// Copies the frame's first bytes, as many as there is room for at `to`; says whether it did.
@@ -172,6 +177,33 @@ impl Hook for XdpContext {
     }
 
     #[inline(always)]
+    fn holds_tag(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn tags(&self, frame: &Frame) -> Tags {
+        parse::tags(&HookWindow::of(self), frame)
+    }
+
+    /// The EtherType stands right before the network header, wherever the frame begins.
+    #[inline(always)]
+    fn retag(&self, frame: &Frame, tags: &Tags) -> Option<()> {
+        let (has_bytes, wanted_bytes) = (frame.network_offset - ETHERNET_BYTES, tag_count(tags) * TAG_BYTES);
+        if has_bytes != wanted_bytes {
+            resize::move_start(self, has_bytes as i32 - wanted_bytes as i32)?;
+        }
+        let window = self.window();
+        if tags[0] != 0 {
+            rewrite::put(&window, ETHERNET_BYTES - 2, [tags[0], tags[1]])?;
+        }
+        if tags[2] != 0 {
+            rewrite::put(&window, ETHERNET_BYTES - 2 + TAG_BYTES, [tags[2], tags[3]])?;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
     fn translate(&self, frame: &Frame, new: &FlowKey) -> Option<()> {
         rewrite::translate(&self.window(), frame, new)
     }
@@ -217,9 +249,15 @@ impl Hook for TcContext {
         unsafe { (*self.skb.skb).ifindex }
     }
 
+    /// A tag beside two in the frame is one more than is walked: such a packet is left to the host, as XDP leaves it.
+    ///
     /// What a segment has: the headers that all of them get, and as much payload as the kernel says.
     #[inline(always)]
     fn split(&self, frame: &mut Frame) {
+        if self.holds_tag() && frame.network_offset >= ETHERNET_BYTES + MAX_VLAN_TAGS * TAG_BYTES {
+            frame.packet.shape = Shape::NotIp;
+            return;
+        }
         // SAFETY: as in `arrived_by`.
         let payload_bytes = unsafe { (*self.skb.skb).gso_size };
         if payload_bytes == 0 || !matches!(frame.packet.shape, Shape::Transport) {
@@ -276,6 +314,51 @@ impl Hook for TcContext {
     }
 
     #[inline(always)]
+    fn holds_tag(&self) -> bool {
+        // In a box, or the compiler would keep a pointer to the field, and the verifier allows none into the context.
+        let buffer = core::hint::black_box(self.skb.skb);
+        // SAFETY: as in `arrived_by`.
+        unsafe { (*buffer).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn tags(&self, frame: &Frame) -> Tags {
+        let inside = parse::tags(&HookWindow::of(self), frame);
+        if !self.holds_tag() {
+            return inside;
+        }
+        // SAFETY: as in `arrived_by`.
+        let (protocol_be, control) = unsafe { ((*self.skb.skb).vlan_proto, (*self.skb.skb).vlan_tci) };
+        [protocol_be as u16, (control as u16).to_be(), inside[0], inside[1]]
+    }
+
+    /// By the helpers, which know where a tag is: the outermost one goes beside the frame. What is right already stays as it is.
+    #[inline(always)]
+    fn retag(&self, frame: &Frame, tags: &Tags) -> Option<()> {
+        if self.tags(frame) == *tags {
+            return Some(());
+        }
+        let held = u32::from(self.holds_tag()) + (frame.network_offset - ETHERNET_BYTES) / TAG_BYTES;
+        for index in 0..MAX_VLAN_TAGS {
+            // SAFETY: as in `make_room`.
+            if index < held && unsafe { bpf_skb_vlan_pop(self.as_ptr().cast()) } != 0 {
+                return None;
+            }
+        }
+        for [protocol_be, control_be] in [[tags[2], tags[3]], [tags[0], tags[1]]] {
+            if protocol_be == 0 {
+                continue;
+            }
+            let control = u16::from_be(control_be);
+            // SAFETY: as in `make_room`.
+            if unsafe { bpf_skb_vlan_push(self.as_ptr().cast(), protocol_be, control) } != 0 {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    #[inline(always)]
     fn translate(&self, frame: &Frame, new: &FlowKey) -> Option<()> {
         rewrite::take_hop(&self.window(), frame)?;
         rewrite::readdress_buffer(self, frame, new)
@@ -291,6 +374,17 @@ impl Hook for TcContext {
     fn continuations() -> &'static ProgramArray {
         &maps::TC_CONTINUATIONS
     }
+}
+
+/// Whether a packet came with no VLAN tag: nearly always.
+#[inline(always)]
+pub(crate) fn is_untagged<H: Hook>(hook: &H, frame: &Frame) -> bool {
+    frame.network_offset == ETHERNET_BYTES && !hook.holds_tag()
+}
+
+#[inline(always)]
+fn tag_count(tags: &Tags) -> u32 {
+    u32::from(tags[0] != 0) + u32::from(tags[2] != 0)
 }
 
 #[inline(always)]

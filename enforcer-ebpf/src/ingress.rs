@@ -25,7 +25,7 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
         return H::BROKEN;
     };
     if parse::is_icmp(&frame.packet) {
-        maps::go_on(hook, Continuation::Icmp, Errand::NONE);
+        maps::go_on(hook, Continuation::Icmp);
     }
     let now_ns = facts::now_ns();
     let facts = MapFacts::of(hook);
@@ -57,8 +57,8 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
         sent.translated_port_be,
         now_ns,
     );
-    if let Some(errand) = sent.errand {
-        maps::go_on(hook, Continuation::Encapsulate, errand);
+    if let Some(next) = sent.next {
+        go_on_sending(hook, next);
         return H::BROKEN;
     }
     if matches!(decision.reason, Reason::BackendIneligible) {
@@ -73,6 +73,15 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
         }
     }
     leave(hook, &decision, errand)
+}
+
+/// Leaves the rest of sending a packet to another program.
+#[inline(always)]
+fn go_on_sending<H: Hook>(hook: &H, next: Continuation) {
+    match next {
+        Continuation::Encapsulate => maps::go_on(hook, Continuation::Encapsulate),
+        other => maps::go_on_seldom(hook, other),
+    }
 }
 
 /// What is left to do with a packet that was judged: it is shown to the agent if that asked for it, and answered if it
@@ -137,8 +146,9 @@ pub(crate) fn judge_icmp<H: Hook>(hook: &H) -> u32 {
         }
     }
     emit::count(DIRECTION_INGRESS, &decision, &frame.packet, 0, now_ns);
-    if let Some(errand) = sent.errand {
-        maps::go_on(hook, Continuation::Encapsulate, errand);
+    if let Some(next) = sent.next {
+        go_on_sending(hook, next);
+        return H::BROKEN;
     }
     leave(hook, &decision, capture::errand(&decision, sent.verdict, now_ns))
 }

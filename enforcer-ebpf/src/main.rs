@@ -86,6 +86,12 @@ pub fn enforcer_encapsulate(ctx: XdpContext) -> u32 {
     encapsulate::send_inside(&ctx).unwrap_or(XdpContext::BROKEN)
 }
 
+/// Sends a packet on with other VLAN tags than it came with.
+#[xdp(frags)]
+pub fn enforcer_retag(ctx: XdpContext) -> u32 {
+    flows::send_retagged(&ctx).unwrap_or(XdpContext::BROKEN)
+}
+
 /// [`enforcer_xdp`] for interfaces where XDP cannot be attached.
 #[classifier]
 pub fn enforcer_ingress(ctx: TcContext) -> i32 {
@@ -114,6 +120,12 @@ pub fn enforcer_tc_answer(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn enforcer_tc_encapsulate(ctx: TcContext) -> i32 {
     encapsulate::send_inside(&ctx).unwrap_or(TcContext::BROKEN) as i32
+}
+
+/// [`enforcer_retag`] there.
+#[classifier]
+pub fn enforcer_tc_retag(ctx: TcContext) -> i32 {
+    flows::send_retagged(&ctx).unwrap_or(TcContext::BROKEN) as i32
 }
 
 /// Judges what goes out through the host's stack: replies of back ends are metered and their translation is undone.

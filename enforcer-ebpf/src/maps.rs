@@ -9,10 +9,10 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::continuation::{CONTINUATIONS as CONTINUATION_COUNT, Continuation, Errand};
-use enforcer_common::parse::{Frame, Quoted};
+use enforcer_common::parse::{Frame, Quoted, Tags};
 
 use crate::hook::Hook;
-use crate::route::Route;
+use crate::route::{Hop, Route};
 
 macro_rules! declare {
     ($($name:ident: $kind:ident<$($ty:ty),+>, $sizing:ident $capacity:expr;)+) => {
@@ -51,6 +51,10 @@ static REPLY: PerCpuArray<ReplyRecord> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static ROUTE: PerCpuArray<Route> = PerCpuArray::with_max_entries(1, 0);
 
+/// How a frame leaves that gets other VLAN tags before.
+#[map]
+static HOP: PerCpuArray<Hop> = PerCpuArray::with_max_entries(1, 0);
+
 /// What the program that goes on with a packet is told.
 #[map]
 static ERRAND: PerCpuArray<Errand> = PerCpuArray::with_max_entries(1, 0);
@@ -66,12 +70,10 @@ pub(crate) static TC_CONTINUATIONS: ProgramArray = ProgramArray::with_max_entrie
 /// Goes on with another program, which has a stack of its own, and whose paths the verifier does not multiply with those
 /// of this one. Comes back only if there is no such program.
 #[inline(always)]
-pub(crate) fn go_on<H: Hook>(hook: &H, with: Continuation, errand: Errand) {
-    if tell(errand).is_some() {
-        // SAFETY: (need) a tail call is a foreign call. (soundness) it ends this program, which holds nothing that has to be
-        // dropped, or does nothing.
-        unsafe { H::continuations().tail_call(hook, with as u32) };
-    }
+pub(crate) fn go_on<H: Hook>(hook: &H, with: Continuation) {
+    // SAFETY: (need) a tail call is a foreign call. (soundness) it ends this program, which holds nothing that has to be
+    // dropped, or does nothing.
+    unsafe { H::continuations().tail_call(hook, with as u32) };
 }
 
 /// Writes down what the program that goes on with the packet is to know.
@@ -84,7 +86,22 @@ pub(crate) fn tell(errand: Errand) -> Option<()> {
     Some(())
 }
 
-/// The same, with what was told last, for what few packets do: by a number that the compiler does not know. The kernel makes
+/// Writes down how a frame is to leave that gets other VLAN tags before.
+#[inline(always)]
+pub(crate) fn tell_hop(hop: &Hop) -> Option<()> {
+    let slot = HOP.get_ptr_mut(0)?;
+    // SAFETY: as in `tell`.
+    unsafe { slot.write(*hop) };
+    Some(())
+}
+
+/// How the frame is to leave.
+#[inline(always)]
+pub(crate) fn told_hop() -> Option<&'static Hop> {
+    HOP.get(0)
+}
+
+/// The same as [`go_on`], for what few packets do: by a number that the compiler does not know. The kernel makes
 /// no jump of it that it would have to patch, after a grace period each, when the programs go.
 #[inline(always)]
 pub(crate) fn go_on_seldom<H: Hook>(hook: &H, with: Continuation) {
@@ -141,6 +158,15 @@ pub(crate) fn off_stack_reply(record: ReplyRecord) -> Option<&'static ReplyRecor
         slot.write(record);
         Some(&*slot)
     }
+}
+
+/// Puts VLAN tags into the reply entry that lies off the stack.
+#[inline(always)]
+pub(crate) fn set_reply_tags(tags: Tags) -> Option<()> {
+    let slot = REPLY.get_ptr_mut(0)?;
+    // SAFETY: as in `forget`; the slot holds a whole record by then.
+    unsafe { (*slot).tags = tags };
+    Some(())
 }
 
 /// Read-only data that the loader may override: 1 has the programs take the time from `HOST.test_now_ns`. The verifier

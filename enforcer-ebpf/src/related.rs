@@ -12,7 +12,7 @@ use enforcer_common::parse::{Frame, Quoted};
 use crate::facts::{self, MapFacts};
 use crate::flows::{self, Sent};
 use crate::hook::Hook;
-use crate::rewrite::{Ends, UDP_CHECKSUM, get, link_layer, network_v4, network_v6, put};
+use crate::rewrite::{Ends, UDP_CHECKSUM, get, network_v4, network_v6, put};
 use crate::route;
 use crate::window::PacketWindow;
 
@@ -51,7 +51,7 @@ fn to_backend<H: Hook>(
         return Some(Sent::to(H::PASS));
     }
     if encapsulates(decision.forward) {
-        return Some(Sent::inside(decision));
+        return Sent::inside(decision);
     }
     let backend = facts.backend(bank, decision.backend - 1)?;
     let window = hook.window();
@@ -73,9 +73,7 @@ fn to_backend<H: Hook>(
         };
         readdress(&window, frame, quoted, &ends, &new)?;
     }
-    let hop = route::hop(backend)?;
-    link_layer(&window, hop.next_hop_mac, hop.own_mac)?;
-    Some(Sent::to(hook.send(hop.ifindex)))
+    Sent::by(hook, frame, &route::hop(backend)?)
 }
 
 #[inline(always)]
@@ -90,8 +88,7 @@ fn to_client<H: Hook>(hook: &H, facts: &MapFacts, frame: &Frame, quoted: &Quoted
         destination: &record.forward.source,
     };
     readdress(&window, frame, quoted, &ends, &record.forward)?;
-    link_layer(&window, record.client_mac, record.own_mac)?;
-    Some(Sent::to(hook.send(record.client_ifindex)))
+    Sent::by(hook, frame, &flows::homeward(record))
 }
 
 /// Gives the error new ends and one hop less, and the packet that it quotes another 5-tuple. Checksums follow, but for the

@@ -62,9 +62,9 @@ pub(crate) fn get<T: Copy>(window: &PacketWindow, offset: u32) -> Option<T> {
     Some(unsafe { ptr::read_unaligned(source) })
 }
 
-/// Sets the link-layer addresses. A VLAN tag, where there is one, stays.
+/// Sets the link-layer addresses. VLAN tags stay.
 #[inline(always)]
-pub(crate) fn link_layer(window: &PacketWindow, destination: [u8; 6], source: [u8; 6]) -> Option<()> {
+pub(crate) fn link_addresses(window: &PacketWindow, destination: [u8; 6], source: [u8; 6]) -> Option<()> {
     put(window, 0, destination)?;
     put(window, 6, source)
 }

@@ -13,6 +13,7 @@ use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_SUCCESS,
 use aya_ebpf::helpers::generated;
 use enforcer_common::abi::address::{Address, is_v4};
 use enforcer_common::abi::config::{BACKEND_REACHABLE, BackendRecord};
+use enforcer_common::parse::{NO_TAGS, Tags};
 
 use crate::maps;
 
@@ -27,8 +28,12 @@ pub(crate) struct Route {
     backend: Address,
 }
 
-/// How a frame gets to a back end.
+/// How a frame leaves.
+#[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct Hop {
+    /// The VLAN tags that it leaves with.
+    pub(crate) tags: Tags,
     pub(crate) ifindex: u32,
     pub(crate) next_hop_mac: [u8; 6],
     pub(crate) own_mac: [u8; 6],
@@ -39,6 +44,7 @@ pub(crate) struct Hop {
 pub(crate) fn hop(backend: &BackendRecord) -> Option<Hop> {
     if backend.flags & BACKEND_REACHABLE != 0 {
         return Some(Hop {
+            tags: backend.tags,
             ifindex: backend.ifindex,
             next_hop_mac: backend.next_hop_mac,
             own_mac: backend.own_mac,
@@ -46,6 +52,7 @@ pub(crate) fn hop(backend: &BackendRecord) -> Option<Hop> {
     }
     let route = maps::ROUTE.get(0)?;
     (route.backend == backend.address).then_some(Hop {
+        tags: NO_TAGS,
         ifindex: route.parameters.ifindex,
         next_hop_mac: route.parameters.dmac,
         own_mac: route.parameters.smac,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use enforcer_agent::pure::replay::{Answered, Replay, Sent, Sweep};
+use enforcer_agent::pure::replay::{Answered, Arrival, Replay, Sent, Sweep};
 use enforcer_agent::pure::tables::Tables;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::FlowKey;
@@ -16,11 +16,11 @@ use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::decide::answer::Answer;
 use enforcer_common::decide::{Decision, FlowFate, Packet};
-use enforcer_common::parse::{message, parse};
+use enforcer_common::parse::{message, parse, tags};
 
 use crate::generate::hex;
 use crate::packet::{Complaint, complain, inspect, reset, unwrap};
-use crate::rig::{Ran, TIMEOUTS, Verdict};
+use crate::rig::{Ran, TIMEOUTS, Verdict, Way};
 use crate::world::INGRESS_IFINDEX;
 use rewrite::{rewritten, turned_round};
 
@@ -59,8 +59,10 @@ impl Outcome {
     ///
     /// # Errors
     /// What differs.
-    pub fn same_frame(&self, sent: &[u8], ran: &Ran) -> Result<(), String> {
-        let (kernel, model) = (&ran.frame, &self.frame);
+    pub fn same_frame(&self, way: Way, sent: &[u8], ran: &Ran) -> Result<(), String> {
+        let in_frame = way.in_frame(sent, self.frame.clone());
+        let is_moved_by = self.frame.len() - in_frame.len();
+        let (kernel, model) = (&ran.frame, &in_frame);
         if kernel.len() != model.len() {
             return Err(format!(
                 "length of the frame: kernel {}, model {}",
@@ -68,7 +70,10 @@ impl Outcome {
                 model.len()
             ));
         }
-        let is_checksum = |offset: usize| self.checksums.iter().any(|at| (*at..*at + 2).contains(&offset));
+        let is_checksum = |offset: usize| {
+            let place = offset + is_moved_by;
+            self.checksums.iter().any(|at| (*at..*at + 2).contains(&place))
+        };
         for (offset, (kernel_byte, model_byte)) in kernel.iter().zip(model).enumerate() {
             if kernel_byte != model_byte && !is_checksum(offset) {
                 return Err(format!(
@@ -150,7 +155,10 @@ impl Model {
             direction,
             &parsed,
             message(frame, &parsed).as_ref(),
-            INGRESS_IFINDEX,
+            Arrival {
+                ifindex: INGRESS_IFINDEX,
+                tags: tags(frame, &parsed),
+            },
             now_ns,
         );
         let decision = outcome.decision;

@@ -82,6 +82,7 @@ pub fn next_hop(address: IpAddr) -> NextHop {
         own_mac: BACKEND_SIDE_MAC,
         next_hop_mac: mac_of(address),
         mtu_bytes: MTU_BYTES,
+        vlan: None,
     }
 }
 

@@ -114,6 +114,7 @@ fn next_hops_follow_routes_and_neighbours() {
             ifindex: interface.ifindex,
             ifname: "far".to_owned(),
             mtu_bytes: 1400,
+            vlan: None,
             source_mac: interface.mac.unwrap(),
             next_hop_mac: hop.next_hop_mac,
             next_hop: address(destination),

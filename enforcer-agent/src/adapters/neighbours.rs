@@ -12,7 +12,8 @@ use std::net::IpAddr;
 use futures::{StreamExt, TryStreamExt, pin_mut};
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    VlanProtocol, XdpAttached,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -21,6 +22,11 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage,
 use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
 use thiserror::Error;
 use tokio::task::JoinSet;
+
+use crate::pure::compile::VlanTag;
+
+#[cfg(test)]
+mod tests;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +60,17 @@ pub struct Interface {
     pub is_up: bool,
     /// Whether an XDP program is attached, and if so whether in the generic hook.
     pub xdp: XdpHook,
+    /// Set if it is a VLAN interface.
+    pub vlan: Option<Vlan>,
+}
+
+/// What a VLAN interface stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vlan {
+    /// The interface that its frames leave by; `None` if that is in another network namespace.
+    pub parent_ifindex: Option<u32>,
+    /// The tag that they have there.
+    pub tag: VlanTag,
 }
 
 /// Where an interface runs XDP.
@@ -84,7 +101,9 @@ pub struct LocalAddress {
 pub struct NextHop {
     /// The interface that they leave by.
     pub ifindex: u32,
-    /// Its name.
+    /// The tag that they have there, if the route leads over a VLAN interface.
+    pub vlan: Option<VlanTag>,
+    /// The name of the interface that the route names: the VLAN interface, if it is one.
     pub ifname: String,
     /// Its MTU, in bytes.
     pub mtu_bytes: u32,
@@ -124,6 +143,30 @@ pub enum NextHopError {
     /// The way leads over a link without Ethernet addresses.
     #[error("the route to {destination} leaves by {ifname}, which is no Ethernet interface")]
     NotEthernet {
+        /// Where to.
+        destination: IpAddr,
+        /// The interface.
+        ifname: String,
+    },
+    /// Frames would need two tags.
+    #[error(
+        "the route to {destination} leaves by {ifname}, a VLAN interface on {parent}, which is one itself; \
+         only one tag can be set: lead the route over a VLAN interface on a network card"
+    )]
+    StackedVlan {
+        /// Where to.
+        destination: IpAddr,
+        /// The interface.
+        ifname: String,
+        /// The one below it.
+        parent: String,
+    },
+    /// The programs cannot send by the interface below a VLAN interface.
+    #[error(
+        "the route to {destination} leaves by {ifname}, a VLAN interface on one that is not in this network namespace; \
+         move both into one"
+    )]
+    VlanElsewhere {
         /// Where to.
         destination: IpAddr,
         /// The interface.
@@ -335,12 +378,14 @@ fn next_hop_of(destination: IpAddr, route: &RouteMessage, tables: &Tables) -> Re
     let Some(source_mac) = interface.mac else {
         return Err(NextHopError::NotEthernet { destination, ifname });
     };
+    let (sends_by, vlan) = outlet(destination, interface, tables)?;
     let next_hop = gateway.unwrap_or(destination);
     let Some(&next_hop_mac) = tables.neighbours.get(&(interface.ifindex, next_hop)) else {
         return Err(NextHopError::Unresolved { next_hop, ifname });
     };
     Ok(NextHop {
-        ifindex: interface.ifindex,
+        ifindex: sends_by,
+        vlan,
         ifname,
         mtu_bytes: interface.mtu_bytes,
         source_mac,
@@ -348,6 +393,31 @@ fn next_hop_of(destination: IpAddr, route: &RouteMessage, tables: &Tables) -> Re
         next_hop,
         preferred_source,
     })
+}
+
+/// The interface that frames leave by, and the tag that they have there: the programs send by network cards, and a VLAN
+/// interface is none.
+fn outlet(
+    destination: IpAddr,
+    interface: &Interface,
+    tables: &Tables,
+) -> Result<(u32, Option<VlanTag>), NextHopError> {
+    let Some(vlan) = interface.vlan else {
+        return Ok((interface.ifindex, None));
+    };
+    let ifname = interface.name.clone();
+    let parent = vlan
+        .parent_ifindex
+        .and_then(|index| tables.interfaces.get(&index));
+    match parent {
+        None => Err(NextHopError::VlanElsewhere { destination, ifname }),
+        Some(parent) if parent.vlan.is_some() => Err(NextHopError::StackedVlan {
+            destination,
+            ifname,
+            parent: parent.name.clone(),
+        }),
+        Some(parent) => Ok((parent.ifindex, Some(vlan.tag))),
+    }
 }
 
 fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
@@ -366,7 +436,9 @@ fn interface_of(link: &LinkMessage) -> Interface {
         mtu_bytes: 0,
         is_up: link.header.flags.contains(LinkFlags::Up),
         xdp: XdpHook::None,
+        vlan: None,
     };
+    let (mut below, mut is_elsewhere, mut tag) = (None, false, None);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
@@ -375,10 +447,36 @@ fn interface_of(link: &LinkMessage) -> Interface {
                 interface.mac = mac_of(address);
             }
             LinkAttribute::Xdp(attributes) => interface.xdp = xdp_hook(attributes),
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
+            LinkAttribute::LinkInfo(attributes) => tag = vlan_tag(attributes),
             _ => {}
         }
     }
+    interface.vlan = tag.map(|tag| Vlan {
+        parent_ifindex: below.filter(|_| !is_elsewhere),
+        tag,
+    });
     interface
+}
+
+fn vlan_tag(attributes: &[LinkInfo]) -> Option<VlanTag> {
+    let vlan = attributes.iter().find_map(|attribute| match attribute {
+        LinkInfo::Data(InfoData::Vlan(vlan)) => Some(vlan),
+        _ => None,
+    })?;
+    let (mut id, mut protocol) = (None, VlanProtocol::Ieee8021Q);
+    for attribute in vlan {
+        match attribute {
+            InfoVlan::Id(number) => id = Some(*number),
+            InfoVlan::Protocol(named) => protocol = *named,
+            _ => {}
+        }
+    }
+    Some(VlanTag {
+        protocol: protocol as u16,
+        id: id?,
+    })
 }
 
 fn xdp_hook(attributes: &[LinkXdp]) -> XdpHook {

@@ -595,5 +595,6 @@ pub(super) fn link_of(hop: &NextHop) -> compile::NextHop {
         own_mac: hop.source_mac.0,
         next_hop_mac: hop.next_hop_mac.0,
         mtu_bytes: hop.mtu_bytes,
+        vlan: hop.vlan,
     }
 }

@@ -29,6 +29,7 @@ const NEXT_HOP: NextHop = NextHop {
     own_mac: [0; 6],
     next_hop_mac: [0; 6],
     mtu_bytes: u32::MAX,
+    vlan: None,
 };
 
 /// Everything that a compile takes besides the policy.

@@ -27,7 +27,7 @@ use enforcer_common::abi::tally::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use enforcer_common::decide::answer::{self, Answer};
 use enforcer_common::decide::limiter::{self, Charge, Claim, Payment};
 use enforcer_common::decide::{Decision, Flow, FlowFate, Packet, Reply, judge, judge_egress};
-use enforcer_common::parse::{Frame, Message};
+use enforcer_common::parse::{Frame, Message, Tags};
 use enforcer_common::schema::{backend_connections, holder_connections};
 
 use super::expiry::{self, Counted, Seen, Timeouts};
@@ -82,6 +82,15 @@ pub struct Answered {
     pub fitting_bytes: u32,
 }
 
+/// How a packet came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The interface.
+    pub ifindex: u32,
+    /// Its VLAN tags.
+    pub tags: Tags,
+}
+
 /// A packet that goes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sent {
@@ -93,6 +102,8 @@ pub struct Sent {
     pub hops: u8,
     /// Link-layer destination and source; `None` where the stack writes them.
     pub link: Option<([u8; 6], [u8; 6])>,
+    /// The VLAN tags with which it leaves; `None` where its own stay.
+    pub tags: Option<Tags>,
     /// The 5-tuple of the packet that it quotes, where that changes.
     pub quoted: Option<FlowKey>,
     /// The header around it, if it is encapsulated.
@@ -174,14 +185,14 @@ impl Replay {
 
     /// Judges a packet and carries out what was decided.
     ///
-    /// `direction` is one of `tally::DIRECTION_*`, `message` what an ICMP packet says, `ifindex` the interface that the
-    /// packet came in by. `now_ns` never goes back from one call to the next.
+    /// `direction` is one of `tally::DIRECTION_*`, `message` what an ICMP packet says. `now_ns` never goes back from one call to
+    /// the next.
     pub fn judge(
         &mut self,
         direction: u32,
         frame: &Frame,
         message: Option<&Message>,
-        ifindex: u32,
+        arrival: Arrival,
         now_ns: u64,
     ) -> Outcome {
         let message = message.filter(|_| direction == DIRECTION_INGRESS);
@@ -198,7 +209,7 @@ impl Replay {
         let carried_out = match (decision.reason, direction) {
             (Reason::Reply, DIRECTION_EGRESS) => self.reply_through_stack(frame, &decision, now_ns),
             (Reason::Reply, _) => self.reply(frame, &decision, now_ns),
-            _ => self.forward(frame, &decision, ifindex, now_ns),
+            _ => self.forward(frame, &decision, arrival, now_ns),
         };
         match carried_out {
             Ok(sent) => Outcome {

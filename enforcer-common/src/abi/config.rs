@@ -211,7 +211,7 @@ record! {
 
 record! {
     /// One back end. Its index is the back end's slot.
-    pub struct BackendRecord, 40 bytes {
+    pub struct BackendRecord, 48 bytes {
         /// Where it listens.
         pub address: Address,
         /// The port it listens on.
@@ -226,12 +226,14 @@ record! {
         pub own_mac: [u8; 6],
         /// The largest packet that the link takes, from the outermost IP header on.
         pub mtu_bytes: u32,
+        /// The VLAN tags with which frames leave: see [`crate::parse::Tags`].
+        pub tags: [u16; 4],
     }
 }
 
 /// The slot is in use.
 pub const BACKEND_PRESENT: u16 = 1;
-/// `ifindex`, `next_hop_mac`, `own_mac` and `mtu_bytes` are known.
+/// `ifindex`, `next_hop_mac`, `own_mac`, `mtu_bytes` and `tags` are known.
 pub const BACKEND_REACHABLE: u16 = 2;
 
 /// Entries in one trie node: one for each value of a byte.

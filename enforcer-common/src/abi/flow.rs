@@ -56,7 +56,7 @@ record! {
 
 record! {
     /// The other direction of a `Nat` or `Dnat` flow; the key is the 5-tuple of the back end's packets.
-    pub struct ReplyRecord, 96 bytes {
+    pub struct ReplyRecord, 104 bytes {
         /// The client's 5-tuple: the key of the [`FlowRecord`], and what replies are rewritten to (reversed).
         pub forward: FlowKey,
         /// When the last reply was sent on.
@@ -79,5 +79,7 @@ record! {
         pub own_mac: [u8; 6],
         /// `FLOW_*` bits of the back end's direction.
         pub state: u32,
+        /// The VLAN tags with which the client's packets come, and replies leave: see [`crate::parse::Tags`].
+        pub tags: [u16; 4],
     }
 }

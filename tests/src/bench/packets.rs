@@ -22,7 +22,7 @@ use super::driver::{self, Driver, DriverError, Measured};
 use super::{BenchError, Options, Series};
 use crate::model::Model;
 use crate::packet::{Segment, tcp};
-use crate::rig::{Rig, RigError, Verdict};
+use crate::rig::{Rig, RigError, Verdict, Way};
 
 pub(super) use cases::CASES;
 pub(super) use worlds::Surroundings;
@@ -295,7 +295,7 @@ impl Loaded {
         for frame in &frames {
             let ran = self.rig.ingress(frame)?;
             let outcome = model.run(DIRECTION_INGRESS, frame, now_ns());
-            let same = outcome.same_frame(frame, &ran);
+            let same = outcome.same_frame(Way::Xdp, frame, &ran);
             if same.is_err() || ran.verdict != outcome.verdict {
                 let verdicts = (ran.verdict, outcome.verdict);
                 return Ok(Err(format!("kernel and model differ: {verdicts:?}, {same:?}")));

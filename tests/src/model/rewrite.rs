@@ -7,8 +7,22 @@ use enforcer_common::parse::{Frame, quoted};
 
 use crate::packet::{Around, endpoint};
 
-/// The frame with its new addresses, and where its checksums are.
+/// The frame with its new addresses and VLAN tags, and where its checksums are.
 pub(super) fn rewritten(frame: &[u8], parsed: &Frame, how: &Sent) -> (Vec<u8>, Vec<usize>) {
+    let (mut out, mut checksums) = readdressed(frame, parsed, how);
+    if let Some(tags) = how.tags {
+        let tags = tags.chunks(2).filter(|tag| tag[0] != 0).flatten();
+        let tags: Vec<u8> = tags.flat_map(|half| half.to_ne_bytes()).collect();
+        let old = 12..parsed.network_offset as usize - 2;
+        for checksum in &mut checksums {
+            *checksum = *checksum + tags.len() - old.len();
+        }
+        out.splice(old, tags);
+    }
+    (out, checksums)
+}
+
+fn readdressed(frame: &[u8], parsed: &Frame, how: &Sent) -> (Vec<u8>, Vec<usize>) {
     let mut out = frame.to_vec();
     let mut put = |offset: usize, bytes: &[u8]| out[offset..offset + bytes.len()].copy_from_slice(bytes);
     if let Some((destination, source)) = how.link {

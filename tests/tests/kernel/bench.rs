@@ -342,6 +342,7 @@ impl Bench {
             "{what}: the verdict"
         );
         let out = row.out.as_ref().unwrap_or(&row.frame);
+        let out = &self.rig.way().in_frame(&row.frame, out.clone());
         let differ = |(_, (is, should)): &(usize, (&u8, &u8))| is != should;
         let offsets: Vec<usize> = ran
             .frame

@@ -332,7 +332,7 @@ impl<'r> Run<'r> {
                 decision.reason, decision.tenant
             )
         })?;
-        outcome.same_frame(frame, &ran)?;
+        outcome.same_frame(self.rig.way(), frame, &ran)?;
         let events: Vec<EventRecord> = self
             .rig
             .events()

@@ -33,6 +33,7 @@ const fn continuation_budget(continuation: Continuation) -> (u32, u32) {
         Continuation::Answer => (30_000, 3000),
         Continuation::Icmp => (36_000, 8000),
         Continuation::Capture => (1000, 500),
+        Continuation::Retag => (6000, 1100),
     }
 }
 

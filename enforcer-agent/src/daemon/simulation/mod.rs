@@ -76,6 +76,7 @@ fn hop(last: u8) -> NextHop {
         ifindex: 2,
         ifname: "gpus".to_owned(),
         mtu_bytes: 1500,
+        vlan: None,
         source_mac: MacAddress([2, 0, 0, 0, 0, 1]),
         next_hop_mac: MacAddress([2, 0, 0, 0, 1, last]),
         next_hop: IpAddr::V4(Ipv4Addr::new(10, 9, 0, last)),
@@ -229,6 +230,7 @@ impl Simulation {
             mtu_bytes,
             is_up: true,
             xdp: XdpHook::Native,
+            vlan: None,
         };
         let small = 1500 - u32::from(last);
         [

@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use enforcer_common::abi::address::{self, Address};
 use enforcer_common::abi::config::HostRecord;
+use enforcer_common::parse::Tags;
 use enforcer_common::schema::MAX_LIMIT_GROUPS;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -134,6 +135,19 @@ pub struct NextHop {
     pub next_hop_mac: [u8; 6],
     /// The largest packet that the link takes.
     pub mtu_bytes: u32,
+    /// The VLAN that it is in; `None`: frames have no tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<VlanTag>,
+}
+
+/// A VLAN tag, of priority zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VlanTag {
+    /// Its EtherType: 0x8100 (IEEE 802.1Q) or 0x88a8 (802.1ad).
+    pub protocol: u16,
+    /// Number of the VLAN.
+    pub id: u16,
 }
 
 /// How much time's worth of answers to refused packets may come at once.
@@ -198,6 +212,16 @@ fn raise(field: Option<&'static str>) -> String {
     field.map_or_else(String::new, |field| {
         format!("raise `{field}` in the agent's configuration, which takes effect after `detach`, or ")
     })
+}
+
+// === impl VlanTag ===
+
+impl VlanTag {
+    /// This tag alone, as records have it.
+    #[must_use]
+    pub const fn tags(self) -> Tags {
+        [self.protocol.to_be(), self.id.to_be(), 0, 0]
+    }
 }
 
 // === impl BackendStatus ===

@@ -10,9 +10,10 @@ use enforcer_common::abi::config::{
     ServiceRecord, TENANT_FAIR_SHARE, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW, TENANT_SUSPENDED,
     TenantRecord,
 };
+use enforcer_common::parse::NO_TAGS;
 use enforcer_common::schema::{MAX_BACKENDS, MAX_SERVICES};
 
-use super::{Exhausted, Layout, NextHop, SlottedBackend, address_of, class_bit};
+use super::{Exhausted, Layout, NextHop, SlottedBackend, VlanTag, address_of, class_bit};
 use crate::pure::policy::limits::{Unit, step_fp};
 use crate::pure::policy::resolved::{Forward, Ineligible, Limits, Refusal, TableFull};
 
@@ -141,6 +142,7 @@ pub(super) fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
             own_mac,
             next_hop_mac,
             mtu_bytes,
+            vlan,
         }) = status.next_hop
         {
             record.flags |= BACKEND_REACHABLE;
@@ -149,6 +151,7 @@ pub(super) fn backend_records(layout: &Layout<'_>) -> Vec<BackendRecord> {
                 own_mac,
                 next_hop_mac,
                 mtu_bytes,
+                tags: vlan.map_or(NO_TAGS, VlanTag::tags),
                 ..record
             };
         }

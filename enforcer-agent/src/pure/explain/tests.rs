@@ -49,6 +49,7 @@ fn ask_while(
         own_mac: [2; 6],
         next_hop_mac: [4; 6],
         mtu_bytes: 1500,
+        vlan: None,
     });
     let backends: BTreeMap<String, BackendStatus> = policy
         .pools

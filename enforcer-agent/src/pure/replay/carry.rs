@@ -14,7 +14,7 @@ use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::Frame;
 use enforcer_common::schema::tenant_holder;
 
-use super::{Outer, Replay, Sent};
+use super::{Arrival, Outer, Replay, Sent};
 
 /// Ports that the programs try before they give up a translation.
 const PORT_TRIES: u32 = 8;
@@ -25,8 +25,8 @@ struct Journey<'a> {
     frame: &'a Frame,
     decision: &'a Decision,
     backend: &'a BackendRecord,
-    /// The interface that it came in by.
-    ifindex: u32,
+    /// How it came in.
+    arrival: Arrival,
     now_ns: u64,
 }
 
@@ -36,7 +36,7 @@ impl Replay {
         &mut self,
         frame: &Frame,
         decision: &Decision,
-        ifindex: u32,
+        arrival: Arrival,
         now_ns: u64,
     ) -> Result<Sent, Reason> {
         let slot = decision.backend.checked_sub(1).ok_or(Reason::Internal)?;
@@ -46,7 +46,7 @@ impl Replay {
             frame,
             decision,
             backend: &backend,
-            ifindex,
+            arrival,
             now_ns,
         };
         let key = frame.packet.key;
@@ -75,6 +75,7 @@ impl Replay {
             key: (!keeps_addresses).then_some(onward),
             hops: u8::from(takes_hop(forward)),
             link: (!stays).then_some((backend.next_hop_mac, backend.own_mac)),
+            tags: (!stays).then_some(backend.tags),
             quoted: None,
             outer: encapsulates(forward).then(|| self.outer(&key, forward, &backend)),
             translated_port_be,
@@ -98,6 +99,7 @@ impl Replay {
             key: Some(reply.forward.reversed()),
             hops: 1,
             link: Some((reply.client_mac, reply.own_mac)),
+            tags: Some(reply.tags),
             quoted: None,
             outer: None,
             translated_port_be: 0,
@@ -124,6 +126,7 @@ impl Replay {
             key: Some(key),
             hops: 0,
             link: None,
+            tags: None,
             quoted: None,
             outer: None,
             translated_port_be: 0,
@@ -324,9 +327,10 @@ fn reply_record(journey: Journey<'_>) -> ReplyRecord {
         tenant: journey.decision.tenant,
         service: journey.decision.service - 1,
         backend: journey.decision.backend - 1,
-        client_ifindex: journey.ifindex,
+        client_ifindex: journey.arrival.ifindex,
         client_mac,
         own_mac,
         state: 0,
+        tags: journey.arrival.tags,
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::config::LimitsRecord;
 use enforcer_common::decide::Decision;
-use enforcer_common::parse::{Frame, Message};
+use enforcer_common::parse::{Frame, Message, NO_TAGS};
 use jiff::Timestamp;
 
 use super::{SWEEP_INTERVAL_NS, Surroundings};
@@ -16,10 +16,13 @@ use crate::pure::neutral::Neutral;
 use crate::pure::policy::ResolvedPolicy;
 use crate::pure::policy::schedule::{closed_rules, next_change};
 use crate::pure::policy::selection::Selection;
-use crate::pure::replay::Replay;
+use crate::pure::replay::{Arrival, Replay};
 
 /// Where packets come in.
-const INGRESS_IFINDEX: u32 = 2;
+const ARRIVAL: Arrival = Arrival {
+    ifindex: 2,
+    tags: NO_TAGS,
+};
 
 /// A policy and the state that it would have left.
 #[derive(Debug)]
@@ -120,7 +123,7 @@ impl Side {
     ) -> Decision {
         self.set_time(now_ns);
         self.replay
-            .judge(direction, frame, message, INGRESS_IFINDEX, now_ns)
+            .judge(direction, frame, message, ARRIVAL, now_ns)
             .decision
     }
 

@@ -164,6 +164,7 @@ pub(super) fn enforce(network: &Routed, mut world: World, devices: &[&str]) -> R
         own_mac: mac(balancer, "gpu")?,
         next_hop_mac: gpu.port.mac.0,
         mtu_bytes: 1500,
+        vlan: None,
     };
     for status in world.backends.values_mut() {
         status.next_hop = Some(next_hop);

@@ -16,6 +16,7 @@ mod related;
 mod room;
 mod shapes;
 mod tunnels;
+mod vlans;
 
 use std::collections::BTreeSet;
 
@@ -96,7 +97,9 @@ pub(crate) fn prepare(world: &mut World) {
 
 /// The packet as it goes on to a back end: from `from`, to `to`, one hop further.
 pub(crate) fn onward(segment: &Segment, from: &str, to: &str) -> Segment {
-    let out = segment.clone().from(from).to(to).hop_limit(segment.hop_limit - 1);
+    let mut out = segment.clone().from(from).to(to).hop_limit(segment.hop_limit - 1);
+    // Back ends are in no VLAN, unless a table says so.
+    out.vlans.clear();
     let mac = mac_of(out.to.ip());
     out.link(BACKEND_SIDE_MAC, mac)
 }
@@ -116,6 +119,7 @@ pub(crate) fn homeward(reply: &Segment, opening: &Segment) -> Segment {
         from: back.from,
         to: back.to,
         hop_limit: reply.hop_limit - 1,
+        vlans: back.vlans,
         ..reply.clone()
     }
 }
@@ -162,6 +166,8 @@ fn everything() -> Vec<Scenario> {
         tunnels::too_big,
         jumbo::table,
         jumbo::refused,
+        vlans::table,
+        vlans::mixed,
         local::table,
         forward::reopening,
         shapes::truncations,

@@ -144,7 +144,8 @@ pub(super) fn link_layer() -> Scenario {
     .opens("acme", &translated(&padded, "10.9.0.1:9000"));
     short = short.comes_out(with_padding(&translated(&padded, "10.9.0.1:9000")));
     scenario(vec![
-        row("one VLAN tag, which stays", &one).opens("acme", &translated(&one, "10.9.0.1:9000")),
+        row("one VLAN tag, which is for the link that it came by", &one)
+            .opens("acme", &translated(&one, "10.9.0.1:9000")),
         row("two VLAN tags", &two).opens("acme", &translated(&two, "10.9.0.1:9000")),
         row("IPv6 with a VLAN tag", &v6).opens("acme", &translated(&v6, "[2001:db8:9::1]:9000")),
         raw(

@@ -29,12 +29,13 @@ fn scenario(rows: Vec<Row>) -> Scenario {
 /// of the flow.
 pub(super) fn wrapped_frame(segment: &Segment, backend: &str, by_udp: bool) -> Vec<u8> {
     let destination: IpAddr = backend.parse().expect("an address");
-    let inner = segment
+    let mut inner = segment
         .clone()
         .hop_limit(segment.hop_limit - 1)
         .link(BACKEND_SIDE_MAC, mac_of(destination));
     let around = around(&segment.key(), destination, by_udp);
-    around.wrap(&inner.bytes(), 14 + 4 * segment.vlans.len())
+    inner.vlans.clear();
+    around.wrap(&inner.bytes(), 14)
 }
 
 /// An ICMP error that goes the same way.
