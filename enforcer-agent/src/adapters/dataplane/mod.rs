@@ -378,55 +378,37 @@ trait Kind: Sized {
     fn name(continuation: Continuation) -> &'static str;
 }
 
-impl Kind for Xdp {
-    const FIRST: &'static str = XDP_PROGRAM;
-    const CONTINUATIONS: &'static str = CONTINUATIONS_MAP;
+/// The two kinds differ in names alone, but aya gives them no trait in common.
+macro_rules! kind {
+    ($program:ty, $first:ident, $continuations:ident, $name:ident) => {
+        impl Kind for $program {
+            const FIRST: &'static str = $first;
+            const CONTINUATIONS: &'static str = $continuations;
 
-    fn of<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Self, DataplaneError> {
-        program(ebpf, name)
-    }
+            fn of<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Self, DataplaneError> {
+                program(ebpf, name)
+            }
 
-    fn load(&mut self) -> Result<(), ProgramError> {
-        Self::load(self)
-    }
+            fn load(&mut self) -> Result<(), ProgramError> {
+                Self::load(self)
+            }
 
-    fn fd(&self) -> Result<&ProgramFd, ProgramError> {
-        Self::fd(self)
-    }
+            fn fd(&self) -> Result<&ProgramFd, ProgramError> {
+                Self::fd(self)
+            }
 
-    fn id(&self) -> Result<u32, ProgramError> {
-        self.info().map(|info| info.id())
-    }
+            fn id(&self) -> Result<u32, ProgramError> {
+                self.info().map(|info| info.id())
+            }
 
-    fn name(continuation: Continuation) -> &'static str {
-        continuation.program()
-    }
+            fn name(continuation: Continuation) -> &'static str {
+                continuation.$name()
+            }
+        }
+    };
 }
-
-impl Kind for SchedClassifier {
-    const FIRST: &'static str = INGRESS_PROGRAM;
-    const CONTINUATIONS: &'static str = TC_CONTINUATIONS_MAP;
-
-    fn of<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Self, DataplaneError> {
-        program(ebpf, name)
-    }
-
-    fn load(&mut self) -> Result<(), ProgramError> {
-        Self::load(self)
-    }
-
-    fn fd(&self) -> Result<&ProgramFd, ProgramError> {
-        Self::fd(self)
-    }
-
-    fn id(&self) -> Result<u32, ProgramError> {
-        self.info().map(|info| info.id())
-    }
-
-    fn name(continuation: Continuation) -> &'static str {
-        continuation.tc_program()
-    }
-}
+kind!(Xdp, XDP_PROGRAM, CONTINUATIONS_MAP, program);
+kind!(SchedClassifier, INGRESS_PROGRAM, TC_CONTINUATIONS_MAP, tc_program);
 
 /// Fills in the map of the programs that go on with a packet, and pins it: the kernel empties such a map when nobody but
 /// programs holds it any more. It belongs to these programs alone and has a name of its own, so that those of an earlier

@@ -22,6 +22,7 @@ mod requirements;
 mod shared;
 pub mod slots;
 pub mod trie;
+mod vlan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,7 +30,6 @@ use std::sync::Arc;
 
 use enforcer_common::abi::address::{self, Address};
 use enforcer_common::abi::config::HostRecord;
-use enforcer_common::parse::Tags;
 use enforcer_common::schema::MAX_LIMIT_GROUPS;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,7 @@ use super::tables::Tables;
 pub use directory::Directory;
 use groups::Groups;
 pub use slots::Slots;
+pub use vlan::VlanTag;
 
 /// Everything that the tables depend on.
 #[derive(Debug, Clone, Copy)]
@@ -140,16 +141,6 @@ pub struct NextHop {
     pub vlan: Option<VlanTag>,
 }
 
-/// A VLAN tag, of priority zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct VlanTag {
-    /// Its EtherType: 0x8100 (IEEE 802.1Q) or 0x88a8 (802.1ad).
-    pub protocol: u16,
-    /// Number of the VLAN.
-    pub id: u16,
-}
-
 /// How much time's worth of answers to refused packets may come at once.
 const ANSWERS_BURST_NS: u64 = 1_000_000_000;
 
@@ -212,16 +203,6 @@ fn raise(field: Option<&'static str>) -> String {
     field.map_or_else(String::new, |field| {
         format!("raise `{field}` in the agent's configuration, which takes effect after `detach`, or ")
     })
-}
-
-// === impl VlanTag ===
-
-impl VlanTag {
-    /// This tag alone, as records have it.
-    #[must_use]
-    pub const fn tags(self) -> Tags {
-        [self.protocol.to_be(), self.id.to_be(), 0, 0]
-    }
 }
 
 // === impl BackendStatus ===
