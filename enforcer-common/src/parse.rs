@@ -23,13 +23,30 @@ pub trait Window {
     fn half(&self, offset: u32) -> Option<u16>;
 }
 
+/// The first twelve bytes of a frame: three words, and no array, which in BPF would be cleared by a function that goes byte by
+/// byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    first: u32,
+    second: u32,
+    third: u32,
+}
+
+impl Link {
+    const NONE: Self = Self {
+        first: 0,
+        second: 0,
+        third: 0,
+    };
+}
+
 /// A parsed frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// What the judgement needs.
     pub packet: Packet,
     /// Link-layer destination and source, six bytes each, as they lie in the frame; zero if it ends before them.
-    pub link: [u32; 3],
+    pub link: Link,
     /// Byte offset of the IP header.
     pub network_offset: u32,
     /// Byte offset of the TCP or UDP header; meaningful for `Shape::Transport` only.
@@ -40,8 +57,8 @@ impl Frame {
     /// Link-layer destination and source.
     #[inline(always)]
     pub const fn macs(&self) -> ([u8; 6], [u8; 6]) {
-        let (a, b) = (self.link[0].to_ne_bytes(), self.link[1].to_ne_bytes());
-        let c = self.link[2].to_ne_bytes();
+        let (a, b) = (self.link.first.to_ne_bytes(), self.link.second.to_ne_bytes());
+        let c = self.link.third.to_ne_bytes();
         (
             [a[0], a[1], a[2], a[3], b[0], b[1]],
             [b[2], b[3], c[0], c[1], c[2], c[3]],
@@ -96,7 +113,7 @@ const fn shaped(shape: Shape, network_offset: u32) -> Frame {
     };
     Frame {
         packet,
-        link: [0; 3],
+        link: Link::NONE,
         network_offset,
         transport_offset: 0,
     }
@@ -106,10 +123,10 @@ const fn shaped(shape: Shape, network_offset: u32) -> Frame {
 #[inline(always)]
 pub fn parse<W: Window + ?Sized>(window: &W) -> Frame {
     // First of all: here there is one path, behind the walk there are dozens, and the verifier follows each.
-    let mut link = [0; 3];
-    if let Some(read) = window.words(0) {
-        link = read;
-    }
+    let link = match window.words(0) {
+        Some([first, second, third]) => Link { first, second, third },
+        None => Link::NONE,
+    };
     let mut frame = parse_network(window);
     frame.link = link;
     frame
@@ -383,7 +400,7 @@ pub fn is_echo_request<W: Window + ?Sized>(window: &W, frame: &Frame) -> bool {
     } else {
         (40, ICMPV6, ECHO_REQUEST_V6)
     };
-    let [to, ..] = frame.link[0].to_ne_bytes();
+    let [to, ..] = frame.link.first.to_ne_bytes();
     let can_be = is_icmp(packet)
         && packet.key.protocol == protocol
         && frame.transport_offset == frame.network_offset + header_bytes

@@ -4,10 +4,10 @@
 //! Changing a map, a record or a fixed capacity changes [`SCHEMA_HASH`], which the agent keeps beside the pinned maps and
 //! compares before it adopts them.
 
-use crate::abi::{capture, config, event, flow, tally};
+use crate::abi::{cache, capture, config, event, flow, tally};
 
 /// Raised with every change of meaning that the layout alone does not show.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// Configuration banks: the live one is `generation % BANKS`.
 pub const BANKS: u32 = 2;
@@ -101,6 +101,9 @@ pub const fn open_connections(opened: u64, closed: u64) -> u64 {
 /// | `LINKS` | agent | MTUs of the interfaces on which programs run |
 /// | `TRIE` .. `BACKENDS` | agent | configuration, two banks each, interleaved: see [`banked`] |
 /// | `FLOWS`, `REPLIES` | programs; the agent removes | flow state |
+/// | `FLOW_CACHE` | programs; the agent clears | what each CPU remembers of flows; an array that begins on a page |
+/// | `FLOW_TAGS` | programs | a byte for each entry of it, so that most flows that are not there are not looked for |
+/// | `FLOW_EPOCHS` | programs; the agent when it removes a flow | words that change with the bindings of flows |
 /// | `LIMITERS` | programs | theoretical arrival times, one word each, by limit group and by tenant; survives a change of generation |
 /// | `CONNECTIONS_OPENED` | programs | flows made, by back end, by limit group and by tenant |
 /// | `CONNECTIONS_CLOSED` | agent | flows removed; opened minus closed is what is open |
@@ -136,6 +139,10 @@ macro_rules! with_maps {
                 sized $crate::schema::DEFAULT_FLOWS;
             REPLIES: HashMap<$crate::abi::address::FlowKey, $crate::abi::flow::ReplyRecord>,
                 sized $crate::schema::DEFAULT_FLOWS;
+            FLOW_CACHE: PageArray<$crate::abi::cache::CachedFlow>, sized $crate::schema::DEFAULT_FLOWS;
+            FLOW_TAGS: PageArray<$crate::abi::cache::TagLine>,
+                sized $crate::schema::DEFAULT_FLOWS / $crate::abi::cache::TAGS;
+            FLOW_EPOCHS: Array<u64>, max $crate::abi::cache::EPOCHS;
             LIMITERS: Array<u64>,
                 sized $crate::schema::tenant_holder($crate::schema::DEFAULT_TENANTS) * $crate::schema::LIMITERS_PER_HOLDER;
             CONNECTIONS_OPENED: Array<u64>,
@@ -158,7 +165,7 @@ macro_rules! with_maps {
 pub struct MapSpec {
     /// Its name: at most 15 bytes survive in the kernel's own listing, the pin carries it whole.
     pub name: &'static str,
-    /// `Array`, `PerCpuArray`, `HashMap` or `RingBuf`.
+    /// `Array`, `PageArray`, `PerCpuArray`, `HashMap` or `RingBuf`.
     pub kind: &'static str,
     /// Bytes of a key; zero for a ring buffer.
     pub key_bytes: u32,
@@ -241,6 +248,8 @@ pub const RECORDS: &[RecordLayout] = &[
     ("LeaseRecord", config::LeaseRecord::LAYOUT),
     ("LinkRecord", config::LinkRecord::LAYOUT),
     ("FlowRecord", flow::FlowRecord::LAYOUT),
+    ("CachedFlow", cache::CachedFlow::LAYOUT),
+    ("TagLine", cache::TagLine::LAYOUT),
     ("ReplyRecord", flow::ReplyRecord::LAYOUT),
     ("EventRecord", event::EventRecord::LAYOUT),
     ("TallyRecord", tally::TallyRecord::LAYOUT),

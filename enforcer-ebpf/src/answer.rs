@@ -42,7 +42,7 @@ pub(crate) fn send<H: Hook>(hook: &H) -> Option<u32> {
         Answer::TooBig => icmp(hook, frame, v4, 2, 0, errand.fitting_bytes)?,
     }
     let (own, sender) = frame.macs();
-    link_addresses(&hook.window(), sender, own)?;
+    link_addresses(&hook.window(), &sender, &own)?;
     pay(&charge, errand.now_ns);
     Some(hook.send(hook.arrived_by()))
 }
@@ -81,7 +81,7 @@ fn turn_round(window: &PacketWindow, frame: &Frame) -> Option<()> {
     let sum = Delta::ZERO.word(old, new).apply(sum);
     put(window, frame.transport_offset, [new, sum])?;
     let (own, sender) = frame.macs();
-    link_addresses(window, sender, own)
+    link_addresses(window, &sender, &own)
 }
 
 /// The network header of an answer: from the address that the packet was sent to.

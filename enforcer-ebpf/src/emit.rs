@@ -14,18 +14,18 @@ use enforcer_common::abi::event::{
 };
 use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::{TallyRecord, tally_index};
-use enforcer_common::decide::{Decision, FlowFate, Packet};
+use enforcer_common::decide::{Clock, Decision, FlowFate, Packet};
 
 use crate::{facts, maps};
 
 /// Counts a packet and, where the decision calls for it, tells the agent.
 #[inline(always)]
-pub(crate) fn count(
+pub(crate) fn count<C: Clock>(
     direction: u32,
     decision: &Decision,
     packet: &Packet,
     translated_port_be: u16,
-    now_ns: u64,
+    clock: C,
 ) {
     let index = tally_index(direction, decision.tenant);
     let Some(block) = maps::TALLIES.get_ptr_mut(index) else {
@@ -47,10 +47,11 @@ pub(crate) fn count(
         (Effect::Forwarded, FlowFate::Moved) => EVENT_FLOW_MOVED,
         (Effect::Forwarded | Effect::Passed, _) => return,
     };
-    if window_is_used_up(tally, now_ns) {
+    if window_is_used_up(tally, facts::coarse_now_ns()) {
         tally.aggregated += 1;
         return;
     }
+    let now_ns = clock.now_ns();
     let Some(mut entry) = maps::EVENTS.reserve::<EventRecord>(0) else {
         tally.lost += 1;
         return;

@@ -9,35 +9,75 @@ use enforcer_common::encapsulation::{
     gue_source_port, outer_bytes, outer_source,
 };
 use enforcer_common::hash::flow_hash;
-use enforcer_common::parse::{ETHERTYPE_V4, ETHERTYPE_V6, Frame};
+use enforcer_common::parse::{ETHERNET_BYTES, ETHERTYPE_V4, ETHERTYPE_V6, Frame};
 
 use crate::header::NetworkHeader;
 use crate::hook::{Hook, Room};
-use crate::rewrite::{get, put, take_hop};
+use crate::rewrite::{get, put, take_hop_at};
+use crate::route::Hop;
 use crate::window::PacketWindow;
-use crate::{facts, flows, maps, route};
+use crate::{cache, facts, flows, maps, rewrite, route};
 
-/// Sends the packet to its back end inside another one; answers the verdict.
+/// Sends the packet to its back end inside another one, whatever VLAN tags it has or gets; answers the verdict.
 #[inline(always)]
 pub(crate) fn send_inside<H: Hook>(hook: &H) -> Option<u32> {
     let (frame, errand) = maps::told()?;
     let backend = maps::BACKENDS.get(errand.backend)?;
-    wrap(hook, facts::host()?, frame, errand.forward, &backend.address)?;
+    let hash = flow_hash(&frame.packet.key);
+    wrap::<H, false>(
+        hook,
+        facts::host()?,
+        frame,
+        errand.forward,
+        &backend.address,
+        hash,
+    )?;
     flows::relink(hook, frame, &route::hop(backend)?)
 }
 
-/// Puts the packet, less one hop, into another one to the back end. VLAN tags stay; these and the link-layer
-/// addresses are for the caller to write.
+/// The same of a frame without VLAN tags that leaves without: nearly every one.
 #[inline(always)]
-fn wrap<H: Hook>(hook: &H, host: &HostRecord, frame: &Frame, forward: u32, backend: &Address) -> Option<()> {
+pub(crate) fn send_plain<H: Hook>(
+    hook: &H,
+    host: &HostRecord,
+    frame: &Frame,
+    forward: u32,
+    backend: &Address,
+    hop: &Hop<'_>,
+) -> Option<u32> {
+    wrap::<H, true>(hook, host, frame, forward, backend, cache::noted_hash()?)?;
+    rewrite::link_addresses(&hook.window(), hop.next_hop_mac, hop.own_mac)?;
+    Some(hook.send(hop.ifindex))
+}
+
+/// Puts the packet, less one hop, into another one to the back end. VLAN tags stay; these and the link-layer
+/// addresses are for the caller to write. `PLAIN`: there are no tags, and the caller writes both addresses.
+#[inline(always)]
+fn wrap<H: Hook, const PLAIN: bool>(
+    hook: &H,
+    host: &HostRecord,
+    frame: &Frame,
+    forward: u32,
+    backend: &Address,
+    hash: u64,
+) -> Option<()> {
+    let network = if PLAIN {
+        ETHERNET_BYTES
+    } else {
+        frame.network_offset
+    };
     let window = hook.window();
-    take_hop(&window, frame)?;
-    let class = traffic_class(&window, frame)?;
+    let inner_v4 = is_v4(&frame.packet.key);
+    take_hop_at(&window, network, inner_v4)?;
+    let class = traffic_class(&window, network, inner_v4)?;
     let grow = outer_bytes(forward, backend);
     let v4 = address::is_v4(backend);
-    hook.make_room(frame, grow, Room::Outer { v4, forward })?;
+    if PLAIN {
+        hook.make_outer_room(grow, v4, forward)?;
+    } else {
+        hook.make_room(frame, grow, Room::Outer { v4, forward })?;
+    }
     let window = hook.window();
-    let hash = flow_hash(&frame.packet.key);
     let outer = NetworkHeader {
         source: outer_source(host, hash, v4),
         destination: *backend,
@@ -45,8 +85,10 @@ fn wrap<H: Hook>(hook: &H, host: &HostRecord, frame: &Frame, forward: u32, backe
         flow_label: flow_label(hash),
         protocol: if forward == FORWARD_GUE {
             UDP as u8
+        } else if inner_v4 {
+            IPV4_IN_IP
         } else {
-            protocol_of(frame)
+            IPV6_IN_IP
         },
         payload_bytes: frame.packet.bytes
             + if forward == FORWARD_GUE {
@@ -55,7 +97,6 @@ fn wrap<H: Hook>(hook: &H, host: &HostRecord, frame: &Frame, forward: u32, backe
                 0
             },
     };
-    let network = frame.network_offset;
     let ethertype = if v4 { ETHERTYPE_V4 } else { ETHERTYPE_V6 };
     put(&window, network - 2, ethertype.to_be())?;
     let transport = if v4 {
@@ -73,23 +114,10 @@ fn wrap<H: Hook>(hook: &H, host: &HostRecord, frame: &Frame, forward: u32, backe
 
 /// The byte of differentiated services and congestion notification, which the outer header copies (RFC 2983, RFC 6040).
 #[inline(always)]
-fn traffic_class(window: &PacketWindow, frame: &Frame) -> Option<u8> {
-    let first: u16 = get(window, frame.network_offset)?;
+fn traffic_class(window: &PacketWindow, network: u32, v4: bool) -> Option<u8> {
+    let first: u16 = get(window, network)?;
     let first = u16::from_be(first);
-    Some(if is_v4(&frame.packet.key) {
-        first as u8
-    } else {
-        (first >> 4) as u8
-    })
-}
-
-#[inline(always)]
-fn protocol_of(frame: &Frame) -> u8 {
-    if is_v4(&frame.packet.key) {
-        IPV4_IN_IP
-    } else {
-        IPV6_IN_IP
-    }
+    Some(if v4 { first as u8 } else { (first >> 4) as u8 })
 }
 
 /// Without a checksum: the inner packet has its own (RFC 6935 allows it over IPv6 for tunnels).

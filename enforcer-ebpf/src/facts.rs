@@ -14,6 +14,7 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::ptr;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::{Address, FlowKey};
 use enforcer_common::abi::config::{
@@ -22,11 +23,11 @@ use enforcer_common::abi::config::{
 };
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::decide::limiter::{self, Charge, Claim, Payment};
-use enforcer_common::decide::{Decision, Facts, Flow, Reply};
+use enforcer_common::decide::{Clock, Decision, Facts, Flow, KnownFlow, Packet, Reply};
 use enforcer_common::schema::{banked, holder_connections, open_connections};
 
 use crate::hook::Hook;
-use crate::{maps, route};
+use crate::{cache, maps, route};
 
 /// Kernel monotonic time; read once a packet.
 #[inline(always)]
@@ -41,6 +42,50 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// The same as of the last tick of the kernel: in a fifth of the time.
+#[inline(always)]
+pub(crate) fn coarse_now_ns() -> u64 {
+    if maps::test_clock() {
+        return now_ns();
+    }
+    // SAFETY: as in `now_ns`.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The time, read when somebody asks for the first time.
+#[derive(Clone, Copy)]
+pub(crate) struct LazyClock(());
+
+// === impl LazyClock ===
+
+impl LazyClock {
+    /// For the packet of this program.
+    #[inline(always)]
+    pub(crate) fn start() -> Option<Self> {
+        let notes = maps::notes()?;
+        // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, and no other
+        // program runs on it until this one ends.
+        unsafe { (*notes).now_ns = 0 };
+        Some(Self(()))
+    }
+}
+
+impl Clock for LazyClock {
+    #[inline(always)]
+    fn now_ns(self) -> u64 {
+        let Some(notes) = maps::notes() else {
+            return 0;
+        };
+        // SAFETY: as in `start`.
+        unsafe {
+            if (*notes).now_ns == 0 {
+                (*notes).now_ns = now_ns();
+            }
+            (*notes).now_ns
+        }
+    }
+}
+
 /// What is particular to this host.
 #[inline(always)]
 pub(crate) fn host() -> Option<&'static HostRecord> {
@@ -49,7 +94,7 @@ pub(crate) fn host() -> Option<&'static HostRecord> {
 
 /// Reads a word that several CPUs change.
 #[inline(always)]
-fn load(word: *const u64) -> u64 {
+pub(crate) fn load(word: *const u64) -> u64 {
     // SAFETY: (need) map words are reached through pointers. (soundness) every caller passes a pointer to an aligned
     // word of a map value, which the kernel keeps mapped while the program runs; an aligned load is not torn.
     unsafe { ptr::read_volatile(word) }
@@ -77,9 +122,8 @@ fn replace(word: *mut u64, seen: u64, new: u64) -> bool {
 /// `Facts` over the maps. It remembers the flow entries that the judgement found, so that carrying out the decision
 /// need not look them up again.
 pub(crate) struct MapFacts {
-    /// The context of the program, null where no route is asked for, and the interface that the packet came in by.
+    /// The context of the program, null where no route is asked for.
     ctx: *mut c_void,
-    arrived_by: u32,
     flow: Cell<*mut FlowRecord>,
     reply: Cell<*mut ReplyRecord>,
 }
@@ -88,9 +132,13 @@ impl MapFacts {
     /// Of a packet that came in by a hook.
     #[inline(always)]
     pub(crate) fn of<H: Hook>(hook: &H) -> Self {
+        if let Some(notes) = maps::notes() {
+            // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, and no
+            // other program runs on it until this one ends.
+            unsafe { (*notes).arrived_by = hook.arrived_by() };
+        }
         Self {
             ctx: hook.as_ptr(),
-            arrived_by: hook.arrived_by(),
             ..Self::new()
         }
     }
@@ -100,7 +148,6 @@ impl MapFacts {
     pub(crate) fn new() -> Self {
         Self {
             ctx: ptr::null_mut(),
-            arrived_by: 0,
             flow: Cell::new(ptr::null_mut()),
             reply: Cell::new(ptr::null_mut()),
         }
@@ -158,7 +205,9 @@ impl Facts for MapFacts {
         // The remainders never change the index of a slot that exists; they bound the access where the verifier sees it.
         let block = row.blocks[(service / BLOCK_CELLS % ROW_BLOCKS) as usize];
         let block = maps::BLOCKS.get(banked(bank, block))?;
-        Some(block.cells[(service % BLOCK_CELLS) as usize])
+        let cell = block.cells[(service % BLOCK_CELLS) as usize];
+        cache::note_cell(cell);
+        Some(cell)
     }
 
     #[inline(always)]
@@ -213,6 +262,11 @@ impl Facts for MapFacts {
     #[inline(always)]
     fn backend(&self, bank: u32, slot: u32) -> Option<&BackendRecord> {
         maps::BACKENDS.get(banked(bank, slot))
+    }
+
+    #[inline(always)]
+    fn known_flow(&self, packet: &Packet, generation: u64) -> KnownFlow {
+        cache::recall(packet, generation)
     }
 
     #[inline(always)]
@@ -302,7 +356,9 @@ impl Facts for MapFacts {
         if self.ctx.is_null() {
             return None;
         }
-        route::look_up(self.ctx, self.arrived_by, backend, bytes)
+        // SAFETY: as in `of`.
+        let arrived_by = unsafe { (*maps::notes()?).arrived_by };
+        route::look_up(self.ctx, arrived_by, backend, bytes)
     }
 
     #[inline(always)]
@@ -332,9 +388,12 @@ fn refusal(what: u64, whose: u64, now_ns: u64) -> u32 {
 
 /// Has a packet that goes out pay what it owes.
 #[inline(always)]
-pub(crate) fn settle(decision: &Decision, bytes: u32, now_ns: u64) {
+pub(crate) fn settle<C: Clock>(decision: &Decision, bytes: u32, clock: C) {
+    if decision.is_free {
+        return;
+    }
     let [what, whose] = Claim::due(decision, bytes).packed();
-    settle_packed(what, whose, now_ns);
+    settle_packed(what, whose, clock.now_ns());
 }
 
 #[inline(never)]

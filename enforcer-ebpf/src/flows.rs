@@ -15,10 +15,10 @@ use enforcer_common::abi::address::{Address, FlowKey, from_v4};
 use enforcer_common::abi::config::{
     BackendRecord, FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, HostRecord, answers_directly, encapsulates,
 };
-use enforcer_common::abi::flow::{FLOW_RST, FlowRecord, ReplyRecord};
+use enforcer_common::abi::flow::{FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord, seen_ns};
 use enforcer_common::continuation::{Continuation, Errand};
 use enforcer_common::decide::{
-    Decision, Facts as _, FlowFate, flow_bits, is_v4, may_be_stateless, reply_key,
+    Clock, Decision, Facts as _, FlowFate, flow_bits, is_v4, may_be_stateless, reply_key,
 };
 use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::{Frame, NO_TAGS};
@@ -27,7 +27,7 @@ use enforcer_common::schema::{backend_connections, banked, holder_connections, t
 use crate::facts::{self, MapFacts, add, settle};
 use crate::hook::{Hook, is_untagged};
 use crate::route::Hop;
-use crate::{maps, rewrite, route};
+use crate::{cache, encapsulate, maps, rewrite, route};
 
 /// Ports that are tried before a translation is given up.
 const PORT_TRIES: u32 = 8;
@@ -59,7 +59,7 @@ impl Sent {
         }
     }
 
-    /// To the decision's back end, inside another packet.
+    /// To the decision's back end, inside another packet, which another program makes.
     #[inline(always)]
     pub(crate) fn inside(decision: &Decision) -> Option<Self> {
         maps::tell(Errand {
@@ -75,7 +75,7 @@ impl Sent {
 
     /// On its way, its network header being right. Only a frame that has to have other VLAN tags is left to another program.
     #[inline(always)]
-    pub(crate) fn by<H: Hook>(hook: &H, frame: &Frame, hop: &Hop) -> Option<Self> {
+    pub(crate) fn by<H: Hook>(hook: &H, frame: &Frame, hop: &Hop<'_>) -> Option<Self> {
         if hop.tags[0] != 0 || !is_untagged(hook, frame) {
             maps::tell_hop(hop)?;
             return Some(Self {
@@ -92,15 +92,15 @@ impl Sent {
 #[inline(always)]
 pub(crate) fn send_retagged<H: Hook>(hook: &H) -> Option<u32> {
     let (frame, _) = maps::told()?;
-    relink(hook, frame, maps::told_hop()?)
+    relink(hook, frame, &maps::told_hop()?)
 }
 
 /// Gives the frame the hop's VLAN tags and link-layer addresses, and sends it. Its network header may be another one than it
 /// came with, but stands where that stood.
 #[inline(always)]
-pub(crate) fn relink<H: Hook>(hook: &H, frame: &Frame, hop: &Hop) -> Option<u32> {
+pub(crate) fn relink<H: Hook>(hook: &H, frame: &Frame, hop: &Hop<'_>) -> Option<u32> {
     if hop.tags[0] != 0 || !is_untagged(hook, frame) {
-        hook.retag(frame, &hop.tags)?;
+        hook.retag(frame, hop.tags)?;
     }
     rewrite::link_addresses(&hook.window(), hop.next_hop_mac, hop.own_mac)?;
     Some(hook.send(hop.ifindex))
@@ -108,12 +108,12 @@ pub(crate) fn relink<H: Hook>(hook: &H, frame: &Frame, hop: &Hop) -> Option<u32>
 
 /// Sends a client's packet to its back end.
 #[inline(always)]
-pub(crate) fn forward<H: Hook>(
+pub(crate) fn forward<H: Hook, C: Clock>(
     hook: &H,
     facts: &MapFacts,
     frame: &Frame,
     decision: &Decision,
-    now_ns: u64,
+    clock: C,
 ) -> Result<Sent, Reason> {
     let bank = (decision.generation & 1) as u32;
     let backend = facts
@@ -122,11 +122,11 @@ pub(crate) fn forward<H: Hook>(
     let host = facts::host().ok_or(Reason::Internal)?;
     let mut stateless = false;
     let translated_port_be = match decision.flow {
-        FlowFate::Kept | FlowFate::Renewed => keep(host, facts, frame, decision, now_ns)?,
+        FlowFate::Kept | FlowFate::Renewed => keep(host, facts, frame, decision, clock)?,
         FlowFate::Moved | FlowFate::Reopened => {
-            retarget(hook, host, facts, frame, decision, backend, now_ns)?
+            retarget(hook, host, facts, frame, decision, backend, clock.now_ns())?
         }
-        FlowFate::Opened => match open(hook, host, frame, decision, backend, now_ns) {
+        FlowFate::Opened => match open(hook, host, frame, decision, backend, clock.now_ns()) {
             Err(Reason::TableFull) if may_be_stateless(facts, decision) => {
                 stateless = true;
                 frame.packet.key.source_port_be
@@ -136,20 +136,46 @@ pub(crate) fn forward<H: Hook>(
         FlowFate::Stateless => frame.packet.key.source_port_be,
         FlowFate::None => return Err(Reason::Internal),
     };
-    settle(decision, frame.packet.bytes, now_ns);
+    settle(decision, frame.packet.bytes, clock);
 
-    let mut sent = match decision.forward {
-        FORWARD_LOCAL => Sent::to(H::PASS),
-        forward if encapsulates(forward) => Sent::inside(decision).ok_or(Reason::Internal)?,
-        _ => {
+    let mut sent = if decision.forward == FORWARD_LOCAL {
+        Sent::to(H::PASS)
+    } else {
+        let hop = route::hop(backend).ok_or(Reason::Internal)?;
+        if encapsulates(decision.forward) {
+            inside(hook, host, frame, decision, backend, &hop).ok_or(Reason::Internal)?
+        } else {
             readdress(hook, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
-            let hop = route::hop(backend).ok_or(Reason::Internal)?;
             Sent::by(hook, frame, &hop).ok_or(Reason::Internal)?
         }
     };
     sent.translated_port_be = translated_port_be;
     sent.stateless = stateless;
     Ok(sent)
+}
+
+/// Sends the packet inside another one. Only a frame that has VLAN tags, or gets some, is left to another program.
+#[inline(always)]
+fn inside<H: Hook>(
+    hook: &H,
+    host: &HostRecord,
+    frame: &Frame,
+    decision: &Decision,
+    backend: &BackendRecord,
+    hop: &Hop<'_>,
+) -> Option<Sent> {
+    if !is_untagged(hook, frame) || hop.tags[0] != 0 {
+        return Sent::inside(decision);
+    }
+    let forward = decision.forward;
+    Some(Sent::to(encapsulate::send_plain(
+        hook,
+        host,
+        frame,
+        forward,
+        &backend.address,
+        hop,
+    )?))
 }
 
 /// Makes the packet one to the back end, in the way of the forward mode.
@@ -197,12 +223,12 @@ pub(crate) fn reply<H: Hook>(
 
 /// How replies get to their client: as its packets came.
 #[inline(always)]
-pub(crate) fn homeward(record: &ReplyRecord) -> Hop {
+pub(crate) const fn homeward(record: &ReplyRecord) -> Hop<'_> {
     Hop {
-        tags: record.tags,
+        tags: &record.tags,
         ifindex: record.client_ifindex,
-        next_hop_mac: record.client_mac,
-        own_mac: record.own_mac,
+        next_hop_mac: &record.client_mac,
+        own_mac: &record.own_mac,
     }
 }
 
@@ -239,6 +265,7 @@ pub(crate) fn abandon(facts: &MapFacts) {
     if let Some(entry) = facts.found_flow() {
         // SAFETY: as in `touch_reply`.
         unsafe { (*entry).state |= FLOW_RST };
+        cache::forget();
     }
 }
 
@@ -257,34 +284,46 @@ fn touch_reply(entry: *mut ReplyRecord, frame: &Frame, now_ns: u64) {
     }
 }
 
-/// Counts a packet of a flow. Its state is the caller's: a flow that moved begins anew.
+/// Counts a packet of a flow, whose state is already that after it, and what the cache has counted of it.
 #[inline(always)]
 fn touch_flow(entry: *mut FlowRecord, frame: &Frame, now_ns: u64) {
+    cache::settle_up(&frame.packet.key, entry);
     // SAFETY: as in `touch_reply`.
     unsafe {
         add(&raw mut (*entry).packets, 1);
         add(&raw mut (*entry).bytes, u64::from(frame.packet.bytes));
-        (*entry).seen_ns = now_ns;
+        (*entry).seen_ns = seen_ns((*entry).seen_ns, now_ns, (*entry).state);
     }
 }
 
 /// Another packet of a flow that keeps its back end; answers its translated port.
 #[inline(always)]
-fn keep(
+fn keep<C: Clock>(
     host: &HostRecord,
     facts: &MapFacts,
     frame: &Frame,
     decision: &Decision,
-    now_ns: u64,
+    clock: C,
 ) -> Result<u16, Reason> {
-    let entry = facts.found_flow().ok_or(Reason::Internal)?;
-    touch_flow(entry, frame, now_ns);
+    let Some(entry) = facts.found_flow() else {
+        // The cache knew it.
+        let port_be = cache::count(frame.packet.bytes);
+        return Ok(if decision.forward == FORWARD_NAT {
+            port_be
+        } else {
+            frame.packet.key.source_port_be
+        });
+    };
     // SAFETY: as in `touch_reply`.
     unsafe {
         let bits = flow_bits(&frame.packet);
         if (*entry).state & bits != bits {
             (*entry).state |= bits;
+            if bits & (FLOW_FIN | FLOW_RST) != 0 {
+                cache::forget();
+            }
         }
+        touch_flow(entry, frame, clock.now_ns());
         if matches!(decision.flow, FlowFate::Renewed) {
             renew(entry, decision);
             let address = (*entry).backend_address;
@@ -295,6 +334,7 @@ fn keep(
                 (*reply).service = decision.service - 1;
             }
         }
+        cache::remember(&frame.packet, decision, entry);
         if decision.forward == FORWARD_NAT {
             return Ok((*entry).translated_port_be);
         }
@@ -360,6 +400,7 @@ fn retarget<H: Hook>(
         (*entry).translated_port_be = port_be;
         (*entry).state = flow_bits(&frame.packet);
         touch_flow(entry, frame, now_ns);
+        cache::forget();
         Ok(port_be)
     }
 }

@@ -65,6 +65,9 @@ pub(crate) trait Hook: EbpfContext {
     fn send(&self, ifindex: u32) -> u32;
     /// Makes room for so many bytes before the network header; link-layer addresses and tags stand before it again.
     fn make_room(&self, frame: &Frame, bytes: u32, why: Room) -> Option<()>;
+    /// The same for an outer header in a frame without VLAN tags, of IPv4 or else IPv6, in this forward mode. The whole
+    /// link-layer header is to be written after that.
+    fn make_outer_room(&self, bytes: u32, v4: bool, forward: u32) -> Option<()>;
     /// Cuts the frame to so many bytes.
     fn cut_to(&self, bytes: u32) -> Option<()>;
     /// Whether a VLAN tag of the packet is kept beside the frame.
@@ -169,6 +172,11 @@ impl Hook for XdpContext {
     fn make_room(&self, _frame: &Frame, bytes: u32, _why: Room) -> Option<()> {
         resize::move_start(self, -(bytes as i32))?;
         resize::move_tags(&self.window(), bytes)
+    }
+
+    #[inline(always)]
+    fn make_outer_room(&self, bytes: u32, _v4: bool, _forward: u32) -> Option<()> {
+        resize::move_start(self, -(bytes as i32))
     }
 
     #[inline(always)]
@@ -280,23 +288,14 @@ impl Hook for TcContext {
         redirect(ifindex)
     }
 
-    /// An outer header is made known to the kernel, which splits what was put together behind it. A frame that has a VLAN tag
-    /// in itself gets the room at its start, as XDP does it: the kernel would count the tag to the packet.
+    /// A frame that has a VLAN tag in itself gets the room at its start, as XDP does it: the kernel would count the tag to the
+    /// packet.
     #[inline(always)]
     fn make_room(&self, frame: &Frame, bytes: u32, why: Room) -> Option<()> {
         if let Room::Outer { v4, forward } = why
             && frame.network_offset == ETHERNET_BYTES
         {
-            let mut flags = if v4 {
-                BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
-            } else {
-                BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
-            };
-            if forward == FORWARD_GUE {
-                flags |= BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
-            }
-            let mode = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-            return self.adjust_room(bytes as i32, mode, u64::from(flags)).ok();
+            return self.make_outer_room(bytes, v4, forward);
         }
         // SAFETY: (need) a helper is a foreign call. (soundness) the context is the program's own; the verifier sees to it
         // that no packet pointer from before is used.
@@ -304,6 +303,21 @@ impl Hook for TcContext {
             return None;
         }
         resize::move_tags(&self.window(), bytes)
+    }
+
+    /// An outer header is made known to the kernel, which splits what was put together behind it.
+    #[inline(always)]
+    fn make_outer_room(&self, bytes: u32, v4: bool, forward: u32) -> Option<()> {
+        let mut flags = if v4 {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+        } else {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
+        };
+        if forward == FORWARD_GUE {
+            flags |= BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
+        }
+        let mode = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+        self.adjust_room(bytes as i32, mode, u64::from(flags)).ok()
     }
 
     #[inline(always)]

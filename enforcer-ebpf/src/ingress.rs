@@ -5,10 +5,10 @@ use enforcer_common::abi::reason::Effect;
 use enforcer_common::abi::tally::DIRECTION_INGRESS;
 use enforcer_common::continuation::{Continuation, Errand};
 use enforcer_common::decide::answer::Answer;
-use enforcer_common::decide::{self, Decision, FlowFate};
+use enforcer_common::decide::{self, Clock, Decision, FlowFate};
 use enforcer_common::parse;
 
-use crate::facts::MapFacts;
+use crate::facts::{LazyClock, MapFacts};
 use crate::flows::Sent;
 use crate::hook::{Hook, HookWindow};
 use crate::{answer, capture, emit, facts, flows, maps, related};
@@ -27,17 +27,19 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
     if parse::is_icmp(&frame.packet) {
         maps::go_on(hook, Continuation::Icmp);
     }
-    let now_ns = facts::now_ns();
+    let Some(clock) = LazyClock::start() else {
+        return H::BROKEN;
+    };
     let facts = MapFacts::of(hook);
-    let mut decision = decide::judge(&facts, &frame.packet, now_ns);
+    let mut decision = decide::judge(&facts, &frame.packet, clock);
     let mut sent = Sent::to(match decision.reason.effect() {
         Effect::Passed => H::PASS,
         Effect::Refused | Effect::Forwarded => H::DROP,
     });
     if matches!(decision.reason.effect(), Effect::Forwarded) {
         let carried_out = match decision.reason {
-            Reason::Reply => flows::reply(hook, &facts, frame, &decision, now_ns),
-            _ => flows::forward(hook, &facts, frame, &decision, now_ns),
+            Reason::Reply => flows::reply(hook, &facts, frame, &decision, clock.now_ns()),
+            _ => flows::forward(hook, &facts, frame, &decision, clock),
         };
         match carried_out {
             Ok(on) => {
@@ -55,54 +57,72 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
         &decision,
         &frame.packet,
         sent.translated_port_be,
-        now_ns,
+        clock,
     );
     if let Some(next) = sent.next {
-        go_on_sending(hook, next);
+        maps::go_on_seldom(hook, next);
         return H::BROKEN;
     }
     if matches!(decision.reason, Reason::BackendIneligible) {
         flows::abandon(&facts);
     }
-    let mut errand = capture::errand(&decision, sent.verdict, now_ns);
+    let mut left = Left::nothing(sent.verdict);
     if matches!(decision.reason.effect(), Effect::Refused) {
         let kind = decide::answer::kind(&facts, &decision, &frame.packet);
         if !matches!(kind, Answer::None) {
-            errand.answer = kind as u32;
-            errand.fitting_bytes = decide::answer::fitting_bytes(&facts, &decision, &frame.packet);
+            left.answer = kind as u32;
+            left.fitting_bytes = decide::answer::fitting_bytes(&facts, &decision, &frame.packet);
         }
     }
-    leave(hook, &decision, errand)
+    leave(hook, &decision, &left, clock)
 }
 
-/// Leaves the rest of sending a packet to another program.
-#[inline(always)]
-fn go_on_sending<H: Hook>(hook: &H, next: Continuation) {
-    match next {
-        Continuation::Encapsulate => maps::go_on(hook, Continuation::Encapsulate),
-        other => maps::go_on_seldom(hook, other),
+/// What a packet that was judged leaves behind.
+struct Left {
+    verdict: u32,
+    /// An [`Answer`], and the largest packet that would have fitted.
+    answer: u32,
+    fitting_bytes: u32,
+}
+
+// === impl Left ===
+
+impl Left {
+    /// No answer.
+    #[inline(always)]
+    const fn nothing(verdict: u32) -> Self {
+        Self {
+            verdict,
+            answer: Answer::None as u32,
+            fitting_bytes: 0,
+        }
     }
 }
 
 /// What is left to do with a packet that was judged: it is shown to the agent if that asked for it, and answered if it
 /// is to be. A packet that is sent on is neither: it has been rewritten.
 #[inline(always)]
-fn leave<H: Hook>(hook: &H, decision: &Decision, errand: Errand) -> u32 {
+fn leave<H: Hook, C: Clock>(hook: &H, decision: &Decision, left: &Left, clock: C) -> u32 {
     let is_wanted = match decision.reason.effect() {
-        Effect::Forwarded => return errand.verdict,
+        Effect::Forwarded => return left.verdict,
         Effect::Passed | Effect::Refused => capture::is_wanted(decision),
     };
     let next = if is_wanted {
         Continuation::Capture
-    } else if errand.answer != Answer::None as u32 {
+    } else if left.answer != Answer::None as u32 {
         Continuation::Answer
     } else {
-        return errand.verdict;
+        return left.verdict;
+    };
+    let errand = Errand {
+        answer: left.answer,
+        fitting_bytes: left.fitting_bytes,
+        ..capture::errand(decision, left.verdict, clock.now_ns())
     };
     if maps::tell(errand).is_some() {
         maps::go_on_seldom(hook, next);
     }
-    errand.verdict
+    left.verdict
 }
 
 /// Judges ICMP: an error about a flow goes to the end that it concerns, an echo request is answered.
@@ -147,10 +167,10 @@ pub(crate) fn judge_icmp<H: Hook>(hook: &H) -> u32 {
     }
     emit::count(DIRECTION_INGRESS, &decision, &frame.packet, 0, now_ns);
     if let Some(next) = sent.next {
-        go_on_sending(hook, next);
+        maps::go_on_seldom(hook, next);
         return H::BROKEN;
     }
-    leave(hook, &decision, capture::errand(&decision, sent.verdict, now_ns))
+    leave(hook, &decision, &Left::nothing(sent.verdict), now_ns)
 }
 
 /// Shows the agent a packet, and goes on to its answer if there is to be one.

@@ -8,6 +8,7 @@
 //! - `maps`: the maps, expanded from the one list in `enforcer_common::schema`.
 //! - `window`: bounds-checked access to packet bytes; the only casts of packet pointers.
 //! - `facts`: `Facts` over the maps.
+//! - `cache`: what this CPU remembers of flows, before their table.
 //! - `flows`: makes, moves and updates flow entries, translates addresses, pays charges.
 //! - `encapsulate`: outer headers, put before a packet.
 //! - `answer`: what goes back to the sender of a refused packet, or of an echo request.
@@ -35,6 +36,7 @@
 )]
 
 mod answer;
+mod cache;
 mod capture;
 mod egress;
 mod emit;
@@ -58,78 +60,91 @@ use crate::hook::Hook as _;
 
 /// Judges every packet that comes in on an interface.
 #[xdp(frags)]
+#[inline(always)]
 pub fn enforcer_xdp(ctx: XdpContext) -> u32 {
     ingress::judge(&ctx)
 }
 
 /// Judges ICMP: an error about a flow goes to the end that it concerns, an echo request is answered.
 #[xdp(frags)]
+#[inline(always)]
 pub fn enforcer_icmp(ctx: XdpContext) -> u32 {
     ingress::judge_icmp(&ctx)
 }
 
 /// Shows the agent a packet, and goes on to its answer if there is to be one.
 #[xdp(frags)]
+#[inline(always)]
 pub fn enforcer_capture(ctx: XdpContext) -> u32 {
     ingress::show(&ctx)
 }
 
 /// Answers a packet that was refused, unless its tenant has had as many answers as there may be.
 #[xdp(frags)]
+#[inline(always)]
 pub fn enforcer_answer(ctx: XdpContext) -> u32 {
     answer::send(&ctx).unwrap_or(XdpContext::DROP)
 }
 
 /// Sends a packet that was admitted to its back end inside another one.
 #[xdp(frags)]
+#[inline(always)]
 pub fn enforcer_encapsulate(ctx: XdpContext) -> u32 {
     encapsulate::send_inside(&ctx).unwrap_or(XdpContext::BROKEN)
 }
 
 /// Sends a packet on with other VLAN tags than it came with.
 #[xdp(frags)]
+#[inline(always)]
 pub fn enforcer_retag(ctx: XdpContext) -> u32 {
     flows::send_retagged(&ctx).unwrap_or(XdpContext::BROKEN)
 }
 
 /// [`enforcer_xdp`] for interfaces where XDP cannot be attached.
 #[classifier]
+#[inline(always)]
 pub fn enforcer_ingress(ctx: TcContext) -> i32 {
     ingress::judge(&ctx) as i32
 }
 
 /// [`enforcer_icmp`] there.
 #[classifier]
+#[inline(always)]
 pub fn enforcer_tc_icmp(ctx: TcContext) -> i32 {
     ingress::judge_icmp(&ctx) as i32
 }
 
 /// [`enforcer_capture`] there.
 #[classifier]
+#[inline(always)]
 pub fn enforcer_tc_capture(ctx: TcContext) -> i32 {
     ingress::show(&ctx) as i32
 }
 
 /// [`enforcer_answer`] there.
 #[classifier]
+#[inline(always)]
 pub fn enforcer_tc_answer(ctx: TcContext) -> i32 {
     answer::send(&ctx).unwrap_or(TcContext::DROP) as i32
 }
 
 /// [`enforcer_encapsulate`] there.
 #[classifier]
+#[inline(always)]
 pub fn enforcer_tc_encapsulate(ctx: TcContext) -> i32 {
     encapsulate::send_inside(&ctx).unwrap_or(TcContext::BROKEN) as i32
 }
 
 /// [`enforcer_retag`] there.
 #[classifier]
+#[inline(always)]
 pub fn enforcer_tc_retag(ctx: TcContext) -> i32 {
     flows::send_retagged(&ctx).unwrap_or(TcContext::BROKEN) as i32
 }
 
 /// Judges what goes out through the host's stack: replies of back ends are metered and their translation is undone.
 #[classifier]
+#[inline(always)]
 pub fn enforcer_egress(ctx: TcContext) -> i32 {
     egress::judge(&ctx) as i32
 }

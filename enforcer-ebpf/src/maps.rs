@@ -5,14 +5,17 @@
     reason = "a constant that the loader overrides; each block states need and soundness"
 )]
 
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
+use enforcer_common::abi::address::FlowKey;
+use enforcer_common::abi::config::DecisionCell;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::continuation::{CONTINUATIONS as CONTINUATION_COUNT, Continuation, Errand};
 use enforcer_common::parse::{Frame, Quoted, Tags};
 
 use crate::hook::Hook;
-use crate::route::{Hop, Route};
+use crate::route::{Hop, NotedHop, Route};
 
 macro_rules! declare {
     ($($name:ident: $kind:ident<$($ty:ty),+>, $sizing:ident $capacity:expr;)+) => {
@@ -21,6 +24,11 @@ macro_rules! declare {
     (@one $name:ident: RingBuf<$ty:ty>, $capacity:expr) => {
         #[map]
         pub(crate) static $name: RingBuf = RingBuf::pinned($capacity, 0);
+    };
+    // Memory that could be mapped begins on a page, so that entries of a cache line lie in one.
+    (@one $name:ident: PageArray<$ty:ty>, $capacity:expr) => {
+        #[map]
+        pub(crate) static $name: Array<$ty> = Array::pinned($capacity, BPF_F_MMAPABLE);
     };
     (@one $name:ident: $kind:ident<$($ty:ty),+>, $capacity:expr) => {
         #[map]
@@ -47,13 +55,40 @@ static FLOW: PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static REPLY: PerCpuArray<ReplyRecord> = PerCpuArray::with_max_entries(1, 0);
 
+/// What the programs note about a packet while they judge it. Off the stack, which has little room, and so that the verifier
+/// does not follow what each way to a point would have noted.
+#[map]
+static NOTES: PerCpuArray<Notes> = PerCpuArray::with_max_entries(1, 0);
+
+/// See [`notes`].
+pub(crate) struct Notes {
+    /// The time; zero: nobody has asked yet.
+    pub(crate) now_ns: u64,
+    /// The hash of the packet's flow.
+    pub(crate) hash: u64,
+    /// The word in `FLOW_EPOCHS` before the flow was looked up.
+    pub(crate) epoch: u64,
+    /// The interface that the packet came in by.
+    pub(crate) arrived_by: u32,
+    /// The cell of the decision table that was found last.
+    pub(crate) cell: DecisionCell,
+    /// A flow whose counts are brought to its record.
+    pub(crate) key: FlowKey,
+}
+
+/// The notes about the packet of this program.
+#[inline(always)]
+pub(crate) fn notes() -> Option<*mut Notes> {
+    NOTES.get_ptr_mut(0)
+}
+
 /// What the kernel says of a back end whose next hop the agent does not know.
 #[map]
 pub(crate) static ROUTE: PerCpuArray<Route> = PerCpuArray::with_max_entries(1, 0);
 
 /// How a frame leaves that gets other VLAN tags before.
 #[map]
-static HOP: PerCpuArray<Hop> = PerCpuArray::with_max_entries(1, 0);
+static HOP: PerCpuArray<NotedHop> = PerCpuArray::with_max_entries(1, 0);
 
 /// What the program that goes on with a packet is told.
 #[map]
@@ -88,17 +123,17 @@ pub(crate) fn tell(errand: Errand) -> Option<()> {
 
 /// Writes down how a frame is to leave that gets other VLAN tags before.
 #[inline(always)]
-pub(crate) fn tell_hop(hop: &Hop) -> Option<()> {
+pub(crate) fn tell_hop(hop: &Hop<'_>) -> Option<()> {
     let slot = HOP.get_ptr_mut(0)?;
     // SAFETY: as in `tell`.
-    unsafe { slot.write(*hop) };
+    unsafe { slot.write(hop.noted()) };
     Some(())
 }
 
 /// How the frame is to leave.
 #[inline(always)]
-pub(crate) fn told_hop() -> Option<&'static Hop> {
-    HOP.get(0)
+pub(crate) fn told_hop() -> Option<Hop<'static>> {
+    Some(HOP.get(0)?.hop())
 }
 
 /// The same as [`go_on`], for what few packets do: by a number that the compiler does not know. The kernel makes
@@ -180,4 +215,16 @@ pub(crate) fn test_clock() -> bool {
     // SAFETY: (need) the loader replaces the value after compilation, so it must not be folded. (soundness) the
     // reference is to a live static of that type.
     unsafe { core::ptr::read_volatile(&raw const TEST_CLOCK) != 0 }
+}
+
+/// Read-only data that the loader overrides: entries that each CPU has in `FLOW_CACHE`, a power of two. Zero: nothing is
+/// remembered.
+#[unsafe(no_mangle)]
+static CACHE_SLOTS: u32 = 0;
+
+/// Entries that each CPU has in `FLOW_CACHE`.
+#[inline(always)]
+pub(crate) fn cache_slots() -> u32 {
+    // SAFETY: as in `test_clock`.
+    unsafe { core::ptr::read_volatile(&raw const CACHE_SLOTS) }
 }

@@ -7,15 +7,16 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
-use enforcer_common::parse::MAX_VLAN_TAGS;
+use enforcer_common::parse::{MAX_VLAN_TAGS, TAG_BYTES};
 
 use crate::rewrite::{get, put};
 use crate::window::{PacketWindow, xdp_frame_bytes};
 
 /// Where the EtherType or the first VLAN tag stands.
 const AFTER_ADDRESSES: u32 = 12;
-/// Half words there: two for each tag, and the EtherType.
-const TAG_HALVES: usize = 2 * MAX_VLAN_TAGS as usize + 1;
+/// Bytes of all tags there can be.
+const TAGS_BYTES: u32 = TAG_BYTES * MAX_VLAN_TAGS;
+const _: () = assert!(TAGS_BYTES == size_of::<u64>() as u32);
 
 /// Moves the start of the packet; a negative number makes room before it. Windows from before are void.
 #[inline(always)]
@@ -30,8 +31,11 @@ pub(crate) fn move_start(ctx: &XdpContext, by: i32) -> Option<()> {
 /// too if there are fewer tags: the new header is written over those. So there is one path for all numbers of tags.
 #[inline(always)]
 pub(crate) fn move_tags(window: &PacketWindow, by: u32) -> Option<()> {
-    let tags: [u16; TAG_HALVES] = get(window, AFTER_ADDRESSES + by)?;
-    put(window, AFTER_ADDRESSES, tags)
+    // Two tags, and the EtherType: words, since an array would be copied byte by byte.
+    let tags: u64 = get(window, AFTER_ADDRESSES + by)?;
+    let ethertype: u16 = get(window, AFTER_ADDRESSES + by + TAGS_BYTES)?;
+    put(window, AFTER_ADDRESSES, tags)?;
+    put(window, AFTER_ADDRESSES + TAGS_BYTES, ethertype)
 }
 
 /// Cuts the frame to so many bytes. Windows from before are void.

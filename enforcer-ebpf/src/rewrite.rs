@@ -64,9 +64,11 @@ pub(crate) fn get<T: Copy>(window: &PacketWindow, offset: u32) -> Option<T> {
 
 /// Sets the link-layer addresses. VLAN tags stay.
 #[inline(always)]
-pub(crate) fn link_addresses(window: &PacketWindow, destination: [u8; 6], source: [u8; 6]) -> Option<()> {
-    put(window, 0, destination)?;
-    put(window, 6, source)
+pub(crate) fn link_addresses(window: &PacketWindow, destination: &[u8; 6], source: &[u8; 6]) -> Option<()> {
+    let ([a, b, c, d, e, f], [u, v, w, x, y, z]) = (*destination, *source);
+    // Words, since bytes would be copied one by one.
+    let words = [[a, b, c, d], [e, f, u, v], [w, x, y, z]];
+    put(window, 0, words.map(u32::from_ne_bytes))
 }
 
 /// Gives the packet a new 5-tuple and takes one from its TTL or hop limit.
@@ -138,10 +140,16 @@ fn lower_hop_limit(window: &PacketWindow, offset: u32) -> Option<()> {
 /// Takes one from the TTL or hop limit of a packet that keeps its addresses.
 #[inline(always)]
 pub(crate) fn take_hop(window: &PacketWindow, frame: &Frame) -> Option<()> {
-    if is_v4(&frame.packet.key) {
-        lower_ttl(window, frame.network_offset, Delta::ZERO)
+    take_hop_at(window, frame.network_offset, is_v4(&frame.packet.key))
+}
+
+/// The same of a network header at an offset.
+#[inline(always)]
+pub(crate) fn take_hop_at(window: &PacketWindow, offset: u32, v4: bool) -> Option<()> {
+    if v4 {
+        lower_ttl(window, offset, Delta::ZERO)
     } else {
-        lower_hop_limit(window, frame.network_offset)
+        lower_hop_limit(window, offset)
     }
 }
 

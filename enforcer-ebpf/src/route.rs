@@ -13,7 +13,7 @@ use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_SUCCESS,
 use aya_ebpf::helpers::generated;
 use enforcer_common::abi::address::{Address, is_v4};
 use enforcer_common::abi::config::{BACKEND_REACHABLE, BackendRecord};
-use enforcer_common::parse::{NO_TAGS, Tags};
+use enforcer_common::parse::Tags;
 
 use crate::maps;
 
@@ -26,36 +26,75 @@ pub(crate) struct Route {
     parameters: bpf_fib_lookup,
     /// The back end that it was asked for; all zero if it knew no way there.
     backend: Address,
+    /// None: the kernel's ways lead over the VLAN's own interfaces, of which nothing is known here.
+    tags: Tags,
 }
 
-/// How a frame leaves.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Hop {
+/// How a frame leaves: where that is written, so that nothing is copied but into the frame.
+pub(crate) struct Hop<'a> {
     /// The VLAN tags that it leaves with.
-    pub(crate) tags: Tags,
+    pub(crate) tags: &'a Tags,
     pub(crate) ifindex: u32,
-    pub(crate) next_hop_mac: [u8; 6],
-    pub(crate) own_mac: [u8; 6],
+    pub(crate) next_hop_mac: &'a [u8; 6],
+    pub(crate) own_mac: &'a [u8; 6],
+}
+
+/// The same, written down for another program.
+#[repr(C)]
+pub(crate) struct NotedHop {
+    tags: Tags,
+    ifindex: u32,
+    next_hop_mac: [u8; 6],
+    own_mac: [u8; 6],
+}
+
+// === impl Hop ===
+
+impl Hop<'_> {
+    /// A copy.
+    #[inline(always)]
+    pub(crate) const fn noted(&self) -> NotedHop {
+        NotedHop {
+            tags: *self.tags,
+            ifindex: self.ifindex,
+            next_hop_mac: *self.next_hop_mac,
+            own_mac: *self.own_mac,
+        }
+    }
+}
+
+// === impl NotedHop ===
+
+impl NotedHop {
+    /// What is written there.
+    #[inline(always)]
+    pub(crate) const fn hop(&self) -> Hop<'_> {
+        Hop {
+            tags: &self.tags,
+            ifindex: self.ifindex,
+            next_hop_mac: &self.next_hop_mac,
+            own_mac: &self.own_mac,
+        }
+    }
 }
 
 /// The way to a back end, of which the judgement has found that there is one.
 #[inline(always)]
-pub(crate) fn hop(backend: &BackendRecord) -> Option<Hop> {
+pub(crate) fn hop(backend: &BackendRecord) -> Option<Hop<'_>> {
     if backend.flags & BACKEND_REACHABLE != 0 {
         return Some(Hop {
-            tags: backend.tags,
+            tags: &backend.tags,
             ifindex: backend.ifindex,
-            next_hop_mac: backend.next_hop_mac,
-            own_mac: backend.own_mac,
+            next_hop_mac: &backend.next_hop_mac,
+            own_mac: &backend.own_mac,
         });
     }
     let route = maps::ROUTE.get(0)?;
     (route.backend == backend.address).then_some(Hop {
-        tags: NO_TAGS,
+        tags: &route.tags,
         ifindex: route.parameters.ifindex,
-        next_hop_mac: route.parameters.dmac,
-        own_mac: route.parameters.smac,
+        next_hop_mac: &route.parameters.dmac,
+        own_mac: &route.parameters.smac,
     })
 }
 
@@ -90,16 +129,16 @@ fn ask(ctx: *mut c_void, arrived_by: u32, bytes: u32) -> u32 {
     unsafe {
         let parameters = &raw mut (*route).parameters;
         parameters.write_bytes(0, 1);
-        let backend = (*route).backend;
+        let backend = &raw const (*route).backend;
         (*parameters).ifindex = arrived_by;
         // What is too long for the link is told so, with the MTU.
         (*parameters).__bindgen_anon_1.tot_len = if bytes > 0xffff { 0xffff } else { bytes as u16 };
-        if is_v4(&backend) {
+        if is_v4(&*backend) {
             (*parameters).family = AF_INET;
-            (*parameters).__bindgen_anon_4.ipv4_dst = backend[3];
+            (*parameters).__bindgen_anon_4.ipv4_dst = (*backend)[3];
         } else {
             (*parameters).family = AF_INET6;
-            (*parameters).__bindgen_anon_4.ipv6_dst = backend;
+            (*parameters).__bindgen_anon_4.ipv6_dst = *backend;
         }
         let length = size_of::<bpf_fib_lookup>() as i32;
         let said = generated::bpf_fib_lookup(ctx, parameters, length, 0) as u32;

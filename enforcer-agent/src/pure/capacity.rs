@@ -1,5 +1,6 @@
 //! How much fits into the maps of a host: chosen when they are made, and kept as long as they exist.
 
+use enforcer_common::abi::cache::{CachedFlow, EPOCHS, TAGS};
 use enforcer_common::abi::config::{
     BackendRecord, DecisionBlock, DecisionRecord, LimitsRecord, MaglevTable, RowRecord, ServiceRecord,
     SetRecord, TenantRecord, TrieNode,
@@ -36,9 +37,11 @@ pub const MAX_SETS: u32 = 4096;
 pub const MAX_BLOCKS: u32 = 1 << 19;
 /// Most flows.
 pub const MAX_FLOWS: u32 = 1 << 24;
+/// Most flows that are remembered: 16 MiB.
+pub const MAX_CACHED_FLOWS: u32 = 1 << 18;
 
 /// The maps whose capacity can be chosen, and one that tells what was chosen.
-const SIZED: [Sized; 12] = [
+const SIZED: [Sized; 14] = [
     Sized::new("TENANTS", |capacity| BANKS * capacity.tenant_slots()),
     Sized::new("ROWS", |capacity| BANKS * capacity.tenant_slots()),
     Sized::new("LIMITERS", |capacity| {
@@ -57,6 +60,8 @@ const SIZED: [Sized; 12] = [
     Sized::new("BLOCKS", |capacity| BANKS * capacity.decision_blocks),
     Sized::new("FLOWS", |capacity| capacity.flows),
     Sized::new("REPLIES", |capacity| capacity.flows),
+    Sized::new("FLOW_CACHE", Capacity::cached_flows),
+    Sized::new("FLOW_TAGS", |capacity| capacity.cached_flows().div_ceil(TAGS)),
 ];
 
 struct Sized {
@@ -88,6 +93,18 @@ impl Capacity {
     #[must_use]
     pub const fn tenant_slots(&self) -> u32 {
         self.tenants + 1
+    }
+
+    /// Flows that all CPUs together can remember: a packet of any of them comes in by one CPU at a time. More than fit the
+    /// processor's own caches are not worth remembering.
+    #[must_use]
+    pub const fn cached_flows(&self) -> u32 {
+        let flows = self.flows.next_power_of_two();
+        if flows > MAX_CACHED_FLOWS {
+            MAX_CACHED_FLOWS
+        } else {
+            flows
+        }
     }
 
     /// Names and entries of the maps whose capacity this decides.
@@ -154,7 +171,8 @@ impl Capacity {
         let words = tenant_holder(self.tenant_slots()) as u64 * LIMITERS_PER_HOLDER as u64
             + 2 * tenant_connections(self.tenant_slots()) as u64;
         let tallies = self.tenant_slots() as u64 * DIRECTIONS as u64 * size_of::<TallyBlock>() as u64;
-        banked * BANKS as u64 + words * 8 + tallies * cpus as u64
+        let cached = self.cached_flows() as u64 * (size_of::<CachedFlow>() + size_of::<u8>()) as u64;
+        banked * BANKS as u64 + (words + EPOCHS as u64) * 8 + tallies * cpus as u64 + cached
     }
 }
 
@@ -208,7 +226,7 @@ mod tests {
     #[test]
     fn memory_is_as_documented() {
         let mebibytes = |capacity: Capacity, cpus| capacity.memory_bytes(cpus) >> 20;
-        assert_eq!(mebibytes(Capacity::default(), 2), 52);
+        assert_eq!(mebibytes(Capacity::default(), 2), 68);
         let large = Capacity {
             tenants: 16_383,
             trie_nodes: 32_768,

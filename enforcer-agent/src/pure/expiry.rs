@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use enforcer_common::abi::address::{Address, FlowKey, from_v4};
 use enforcer_common::abi::config::{FORWARD_NAT, HostRecord, answers_directly};
-use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord};
+use enforcer_common::abi::flow::{
+    FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord, SEEN_LAG_NS,
+};
 use enforcer_common::decide::{TCP, is_v4, reply_key};
 use enforcer_common::schema::{backend_connections, holder_connections, tenant_holder};
 
@@ -107,7 +109,17 @@ impl Seen<'_> {
         }
     }
 
+    /// What is in steady use may have been seen later than its record says.
     fn timeout(&self, timeouts: &Timeouts) -> Duration {
+        let timeout = self.timeout_of_state(timeouts);
+        if self.flow.state == FLOW_ESTABLISHED && !self.has_ended() {
+            timeout + Duration::from_nanos(SEEN_LAG_NS)
+        } else {
+            timeout
+        }
+    }
+
+    fn timeout_of_state(&self, timeouts: &Timeouts) -> Duration {
         if self.key.protocol != TCP {
             return timeouts.udp;
         }

@@ -1,6 +1,7 @@
 //! Flow state: written by the programs, expired by the agent.
 
 use crate::abi::address::{Address, FlowKey};
+use crate::abi::cache::{TICK_NS, TICK_SHIFT};
 use crate::pod::record;
 
 /// A packet with FIN was seen in this direction.
@@ -9,6 +10,27 @@ pub const FLOW_FIN: u32 = 1;
 pub const FLOW_RST: u32 = 2;
 /// TCP: a packet other than the opening SYN was seen in this direction.
 pub const FLOW_ESTABLISHED: u32 = 4;
+
+/// How long at most a flow in steady use goes on without its record saying when: see [`seen_ns`]. The two clocks by which
+/// that is judged come to no more than this.
+pub const SEEN_LAG_NS: u64 = 5_000_000_000;
+const _: () = assert!(
+    TICK_NS + 2_560_000_000 < SEEN_LAG_NS,
+    "256 ticks of a kernel with a hundred a second"
+);
+
+/// What a flow's record says after a packet at `now_ns` of when it was seen, if it said `before_ns`.
+///
+/// A flow in steady use is noted once in [`TICK_NS`]: its packets are counted in the cache meanwhile, without its record being
+/// looked up (see [`crate::abi::cache`]). `state` is that after the packet.
+#[inline(always)]
+pub const fn seen_ns(before_ns: u64, now_ns: u64, state: u32) -> u64 {
+    if state == FLOW_ESTABLISHED && before_ns >> TICK_SHIFT == now_ns >> TICK_SHIFT {
+        before_ns
+    } else {
+        now_ns
+    }
+}
 
 record! {
     /// The state of one flow from client to VIP; the key is the client's 5-tuple.
@@ -19,7 +41,7 @@ record! {
     pub struct FlowRecord, 104 bytes {
         /// The generation under which the flow was judged last.
         pub generation: u64,
-        /// When its last packet was admitted.
+        /// When its last packet was admitted, or up to [`SEEN_LAG_NS`] before.
         pub seen_ns: u64,
         /// Packets admitted from the client.
         pub packets: u64,

@@ -4,6 +4,7 @@
 //! in `_be` are in network byte order; all others are in host order. Addresses are [`address::Address`].
 
 pub mod address;
+pub mod cache;
 pub mod capture;
 pub mod config;
 pub mod driver;

@@ -41,6 +41,20 @@ pub enum Shape {
     Transport,
 }
 
+/// What time it is. Not every packet has to know, and the kernel takes a while to say.
+pub trait Clock: Copy {
+    /// Kernel monotonic time; the same each time that it is asked.
+    fn now_ns(self) -> u64;
+}
+
+/// A time that is known.
+impl Clock for u64 {
+    #[inline(always)]
+    fn now_ns(self) -> u64 {
+        self
+    }
+}
+
 /// What the judgement needs to know of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
@@ -82,6 +96,33 @@ pub struct Flow {
     pub forward: u32,
 }
 
+/// What came of the look-ups for an open flow when another packet of it was judged under this generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownFlow {
+    /// Service slot.
+    pub service: u32,
+    /// What the tenant's row says of the service.
+    pub cell: DecisionCell,
+    /// The flow's back-end slot plus one; zero: the flow is not known, and the other fields say nothing.
+    pub backend: u32,
+}
+
+impl KnownFlow {
+    /// None.
+    pub const NONE: Self = Self {
+        service: 0,
+        cell: DecisionCell::ZERO,
+        backend: 0,
+    };
+
+    /// Whether there is one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_some(&self) -> bool {
+        self.backend != 0
+    }
+}
+
 /// The part of a reply entry that the judgement reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -121,6 +162,12 @@ pub trait Facts {
     fn maglev(&self, bank: u32, set: u32, slot: u32) -> u16;
     /// A back end.
     fn backend(&self, bank: u32, slot: u32) -> Option<&BackendRecord>;
+    /// What is remembered of the flow of a packet that changes nothing about it: no connection begins or ends with it. Who
+    /// remembers nothing gives the same answers, and looks everything up.
+    #[inline(always)]
+    fn known_flow(&self, _packet: &Packet, _generation: u64) -> KnownFlow {
+        KnownFlow::NONE
+    }
     /// The flow of a client's 5-tuple.
     fn flow(&self, key: &FlowKey) -> Option<Flow>;
     /// The flow whose replies have this 5-tuple.
@@ -207,6 +254,8 @@ pub struct Decision {
     pub pair_group: u32,
     /// The limit group of the service; zero is none.
     pub service_group: u32,
+    /// Whether nobody limits the packet, so that it owes nothing.
+    pub is_free: bool,
 }
 
 impl Decision {
@@ -225,6 +274,7 @@ impl Decision {
             shadow_reason: 0,
             pair_group: 0,
             service_group: 0,
+            is_free: false,
         }
     }
 

@@ -15,7 +15,7 @@
 
 use super::{Decision, Facts, FlowFate};
 use crate::Reason;
-use crate::abi::config::{LimitRecord, LimitsRecord, MAX_UNITS, STEP_SHIFT, TENANT_FAIR_SHARE};
+use crate::abi::config::{LimitRecord, LimitsRecord, MAX_UNITS, STEP_SHIFT, TENANT_FAIR_SHARE, TenantRecord};
 use crate::schema::{LIMITERS_PER_HOLDER, tenant_holder};
 
 /// The limiters of one holder of limits: a tenant, a tenant on a service, or a service.
@@ -248,6 +248,16 @@ pub fn refusal<F: Facts>(facts: &F, claim: &Claim, now_ns: u64) -> Option<Reason
         return Some(Reason::TableFull);
     }
     None
+}
+
+/// Whether nobody limits a packet of an open connection to a service: it asks no limiter and owes none.
+#[inline(always)]
+pub(super) const fn is_free(tenant: &TenantRecord, decision: &Decision) -> bool {
+    let limits = &tenant.limits;
+    !decision.flow.opens()
+        && decision.pair_group == 0
+        && decision.service_group == 0
+        && limits.packets.step_fp | limits.bytes.step_fp == 0
 }
 
 /// Whether someone limits how many connections are open at once: then each needs an entry, to be counted.

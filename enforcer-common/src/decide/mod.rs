@@ -25,34 +25,70 @@ use crate::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST};
 use crate::encapsulation::outer_bytes;
 use crate::schema::MAGLEV_SLOTS;
 pub use facts::{
-    Decision, Facts, Flow, FlowFate, Packet, Reply, Shape, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
+    Clock, Decision, Facts, Flow, FlowFate, KnownFlow, Packet, Reply, Shape, TCP, TCP_ACK, TCP_FIN, TCP_RST,
+    TCP_SYN, UDP,
 };
-use limiter::Claim;
+use limiter::{Claim, is_free};
 use trie::{Destination, Source};
 
 /// Judges a packet on its way in.
 #[inline(always)]
-pub fn judge<F: Facts>(facts: &F, packet: &Packet, now_ns: u64) -> Decision {
+pub fn judge<F: Facts, C: Clock>(facts: &F, packet: &Packet, clock: C) -> Decision {
     let generation = facts.generation();
     let bank = (generation & 1) as u32;
-    let decision = Decision::new(Reason::NotService, generation);
+    let mut decision = Decision::new(Reason::NotService, generation);
     match packet.shape {
         Shape::NotIp => return decision,
         Shape::BadHeader => return decision.refused(Reason::Malformed),
         Shape::BadTransport | Shape::Other | Shape::Fragment | Shape::Transport => {}
     }
-    match trie::destination(facts, bank, packet) {
-        Destination::Service(slot) => to_service(facts, bank, slot, packet, decision, now_ns),
-        Destination::VipWithoutPort => match packet.shape {
-            Shape::BadTransport => decision.refused(Reason::Malformed),
-            Shape::Fragment => decision.refused(Reason::FragmentUnsupported),
-            Shape::NotIp | Shape::BadHeader | Shape::Other | Shape::Transport => decision,
-        },
-        Destination::Nat => from_backend(facts, bank, packet, decision, Reason::NotService, 1, now_ns),
-        Destination::Protected => from_backend(facts, bank, packet, decision, Reason::Bypass, 1, now_ns),
-        Destination::Outside => from_backend(facts, bank, packet, decision, Reason::NotService, 1, now_ns),
-        Destination::Local => decision,
+    let source = trie::source(facts, bank, packet);
+    let known = if matches!(packet.shape, Shape::Transport) && source.tenant() != 0 {
+        known_flow(facts, bank, packet, generation)
+    } else {
+        KnownFlow::NONE
+    };
+    let slot = if known.is_some() {
+        known.service
+    } else {
+        match trie::destination(facts, bank, packet) {
+            Destination::Service(slot) => slot,
+            Destination::VipWithoutPort => {
+                return match packet.shape {
+                    Shape::BadTransport => decision.refused(Reason::Malformed),
+                    Shape::Fragment => decision.refused(Reason::FragmentUnsupported),
+                    Shape::NotIp | Shape::BadHeader | Shape::Other | Shape::Transport => decision,
+                };
+            }
+            Destination::Local => return decision,
+            Destination::Nat | Destination::Outside => {
+                return from_backend(facts, bank, source, packet, decision, 1, clock);
+            }
+            Destination::Protected => {
+                return from_backend(
+                    facts,
+                    bank,
+                    source,
+                    packet,
+                    decision.refused(Reason::Bypass),
+                    1,
+                    clock,
+                );
+            }
+        }
+    };
+    decision.tenant = source.tenant();
+    to_service(facts, bank, slot, &known, packet, decision, clock)
+}
+
+/// What is remembered of the packet's flow, unless its back end is no longer eligible.
+#[inline(always)]
+fn known_flow<F: Facts>(facts: &F, bank: u32, packet: &Packet, generation: u64) -> KnownFlow {
+    let mut known = facts.known_flow(packet, generation);
+    if known.is_some() && !is_member(facts, bank, u32::from(known.cell.set), known.backend - 1) {
+        known.backend = 0;
     }
+    known
 }
 
 /// Judges a packet of a protocol without ports on its way in: no more of [`judge`] than such a packet meets.
@@ -69,36 +105,32 @@ pub fn judge_portless<F: Facts>(facts: &F, packet: &Packet) -> Decision {
 /// Judges a packet on its way out through the host's stack: a reply of a back end, or none of ours. The stack has
 /// already taken its hop from the TTL or hop limit.
 #[inline(always)]
-pub fn judge_egress<F: Facts>(facts: &F, packet: &Packet, now_ns: u64) -> Decision {
+pub fn judge_egress<F: Facts, C: Clock>(facts: &F, packet: &Packet, clock: C) -> Decision {
     let generation = facts.generation();
     let decision = Decision::new(Reason::NotService, generation);
-    from_backend(
-        facts,
-        (generation & 1) as u32,
-        packet,
-        decision,
-        Reason::NotService,
-        0,
-        now_ns,
-    )
+    let bank = (generation & 1) as u32;
+    if !matches!(packet.shape, Shape::Transport) {
+        return decision;
+    }
+    let source = trie::source(facts, bank, packet);
+    from_backend(facts, bank, source, packet, decision, 0, clock)
 }
 
-/// A packet to no service: a reply to one of our flows, or `otherwise`. Sending it on takes `hops` from its hop limit.
+/// A packet to no service: a reply to one of our flows, or what `decision` says so far. Sending it on takes `hops` from its hop limit.
 ///
 /// The flow table is asked only if the source is a back end: a hash look-up for every packet that is not ours would
 /// be the dearest part of leaving it alone.
 #[inline(always)]
-fn from_backend<F: Facts>(
+fn from_backend<F: Facts, C: Clock>(
     facts: &F,
     bank: u32,
+    source: Source,
     packet: &Packet,
     mut decision: Decision,
-    otherwise: Reason,
     hops: u8,
-    now_ns: u64,
+    clock: C,
 ) -> Decision {
-    decision.reason = otherwise;
-    if !matches!(packet.shape, Shape::Transport) || !trie::source(facts, bank, packet).is_backend() {
+    if !matches!(packet.shape, Shape::Transport) || !source.is_backend() {
         return decision;
     }
     let Some(reply) = facts.reply(&packet.key) else {
@@ -111,10 +143,19 @@ fn from_backend<F: Facts>(
         return decision.refused(Reason::Internal);
     };
     // An open connection obeys the policy of now: the tenant may be gone, suspended or denied since it began.
-    if standing(facts, bank, tenant, reply.service, &mut decision).is_none() {
+    if standing(
+        facts,
+        bank,
+        tenant,
+        reply.service,
+        &KnownFlow::NONE,
+        &mut decision,
+    )
+    .is_none()
+    {
         return decision;
     }
-    if let Some(reason) = stopped(tenant, &facts.lease(), now_ns) {
+    if let Some(reason) = stopped(tenant, &facts.lease(), clock) {
         return decision.refused(reason);
     }
     if packet.hop_limit <= hops {
@@ -127,7 +168,7 @@ fn from_backend<F: Facts>(
     if let Some(service) = facts.service(bank, reply.service) {
         decision.service_group = service.limits;
     }
-    if let Some(reason) = facts.refusal(&Claim::of(&decision, packet.bytes, true), now_ns) {
+    if let Some(reason) = facts.refusal(&Claim::of(&decision, packet.bytes, true), clock.now_ns()) {
         return decision.refused(reason);
     }
     decision.reason = Reason::Reply;
@@ -157,6 +198,7 @@ fn standing<F: Facts>(
     bank: u32,
     tenant: &TenantRecord,
     service: u32,
+    known: &KnownFlow,
     decision: &mut Decision,
 ) -> Option<u32> {
     if tenant.flags & TENANT_PRESENT == 0 {
@@ -168,7 +210,11 @@ fn standing<F: Facts>(
         return None;
     }
     decision.reason = Reason::Internal;
-    let cell = facts.cell(bank, tenant.row, service)?;
+    let cell = if known.is_some() {
+        known.cell
+    } else {
+        facts.cell(bank, tenant.row, service)?
+    };
     let standing = facts.decision(bank, cell.decision)?;
     // A record that was never written has reason zero, which names none.
     decision.reason = Reason::from_code(standing.reason.wrapping_sub(1))?;
@@ -184,14 +230,14 @@ fn standing<F: Facts>(
 
 /// Whether a part of the lease has lapsed.
 #[inline(always)]
-const fn lapsed(until_ns: u64, now_ns: u64) -> bool {
-    until_ns != 0 && now_ns > until_ns
+fn lapsed<C: Clock>(until_ns: u64, clock: C) -> bool {
+    until_ns != 0 && clock.now_ns() > until_ns
 }
 
 /// Why nothing of the tenant passes, open connections and replies included, although the rules allow it.
 #[inline(always)]
-const fn stopped(tenant: &TenantRecord, lease: &LeaseRecord, now_ns: u64) -> Option<Reason> {
-    if lapsed(lease.everything_until_ns, now_ns) {
+fn stopped<C: Clock>(tenant: &TenantRecord, lease: &LeaseRecord, clock: C) -> Option<Reason> {
+    if lapsed(lease.everything_until_ns, clock) {
         return Some(Reason::LeaseExpired);
     }
     if tenant.flags & TENANT_QUOTA != 0 {
@@ -202,15 +248,15 @@ const fn stopped(tenant: &TenantRecord, lease: &LeaseRecord, now_ns: u64) -> Opt
 
 /// Why the tenant may not open a flow now, although the rules allow it; its open ones go on.
 #[inline(always)]
-fn held_off<F: Facts>(
+fn held_off<F: Facts, C: Clock>(
     facts: &F,
     bank: u32,
     set: u32,
     tenant: &TenantRecord,
     lease: &LeaseRecord,
-    now_ns: u64,
+    clock: C,
 ) -> Option<Reason> {
-    if lapsed(lease.new_flows_until_ns, now_ns) {
+    if lapsed(lease.new_flows_until_ns, clock) {
         return Some(Reason::LeaseExpired);
     }
     if tenant.flags & TENANT_QUOTA_NEW != 0 {
@@ -222,25 +268,23 @@ fn held_off<F: Facts>(
     None
 }
 
+/// A packet of `decision.tenant`, which its source is asked for: a flow made under this generation has the same, since nothing
+/// else could have come out, and strangers and the suspended cost no look-up in the flow table. `known` is the packet's flow if
+/// it is remembered; its back end is a member of its set.
 #[inline(always)]
-fn to_service<F: Facts>(
+fn to_service<F: Facts, C: Clock>(
     facts: &F,
     bank: u32,
     slot: u32,
+    known: &KnownFlow,
     packet: &Packet,
     mut decision: Decision,
-    now_ns: u64,
+    clock: C,
 ) -> Decision {
     decision.service = slot + 1;
     decision.to_service = true;
     let Some(service) = facts.service(bank, slot) else {
         return decision.refused(Reason::Internal);
-    };
-    // A flow made under this generation has the tenant that its source has: nothing else could have come out. So the source
-    // is asked for it, whose trie is small, and strangers and the suspended cost no look-up in the flow table.
-    decision.tenant = match trie::source(facts, bank, packet) {
-        Source::NOBODY => return decision.refused(Reason::UnknownTenant),
-        source => source.tenant(),
     };
     if decision.tenant == 0 {
         return decision.refused(Reason::UnknownTenant);
@@ -248,11 +292,11 @@ fn to_service<F: Facts>(
     let Some(tenant) = facts.tenant(bank, decision.tenant) else {
         return decision.refused(Reason::Internal);
     };
-    let Some(set) = standing(facts, bank, tenant, slot, &mut decision) else {
+    let Some(set) = standing(facts, bank, tenant, slot, known, &mut decision) else {
         return decision;
     };
     let lease = facts.lease();
-    if let Some(reason) = stopped(tenant, &lease, now_ns) {
+    if let Some(reason) = stopped(tenant, &lease, clock) {
         return decision.refused(reason);
     }
     if !is_forward(service.forward) {
@@ -262,27 +306,23 @@ fn to_service<F: Facts>(
         return decision.refused(Reason::HopLimit);
     }
     decision.forward = service.forward;
-    let flow = facts.flow(&packet.key);
     decision.service_group = service.limits;
-    decision.flow = match steer(
-        facts,
-        bank,
-        set,
-        service.flags,
-        packet,
-        flow.as_ref(),
-        &mut decision,
-    ) {
-        Some(fate) => fate,
+    match steer(facts, bank, set, service.flags, packet, known, &mut decision) {
+        Some(fate) => decision.flow = fate,
         None => return decision,
-    };
+    }
     if decision.flow.opens()
-        && let Some(reason) = held_off(facts, bank, set, tenant, &lease, now_ns)
+        && let Some(reason) = held_off(facts, bank, set, tenant, &lease, clock)
     {
         return decision.refused(reason);
     }
-    match facts.refusal(&Claim::of(&decision, packet.bytes, false), now_ns) {
-        None => decision.reason = Reason::Allowed,
+    decision.reason = Reason::Allowed;
+    decision.is_free = is_free(tenant, &decision);
+    if decision.is_free {
+        return decision;
+    }
+    match facts.refusal(&Claim::of(&decision, packet.bytes, false), clock.now_ns()) {
+        None => {}
         Some(Reason::TableFull) if may_be_stateless(facts, &decision) => {
             decision.reason = Reason::Stateless;
             decision.flow = FlowFate::Stateless;
@@ -322,11 +362,15 @@ fn steer<F: Facts>(
     set: u32,
     service_flags: u32,
     packet: &Packet,
-    flow: Option<&Flow>,
+    known: &KnownFlow,
     decision: &mut Decision,
 ) -> Option<FlowFate> {
+    if known.is_some() {
+        decision.backend = known.backend;
+        return reachable(facts, bank, known.backend - 1, packet, decision).then_some(FlowFate::Kept);
+    }
     let mut fate = FlowFate::Opened;
-    if let Some(flow) = flow {
+    if let Some(flow) = &facts.flow(&packet.key) {
         if reopens(packet, flow) {
             fate = FlowFate::Reopened;
         } else if keeps(facts, bank, set, flow, decision) {
@@ -361,12 +405,7 @@ fn steer<F: Facts>(
 /// forward mode the same. Neither changes within a generation, so that the entry's colder half is not read for that.
 #[inline(always)]
 fn keeps<F: Facts>(facts: &F, bank: u32, set: u32, flow: &Flow, decision: &Decision) -> bool {
-    let Some(members) = facts.set_members(bank, set) else {
-        return false;
-    };
-    // The remainder never changes the index of a slot that exists; it bounds the access where the verifier can see it.
-    let word = members[(flow.backend / 64) as usize % SET_WORDS];
-    if (word >> (flow.backend % 64)) & 1 == 0 {
+    if !is_member(facts, bank, set, flow.backend) {
         return false;
     }
     if flow.generation == decision.generation {
@@ -378,6 +417,17 @@ fn keeps<F: Facts>(facts: &F, bank: u32, set: u32, flow: &Flow, decision: &Decis
     flow.forward == decision.forward
         && backend.address == flow.backend_address
         && backend.port_be == flow.backend_port_be
+}
+
+/// Whether an eligible set has a back end.
+#[inline(always)]
+fn is_member<F: Facts>(facts: &F, bank: u32, set: u32, backend: u32) -> bool {
+    let Some(members) = facts.set_members(bank, set) else {
+        return false;
+    };
+    // The remainder never changes the index of a slot that exists; it bounds the access where the verifier can see it.
+    let word = members[(backend / 64) as usize % SET_WORDS];
+    (word >> (backend % 64)) & 1 != 0
 }
 
 /// Whether the packet can be sent to the back end: the agent or at least the kernel knows the way to it, and the packet fits

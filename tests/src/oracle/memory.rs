@@ -10,6 +10,25 @@ use super::{Answer, Fate, Known, Oracle, Signs, is_udp};
 use crate::packet::Segment;
 use crate::plain::{Forward, Service};
 
+/// A connection in steady use is noted once in so many nanoseconds, as a shift.
+const NOTE_SHIFT: u32 = 31;
+/// So much longer it may be idle, since nobody knows better when it was used.
+const NOTED_LATE_NS: u64 = 5_000_000_000;
+
+impl Known {
+    /// A connection in steady use is noted once in a while.
+    fn note(&mut self, now_ns: u64) {
+        if !self.is_steady() || self.here_ns >> NOTE_SHIFT != now_ns >> NOTE_SHIFT {
+            self.here_ns = now_ns;
+        }
+    }
+
+    /// Whether the client has gone beyond the opening and has not ended anything. UDP has no opening.
+    fn is_steady(&self) -> bool {
+        self.udp || self.here.beyond_syn && !self.here.finished && !self.here.reset
+    }
+}
+
 impl Oracle {
     /// Takes in what became of a packet.
     pub fn observe(&mut self, segment: &Segment, answer: &Answer, now_ns: u64) {
@@ -128,7 +147,7 @@ impl Oracle {
                 known.holders = holders;
                 known.tenant_was_gone = false;
                 known.here.add(signs);
-                known.here_ns = now_ns;
+                known.note(now_ns);
             }
             Some(known) => {
                 *known = Known {
@@ -173,7 +192,12 @@ impl Oracle {
             } else {
                 timeouts.tcp_opening
             };
-            now_ns.saturating_sub(known.here_ns.max(known.back_ns)) < timeout.as_nanos() as u64
+            let late_ns = if known.is_steady() && !has_ended {
+                NOTED_LATE_NS
+            } else {
+                0
+            };
+            now_ns.saturating_sub(known.here_ns.max(known.back_ns)) < timeout.as_nanos() as u64 + late_ns
         });
         before - self.known.len()
     }

@@ -4,6 +4,7 @@
 //! - `tables`: the packet tables; together they reach every reason;
 //! - `load`: what the verifier says of the programs, and the layout of maps and records;
 //! - `sweep`, `events`: expiry of flows, and the audit's completeness;
+//! - `cache`: what CPUs remember of flows;
 //! - `capture`: packets that the agent is shown;
 //! - `contention`: two CPUs on one limiter;
 //! - `mixture`: packets while generations change;
@@ -15,6 +16,7 @@
 
 mod arbitrary;
 mod bench;
+mod cache;
 mod capture;
 mod contention;
 mod differential;

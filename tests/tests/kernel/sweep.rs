@@ -7,7 +7,7 @@ use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
 use enforcer_agent::adapters::dataplane::map_directory;
 use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::flow::FlowRecord;
+use enforcer_common::abi::flow::{FlowRecord, SEEN_LAG_NS};
 use enforcer_common::decide::TCP_ACK;
 use enforcer_common::schema::{backend_connections, tenant_connections};
 use enforcer_tests::packet::{Segment, syn, udp};
@@ -88,11 +88,13 @@ fn flows_expire_by_their_state() {
 
     let start_ns = bench.rig.now_ns();
     let mut open = 9;
+    let lag = Duration::from_nanos(SEEN_LAG_NS);
     for (after, expected) in [
         (TIMEOUTS.tcp_closing, vec![5, 6, 8]),
         (TIMEOUTS.tcp_opening, vec![1, 2]),
-        (TIMEOUTS.udp, vec![9]),
-        (TIMEOUTS.tcp_established, vec![3, 4, 7]),
+        (TIMEOUTS.udp + lag, vec![9]),
+        (TIMEOUTS.tcp_established, vec![4]),
+        (TIMEOUTS.tcp_established + lag, vec![3, 7]),
     ] {
         let due_ns = start_ns + after.as_nanos() as u64;
         bench.rig.set_now(due_ns - 1).unwrap();
@@ -128,13 +130,14 @@ fn replies_keep_a_flow_alive() {
     let Some(mut bench) = bench() else { return };
     let question = udp("10.1.0.1:9", "192.0.2.20:53");
     send(&mut bench, &question);
+    let timeout_ns = TIMEOUTS.udp.as_nanos() as u64 + SEEN_LAG_NS;
     for _ in 0..5 {
-        let now_ns = bench.rig.now_ns() + TIMEOUTS.udp.as_nanos() as u64 - 1;
+        let now_ns = bench.rig.now_ns() + timeout_ns - 1;
         bench.rig.set_now(now_ns).unwrap();
         send(&mut bench, &answer(&question));
         assert_eq!(bench.rig.sweep().unwrap().open, 1);
     }
-    let now_ns = bench.rig.now_ns() + TIMEOUTS.udp.as_nanos() as u64;
+    let now_ns = bench.rig.now_ns() + timeout_ns;
     bench.rig.set_now(now_ns).unwrap();
     let swept = bench.rig.sweep().unwrap();
     assert_eq!(swept.closed.len(), 1);
@@ -142,7 +145,7 @@ fn replies_keep_a_flow_alive() {
     assert_eq!((reply.packets, swept.closed[0].flow.packets), (5, 1));
 }
 
-fn pinned<T: TryFrom<Map, Error = aya::maps::MapError>>(
+pub(crate) fn pinned<T: TryFrom<Map, Error = aya::maps::MapError>>(
     directory: &Path,
     name: &str,
     wrap: fn(MapData) -> Map,

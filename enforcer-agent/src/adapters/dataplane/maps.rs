@@ -1,6 +1,7 @@
 //! Typed handles of the maps.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{Ebpf, Pod};
@@ -20,6 +21,7 @@ use enforcer_common::decide::limiter::Limiter;
 use enforcer_common::schema::{MAGLEV_SLOTS, SCHEMA_HASH, banked, open_connections};
 
 use super::DataplaneError;
+use super::cache::FlowCache;
 use super::events::EventsReady;
 use crate::api::reply::{MapEntry, MapField};
 use crate::ports::Banks;
@@ -44,6 +46,7 @@ pub struct Maps {
     backends: Array<MapData, BackendRecord>,
     flows: HashMap<MapData, FlowKey, FlowRecord>,
     replies: HashMap<MapData, FlowKey, ReplyRecord>,
+    cache: FlowCache,
     limiters: Array<MapData, u64>,
     connections_opened: Array<MapData, u64>,
     connections_closed: Array<MapData, u64>,
@@ -109,7 +112,7 @@ fn put<V: Pod>(
 }
 
 impl Maps {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+    pub(super) fn take(ebpf: &mut Ebpf, directory: &Path) -> Result<Self, DataplaneError> {
         Ok(Self {
             generation: take(ebpf, "GENERATION")?,
             host: take(ebpf, "HOST")?,
@@ -127,6 +130,7 @@ impl Maps {
             backends: take(ebpf, "BACKENDS")?,
             flows: take(ebpf, "FLOWS")?,
             replies: take(ebpf, "REPLIES")?,
+            cache: FlowCache::open(directory)?,
             limiters: take(ebpf, "LIMITERS")?,
             connections_opened: take(ebpf, "CONNECTIONS_OPENED")?,
             connections_closed: take(ebpf, "CONNECTIONS_CLOSED")?,
@@ -262,7 +266,8 @@ impl Maps {
     /// # Errors
     /// If the kernel refuses the look-up.
     pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataplaneError> {
-        found(self.flows.get(key, 0)).map_err(named("FLOWS"))
+        let record = found(self.flows.get(key, 0)).map_err(named("FLOWS"))?;
+        record.map(|record| self.cache.counted(key, &record)).transpose()
     }
 
     /// One reply entry.
@@ -278,11 +283,13 @@ impl Maps {
     /// # Errors
     /// If the kernel refuses a look-up.
     pub fn flows(&self, limit: usize) -> Result<Vec<(FlowKey, FlowRecord)>, DataplaneError> {
-        self.flows
-            .iter()
-            .take(limit)
-            .collect::<Result<_, _>>()
-            .map_err(named("FLOWS"))
+        let flows = self.flows.iter().take(limit);
+        flows
+            .map(|flow| {
+                let (key, record) = flow.map_err(named("FLOWS"))?;
+                Ok((key, self.cache.counted(&key, &record)?))
+            })
+            .collect()
     }
 
     /// Up to `limit` reply entries, in no order.
@@ -371,6 +378,7 @@ impl Maps {
             "SETS" => records(&self.sets, limit),
             "MAGLEV" => self.dump_maglev(limit),
             "BACKENDS" => records(&self.backends, limit),
+            "FLOW_CACHE" | "FLOW_TAGS" | "FLOW_EPOCHS" => self.cache.dump(name, limit),
             "LIMITERS" => words(&self.limiters, limit),
             "CONNECTIONS_OPENED" => words(&self.connections_opened, limit),
             "CONNECTIONS_CLOSED" => words(&self.connections_closed, limit),
@@ -493,7 +501,7 @@ fn single(key: String, value: String) -> MapEntry {
     }
 }
 
-fn words(map: &Array<MapData, u64>, limit: usize) -> Result<Vec<MapEntry>, MapError> {
+pub(super) fn words(map: &Array<MapData, u64>, limit: usize) -> Result<Vec<MapEntry>, MapError> {
     let mut rows = Vec::new();
     for (index, value) in map.iter().enumerate() {
         let value = value?;
@@ -504,7 +512,7 @@ fn words(map: &Array<MapData, u64>, limit: usize) -> Result<Vec<MapEntry>, MapEr
     Ok(rows)
 }
 
-fn records<V: Pod + Fields + PartialEq>(
+pub(super) fn records<V: Pod + Fields + PartialEq>(
     map: &Array<MapData, V>,
     limit: usize,
 ) -> Result<Vec<MapEntry>, MapError> {

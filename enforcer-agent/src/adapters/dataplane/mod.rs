@@ -8,6 +8,7 @@
 //! - `programs/NAME`: the programs, for inspection.
 
 mod attach;
+mod cache;
 mod decapsulator;
 mod events;
 #[cfg(feature = "kernel-log")]
@@ -19,7 +20,7 @@ mod sweep;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{MapError, MapInfo, ProgramArray};
+use aya::maps::{Map, MapData, MapError, MapInfo, ProgramArray};
 use aya::pin::PinError;
 use aya::programs::links::LinkError;
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp};
@@ -125,6 +126,12 @@ pub enum DataplaneError {
         /// Why.
         source: MapError,
     },
+    /// The kernel does not say how many CPUs there can be.
+    #[error("the number of CPUs cannot be read: {source}; mount /sys")]
+    Cpus {
+        /// Why.
+        source: io::Error,
+    },
     /// A pin could not be made or removed.
     #[error("pin {path}: {source}")]
     Pin {
@@ -196,6 +203,16 @@ pub fn map_directory(pin_directory: &Path) -> PathBuf {
     pin_directory.join(format!("maps-{SCHEMA_HASH:016x}"))
 }
 
+/// Opens a pinned map.
+fn open_map<T>(directory: &Path, name: &'static str, wrap: fn(MapData) -> Map) -> Result<T, DataplaneError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let data =
+        MapData::from_pin(directory.join(name)).map_err(|source| DataplaneError::Map { name, source })?;
+    T::try_from(wrap(data)).map_err(|source| DataplaneError::Map { name, source })
+}
+
 /// What the kernel says of a pinned map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinnedMap {
@@ -240,10 +257,18 @@ impl Dataplane {
             compare_with_schema(&directory)?;
         }
         let test_clock = u32::from(settings.test_clock);
+        // Maps that are there may have been made with another capacity.
+        let capacity = if adopted {
+            capacity_of(&directory)?
+        } else {
+            settings.capacity
+        };
+        let cache_slots = cache::slots_of_each_cpu(capacity.cached_flows())?;
         let mut loader = EbpfLoader::new();
         loader
             .default_map_pin_directory(&directory)
-            .override_global("TEST_CLOCK", &test_clock, true);
+            .override_global("TEST_CLOCK", &test_clock, true)
+            .override_global("CACHE_SLOTS", &cache_slots, true);
         for (name, entries) in settings.capacity.entries() {
             loader.map_max_entries(name, entries);
         }
@@ -253,7 +278,7 @@ impl Dataplane {
         #[cfg(feature = "kernel-log")]
         kernel_log::forward(&mut ebpf);
         let capacity = capacity_of(&directory)?;
-        let mut maps = Maps::take(&mut ebpf)?;
+        let mut maps = Maps::take(&mut ebpf, &directory)?;
         if !adopted {
             maps.mark_schema()?;
         }

@@ -14,7 +14,8 @@ use enforcer_common::abi::address::{Address, FlowKey};
 use enforcer_common::abi::config::HostRecord;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 
-use super::{DataplaneError, map_directory};
+use super::cache::FlowCache;
+use super::{DataplaneError, map_directory, open_map};
 pub use crate::pure::expiry::Timeouts;
 use crate::pure::expiry::{Counted, Seen, is_old_orphan, reply_key_of};
 
@@ -47,6 +48,7 @@ pub struct FlowSweeper {
     replies: HashMap<MapData, FlowKey, ReplyRecord>,
     opened: Array<MapData, u64>,
     closed: Array<MapData, u64>,
+    cache: FlowCache,
     timeouts: Timeouts,
     /// Flows that are counted as closed while their entry is still there.
     ended: BTreeMap<Tuple, Counted>,
@@ -66,15 +68,6 @@ const fn tuple(key: &FlowKey) -> Tuple {
     (source, destination, source_port_be, destination_port_be, protocol)
 }
 
-fn open<T>(directory: &Path, name: &'static str, wrap: fn(MapData) -> Map) -> Result<T, DataplaneError>
-where
-    T: TryFrom<Map, Error = MapError>,
-{
-    let data =
-        MapData::from_pin(directory.join(name)).map_err(|source| DataplaneError::Map { name, source })?;
-    T::try_from(wrap(data)).map_err(|source| DataplaneError::Map { name, source })
-}
-
 impl FlowSweeper {
     /// Opens the pinned maps of an instance.
     ///
@@ -83,11 +76,12 @@ impl FlowSweeper {
     pub fn open(pin_directory: &Path, timeouts: Timeouts) -> Result<Self, DataplaneError> {
         let directory = map_directory(pin_directory);
         Ok(Self {
-            host: open(&directory, "HOST", Map::Array)?,
-            flows: open(&directory, "FLOWS", Map::HashMap)?,
-            replies: open(&directory, "REPLIES", Map::HashMap)?,
-            opened: open(&directory, "CONNECTIONS_OPENED", Map::Array)?,
-            closed: open(&directory, "CONNECTIONS_CLOSED", Map::Array)?,
+            host: open_map(&directory, "HOST", Map::Array)?,
+            flows: open_map(&directory, "FLOWS", Map::HashMap)?,
+            replies: open_map(&directory, "REPLIES", Map::HashMap)?,
+            opened: open_map(&directory, "CONNECTIONS_OPENED", Map::Array)?,
+            closed: open_map(&directory, "CONNECTIONS_CLOSED", Map::Array)?,
+            cache: FlowCache::open(&directory)?,
             timeouts,
             ended: BTreeMap::new(),
         })
@@ -164,6 +158,7 @@ impl FlowSweeper {
                 continue;
             }
             if self.remove(&host, &key, &flow)? {
+                let flow = self.cache.forget(&key, &flow)?;
                 swept.closed.push(ClosedFlow { key, flow, reply });
             }
         }

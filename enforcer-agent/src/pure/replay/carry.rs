@@ -6,7 +6,7 @@ use enforcer_common::abi::config::{
     BackendRecord, FORWARD_GUE, FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, answers_directly, encapsulates,
     takes_hop,
 };
-use enforcer_common::abi::flow::{FLOW_RST, FlowRecord, ReplyRecord};
+use enforcer_common::abi::flow::{FLOW_RST, FlowRecord, ReplyRecord, seen_ns};
 use enforcer_common::abi::reason::Reason;
 use enforcer_common::decide::{Decision, FlowFate, flow_bits, may_be_stateless, reply_key};
 use enforcer_common::encapsulation::{flow_label, gue_source_port, outer_source};
@@ -150,8 +150,8 @@ impl Replay {
     fn keep(&mut self, frame: &Frame, decision: &Decision, now_ns: u64) -> Result<u16, Reason> {
         let key = frame.packet.key;
         let mut flow = *self.flows.get(&key).ok_or(Reason::Internal)?;
-        use_flow(&mut flow, frame, now_ns);
         flow.state |= flow_bits(&frame.packet);
+        use_flow(&mut flow, frame, now_ns);
         if decision.flow == FlowFate::Renewed {
             self.renew(&mut flow, decision);
             if let Some(at) = self.reply_key_of(&key, &flow)
@@ -311,10 +311,11 @@ impl Replay {
     }
 }
 
+/// Counts a packet of a flow, whose state is already that after it.
 fn use_flow(flow: &mut FlowRecord, frame: &Frame, now_ns: u64) {
     flow.packets += 1;
     flow.bytes += u64::from(frame.packet.bytes);
-    flow.seen_ns = now_ns;
+    flow.seen_ns = seen_ns(flow.seen_ns, now_ns, flow.state);
 }
 
 fn reply_record(journey: Journey<'_>) -> ReplyRecord {

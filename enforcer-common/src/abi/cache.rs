@@ -1,0 +1,147 @@
+//! What one CPU remembers of flows: written and read by the programs, read by the agent.
+//!
+//! An exact-match cache before the flow table, as that of Open vSwitch is before its classifier (Pfaff et al., NSDI 2015):
+//! direct-mapped, one cache line a flow, each CPU its own. It holds nothing that could not be found again: what came of the
+//! destination and the decision table for the flow under a generation, and which back end it has. So a packet that finds its
+//! flow here is judged as any other, by the same function, without looking that up. Strangers are not looked for: a flood of
+//! them must not cost a miss of the processor's caches each.
+//!
+//! The flow table stays the one that counts. Packets and bytes that were counted here belong to the flow of that key, and
+//! are brought there when a packet does not find its flow, at the latest after [`TICK_NS`] or so.
+
+use super::address::{Address, FlowKey};
+use crate::decide::UDP;
+use crate::pod::record;
+
+record! {
+    /// A flow as one CPU remembers it. All zero: none.
+    pub struct CachedFlow, 64 bytes {
+        /// Source address of the client's packets.
+        pub source: Address,
+        /// Destination address.
+        pub destination: Address,
+        /// The generation under which it was judged.
+        pub generation: u64,
+        /// Source port.
+        pub source_port_be: u16,
+        /// Destination port.
+        pub destination_port_be: u16,
+        /// Number of the decision record.
+        pub decision: u16,
+        /// The eligible set.
+        pub set: u16,
+        /// Service slot.
+        pub service: u16,
+        /// Back-end slot, and [`CACHED_UDP`].
+        pub backend: u16,
+        /// `Nat`: the port in place of the client's.
+        pub translated_port_be: u16,
+        /// The low bits of the word in `FLOW_EPOCHS` when the flow was looked up.
+        pub epoch: u16,
+        /// When that was: see [`TICK_NS`].
+        pub tick: u16,
+        /// Packets that its record in the flow table does not count yet.
+        pub packets: u16,
+        /// Bytes, likewise.
+        pub bytes: u32,
+    }
+}
+
+/// Set in [`CachedFlow::backend`] if the protocol is UDP, not TCP.
+pub const CACHED_UDP: u16 = 1 << 15;
+const _: () = assert!(crate::schema::MAX_BACKENDS <= CACHED_UDP as u32);
+
+/// No more packets than this are counted in the cache before they are brought to the flow table.
+pub const MAX_PENDING_PACKETS: u16 = u16::MAX;
+/// The same of bytes; one more packet never overflows them.
+pub const MAX_PENDING_BYTES: u32 = 1 << 31;
+
+/// How long a flow is remembered at most before the flow table is asked again, so that this knows that the flow is in use.
+///
+/// That is how the tests' clock counts. The kernel's is read as ticks (`bpf_jiffies64`, which the verifier replaces by a
+/// load), 256 of them: between a quarter of a second and 2.6 s, as the kernel was built.
+pub const TICK_NS: u64 = 1 << TICK_SHIFT;
+/// The same as a shift.
+pub const TICK_SHIFT: u32 = 31;
+/// Kernel ticks for one of these, as a shift.
+pub const JIFFIES_SHIFT: u32 = 8;
+
+impl CachedFlow {
+    /// Bits that differ between this and a flow's key: zero if it is that flow. One number, so that there is one branch.
+    #[inline(always)]
+    pub const fn differs(&self, key: &FlowKey) -> u32 {
+        let (source, destination) = (&self.source, &self.destination);
+        let udp = if key.protocol == UDP { CACHED_UDP } else { 0 };
+        (source[0] ^ key.source[0])
+            | (source[1] ^ key.source[1])
+            | (source[2] ^ key.source[2])
+            | (source[3] ^ key.source[3])
+            | (destination[0] ^ key.destination[0])
+            | (destination[1] ^ key.destination[1])
+            | (destination[2] ^ key.destination[2])
+            | (destination[3] ^ key.destination[3])
+            | (self.source_port_be ^ key.source_port_be) as u32
+            | (self.destination_port_be ^ key.destination_port_be) as u32
+            | ((self.backend ^ udp) & CACHED_UDP) as u32
+    }
+
+    /// The key of its flow.
+    #[inline(always)]
+    pub const fn key(&self) -> FlowKey {
+        FlowKey {
+            source: self.source,
+            destination: self.destination,
+            source_port_be: self.source_port_be,
+            destination_port_be: self.destination_port_be,
+            protocol: if self.backend & CACHED_UDP != 0 {
+                UDP
+            } else {
+                crate::decide::TCP
+            },
+        }
+    }
+}
+
+/// Entries whose tags lie in one record.
+pub const TAGS: u32 = 64;
+
+record! {
+    /// A byte of the hash of each flow in [`TAGS`] entries that follow each other, so that most packets whose flow is not there
+    /// find that out in memory that stays near: that of the entries does not, if there are many flows.
+    pub struct TagLine, 64 bytes {
+        /// By the entry's index modulo [`TAGS`].
+        pub tags: [u8; TAGS as usize],
+    }
+}
+
+/// The tag of a flow of this hash; never zero, which stands for an entry that nobody has used.
+#[inline(always)]
+pub const fn tag(hash: u64) -> u8 {
+    (hash >> 56) as u8 | 1
+}
+
+/// Entries of each CPU, a power of two, in a cache of so many for `cpus` of them.
+#[must_use]
+pub const fn slots_per_cpu(entries: u32, cpus: u32) -> u32 {
+    match entries.checked_div(cpus) {
+        None | Some(0) => 0,
+        Some(share) => 1 << share.ilog2(),
+    }
+}
+
+/// Where a flow of this hash lies in the cache of a CPU. `slots` is a power of two.
+#[inline(always)]
+pub const fn cache_index(cpu: u32, slots: u32, hash: u64) -> u32 {
+    cpu.wrapping_mul(slots)
+        .wrapping_add(hash as u32 & slots.wrapping_sub(1))
+}
+
+/// Words in `FLOW_EPOCHS`.
+pub const EPOCHS: u32 = 4096;
+
+/// The word in `FLOW_EPOCHS` that changes with the binding of a flow of this hash: when it gets another back end, when a side
+/// ends it, when its record is removed. What a CPU remembers of it is void then.
+#[inline(always)]
+pub const fn epoch_index(hash: u64) -> u32 {
+    (hash >> 40) as u32 % EPOCHS
+}
