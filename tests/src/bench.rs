@@ -103,6 +103,9 @@ pub enum BenchError {
         /// Why.
         source: std::io::Error,
     },
+    /// A thread of the benchmark.
+    #[error("a thread of the benchmark panicked; what it said stands above")]
+    Panicked,
     /// What was measured did not do what it should.
     #[error("{case}: {what}")]
     Wrong {

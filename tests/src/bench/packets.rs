@@ -10,6 +10,8 @@ mod cases;
 mod worlds;
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
 use enforcer_common::Reason;
@@ -37,6 +39,8 @@ pub(super) struct Spec {
     to: &'static str,
     /// There are two to the power of this many flows.
     flow_bits: u32,
+    /// Source of the first flow on a second CPU, if the case takes two.
+    second: Option<&'static str>,
     verdict: Verdict,
     reason: Reason,
 }
@@ -61,6 +65,8 @@ pub(super) struct Loaded {
     under: Surroundings,
     rig: Rig,
     driver: Driver,
+    /// Of a second CPU.
+    second: Driver,
     model: Model,
     tenants: u32,
 }
@@ -111,6 +117,8 @@ struct Batches {
     runs: u32,
     packets: u32,
     plan: DriverPlan,
+    /// Of a second CPU, if the case takes two.
+    second: Option<DriverPlan>,
     began: std::time::Instant,
 }
 
@@ -129,6 +137,10 @@ impl Batches {
             TCP_ACK
         };
         let (port_bits, step) = spec.under.spread(PORT_BITS);
+        let plan = |segment: &Segment| DriverPlan {
+            scattered: 1,
+            ..driver::plan(&segment.clone().flags(flags), flow_bits, port_bits, step)
+        };
         Self {
             sent: 0,
             runs: if quick { 3 } else { 11 },
@@ -139,10 +151,8 @@ impl Batches {
                 (_, false) => (2 << flow_bits).max(1 << 18),
                 (_, true) => 2 << QUICK_FLOW_BITS,
             },
-            plan: DriverPlan {
-                scattered: 1,
-                ..driver::plan(&spec.segment().flags(flags), flow_bits, port_bits, step)
-            },
+            plan: plan(&spec.segment()),
+            second: spec.second.map(|from| plan(&driver::framed(&tcp(from, spec.to)))),
             began: std::time::Instant::now(),
         }
     }
@@ -179,15 +189,19 @@ impl Batches {
 
     /// Opens the flows one after another, so that they lie in memory in another order than they are used in.
     fn open_flows(&mut self, loaded: &mut Loaded, spec: &Spec) -> Result<(), BenchError> {
-        let plan = DriverPlan {
-            scattered: 0,
-            template: driver::plan(&spec.segment().flags(TCP_SYN), 0, 0, 0).template,
-            ..self.plan
-        };
-        let packets = 1 << plan.flow_bits;
-        loaded.run(&plan, packets)?;
-        loaded.rig.events();
-        self.sent += u64::from(packets);
+        let of_second = self.second.zip(spec.second);
+        for (plan, from) in [(self.plan, spec.from)].into_iter().chain(of_second) {
+            let opening = driver::framed(&tcp(from, spec.to)).flags(TCP_SYN);
+            let plan = DriverPlan {
+                scattered: 0,
+                template: driver::plan(&opening, 0, 0, 0).template,
+                ..plan
+            };
+            let packets = 1 << plan.flow_bits;
+            loaded.run(&plan, packets)?;
+            loaded.rig.events();
+            self.sent += u64::from(packets);
+        }
         Ok(())
     }
 
@@ -198,9 +212,16 @@ impl Batches {
             let base = driver.run_alone(&self.plan, spec.verdict, self.packets)?;
             return Ok((base, driver.run(&self.plan, nothing, self.packets)?));
         }
-        let base = driver.run(&self.plan, nothing, self.packets)?;
-        let took = loaded.run(&self.plan, self.packets)?;
-        self.sent += u64::from(self.packets);
+        let Some(second) = self.second else {
+            let base = driver.run(&self.plan, nothing, self.packets)?;
+            let took = loaded.run(&self.plan, self.packets)?;
+            self.sent += u64::from(self.packets);
+            return Ok((base, took));
+        };
+        let plans = [self.plan, second];
+        let base = loaded.run_both(&plans, Some(spec.verdict), self.packets)?;
+        let took = loaded.run_both(&plans, None, self.packets)?;
+        self.sent += 2 * u64::from(self.packets);
         Ok((base, took))
     }
 
@@ -270,6 +291,7 @@ impl Loaded {
             rig,
             // Nothing leaves a test run: any number will do.
             driver: Driver::load(crate::world::BACKEND_IFINDEX)?,
+            second: Driver::load(crate::world::BACKEND_IFINDEX)?,
             model,
             tenants,
         })
@@ -280,6 +302,34 @@ impl Loaded {
         let program = self.rig.dataplane().xdp().map_err(RigError::from)?;
         let program = program.fd().map_err(DriverError::from)?;
         Ok(self.driver.run(plan, Measured::Program(program), packets)?)
+    }
+
+    /// Runs so many packets of two plans on two CPUs at once through the XDP program, or if there is a verdict through the
+    /// program that answers it at once. What is answered is the mean time of a packet on its CPU.
+    fn run_both(
+        &mut self,
+        plans: &[DriverPlan; 2],
+        nothing: Option<Verdict>,
+        packets: u32,
+    ) -> Result<driver::Run, BenchError> {
+        let program = self.rig.dataplane().xdp().map_err(RigError::from)?;
+        let program = program.fd().map_err(DriverError::from)?;
+        let measured = || nothing.map_or(Measured::Program(program), Measured::Nothing);
+        let (first, second) = (&mut self.driver, &mut self.second);
+        let both = thread::scope(|scope| {
+            let beside = scope.spawn(|| -> Result<driver::Run, BenchError> {
+                let _pinned = Pinned::to_another_cpu()?;
+                Ok(second.run(&plans[1], measured(), packets)?)
+            });
+            let here = first.run(&plans[0], measured(), packets);
+            let beside = beside.join().unwrap_or(Err(BenchError::Panicked));
+            (here, beside)
+        });
+        let (here, beside) = (both.0?, both.1?);
+        Ok(driver::Run {
+            time: (here.time + beside.time) / 2,
+            ..here
+        })
     }
 
     /// Whether an opening packet and one after it come out as the model says, the last one for the case's reason.
@@ -328,23 +378,42 @@ fn now_ns() -> u64 {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32).as_nanos() as u64
 }
 
+/// Where the first thread that was bound to a CPU could run before.
+static ALL_CPUS: OnceLock<CpuSet> = OnceLock::new();
+
 /// This thread on one CPU, until it is dropped: what it starts later may run anywhere.
 pub(super) struct Pinned(CpuSet);
 
 impl Pinned {
     /// To the last one that it may use, since interrupts tend to go to the first.
     pub(super) fn to_one_cpu() -> Result<Self, BenchError> {
+        Self::to(0)
+    }
+
+    /// To the one before. The thread that started this one is on the last, and so this one would be.
+    fn to_another_cpu() -> Result<Self, BenchError> {
+        Self::to(1)
+    }
+
+    /// To the n-th from the last of this process's CPUs.
+    fn to(from_last: usize) -> Result<Self, BenchError> {
         let refused = |source: rustix::io::Errno| BenchError::Io {
             what: "one CPU for the measurement",
             source: source.into(),
         };
-        let all = sched_getaffinity(None).map_err(refused)?;
+        let own = sched_getaffinity(None).map_err(refused)?;
+        // A thread starts where the one may run that started it: what the process may is known before it was bound.
+        let all = ALL_CPUS.get_or_init(|| own);
         let mut one = CpuSet::new();
-        if let Some(last) = (0..CpuSet::MAX_CPU).rev().find(|cpu| all.is_set(*cpu)) {
-            one.set(last);
+        if let Some(cpu) = (0..CpuSet::MAX_CPU)
+            .rev()
+            .filter(|cpu| all.is_set(*cpu))
+            .nth(from_last)
+        {
+            one.set(cpu);
         }
         sched_setaffinity(None, &one).map_err(refused)?;
-        Ok(Self(all))
+        Ok(Self(own))
     }
 }
 

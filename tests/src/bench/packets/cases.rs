@@ -8,6 +8,8 @@ use crate::rig::Verdict;
 
 /// Clients of a tenant that may do everything.
 const ACME: &str = "10.1.0.0:1024";
+/// More of them.
+const ACME_TOO: &str = "10.1.128.0:1024";
 const ACME6: &str = "[2001:db8:1::]:1024";
 
 /// Flows, as a power of two.
@@ -16,7 +18,7 @@ const K1: u32 = 10;
 const K64: u32 = 16;
 const M1: u32 = 20;
 
-pub(in crate::bench) const CASES: [Case; 39] = [
+pub(in crate::bench) const CASES: [Case; 43] = [
     floor("floor/pass", Verdict::Pass),
     floor("floor/drop", Verdict::Drop),
     floor("floor/tx", Verdict::Transmit),
@@ -48,6 +50,17 @@ pub(in crate::bench) const CASES: [Case; 39] = [
     opening("new-flow/nat/v4", NAT),
     opening("new-flow/dnat/v4", DNAT),
     opening("new-flow/l2dsr/v4", L2DSR),
+    case(
+        "new-flow/ipip/v4/audited",
+        Spec {
+            under: Surroundings::Audited,
+            what: What::Opening,
+            ..in_flow(IPIP, K64)
+        },
+    ),
+    two_cpus("established/ipip/v4/1k/two-cpus", IPIP, K1),
+    two_cpus("established/ipip/v4/64k/two-cpus", IPIP, K64),
+    two_cpus("established/dnat/v4/1k/two-cpus", DNAT, K1),
     established("established/ipip/v4/1", IPIP, ONE),
     established("established/ipip/v4/1k", IPIP, K1),
     established("established/ipip/v4/64k", IPIP, K64),
@@ -143,6 +156,7 @@ const fn refused(from: &'static str, to: &'static str, reason: Reason) -> Spec {
         from,
         to,
         flow_bits: K64,
+        second: None,
         verdict: Verdict::Drop,
         reason,
     }
@@ -161,6 +175,17 @@ const fn in_flow(to: &'static str, flow_bits: u32) -> Spec {
 
 const fn established(name: &'static str, to: &'static str, flow_bits: u32) -> Case {
     case(name, in_flow(to, flow_bits))
+}
+
+/// Packets of open flows on two CPUs at once, of other flows on each.
+const fn two_cpus(name: &'static str, to: &'static str, flow_bits: u32) -> Case {
+    case(
+        name,
+        Spec {
+            second: Some(ACME_TOO),
+            ..in_flow(to, flow_bits)
+        },
+    )
 }
 
 /// A million flows.

@@ -14,6 +14,8 @@ pub(in crate::bench) enum Surroundings {
     TwoInterfaces,
     /// The same as the usual ones, with room for a million flows and more.
     Roomy,
+    /// The usual ones, and every decision that calls for an audit record gets one.
+    Audited,
     /// Ten thousand tenants and a thousand services.
     Large,
 }
@@ -62,14 +64,14 @@ impl Surroundings {
     pub(super) const fn spread(self, port_bits: u32) -> (u32, u32) {
         match self {
             Self::Large => (0, 16),
-            Self::Usual | Self::TwoInterfaces | Self::Roomy => (port_bits, 1),
+            Self::Usual | Self::TwoInterfaces | Self::Roomy | Self::Audited => (port_bits, 1),
         }
     }
 
     /// The policy and the host.
     pub(in crate::bench) fn world(self, quick: bool) -> Result<World, WorldError> {
         let capacity = match self {
-            Self::Usual | Self::TwoInterfaces => Capacity::default(),
+            Self::Usual | Self::TwoInterfaces | Self::Audited => Capacity::default(),
             Self::Roomy => Capacity {
                 flows: if quick { 1 << 16 } else { 3 << 19 },
                 ..Capacity::default()
@@ -84,13 +86,16 @@ impl Surroundings {
         };
         let text = match self {
             Self::Large => large_policy(quick),
-            Self::Usual | Self::TwoInterfaces | Self::Roomy => small_policy(),
+            Self::Usual | Self::TwoInterfaces | Self::Roomy | Self::Audited => small_policy(),
         };
         let mut world = World::new(&text)?;
         world.host.capacity = capacity;
         world.host.nat_port_count = 40_000;
-        // As in the agent's configuration.
-        world.host.events_per_window = 64;
+        world.host.events_per_window = match self {
+            Self::Audited => u64::MAX,
+            // As in the agent's configuration.
+            _ => 64,
+        };
         let ifindex = if self == Self::TwoInterfaces {
             BACKEND_IFINDEX
         } else {
