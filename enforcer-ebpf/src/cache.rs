@@ -36,35 +36,42 @@ fn tick() -> u16 {
     (ticks >> JIFFIES_SHIFT) as u16
 }
 
-/// Index of the entry in which this CPU would remember the flow that was noted.
+/// Index of the entry in which this CPU would remember a flow of this hash.
 #[inline(always)]
-fn index() -> Option<u32> {
+fn index_of(hash: u64) -> Option<u32> {
     let slots = maps::cache_slots();
     if slots == 0 {
         return None;
     }
-    // SAFETY: (need) a helper is a foreign call; per-CPU values are reached through a pointer. (soundness) the helper takes
-    // nothing and returns a number; the slot belongs to this CPU.
-    let (cpu, hash) = unsafe { (bpf_get_smp_processor_id(), (*maps::notes()?).hash) };
+    // SAFETY: (need) a helper is a foreign call. (soundness) it takes nothing and returns a number.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
     Some(cache_index(cpu, slots, hash))
 }
 
-/// That entry.
+/// The entry in which this CPU would remember the flow that was noted.
 #[inline(always)]
 fn slot() -> Option<*mut CachedFlow> {
-    maps::FLOW_CACHE.get_ptr_mut(index()?)
-}
-
-/// That entry if its tag is the flow's: another flow's entry is not worth a look, which may be dear.
-#[inline(always)]
-fn tagged_slot() -> Option<*mut CachedFlow> {
-    let index = index()?;
-    // SAFETY: as in `index` and in `find`.
-    let is_tagged = unsafe { *tag_at(index)? == tag((*maps::notes()?).hash) };
-    if !is_tagged {
+    if maps::cache_slots() == 0 {
         return None;
     }
-    maps::FLOW_CACHE.get_ptr_mut(index)
+    // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the notes belong to this CPU.
+    maps::FLOW_CACHE.get_ptr_mut(unsafe { (*maps::notes()?).index })
+}
+
+/// The same if its tag is the flow's: another flow's entry is not worth a look, which may be dear.
+#[inline(always)]
+fn tagged_slot() -> Option<*mut CachedFlow> {
+    if maps::cache_slots() == 0 {
+        return None;
+    }
+    let notes = maps::notes()?;
+    // SAFETY: as in `slot` and in `find`.
+    unsafe {
+        if *tag_at((*notes).index)? != tag((*notes).hash) {
+            return None;
+        }
+    }
+    slot()
 }
 
 #[inline(always)]
@@ -78,7 +85,7 @@ fn tag_at(index: u32) -> Option<*mut u8> {
 #[inline(always)]
 pub(crate) fn note_cell(cell: DecisionCell) {
     if let Some(notes) = maps::notes() {
-        // SAFETY: as in `index`.
+        // SAFETY: as in `slot`.
         unsafe { (*notes).cell = cell };
     }
 }
@@ -86,7 +93,7 @@ pub(crate) fn note_cell(cell: DecisionCell) {
 /// The hash of the flow that was noted.
 #[inline(always)]
 pub(crate) fn noted_hash() -> Option<u64> {
-    // SAFETY: as in `index`.
+    // SAFETY: as in `slot`.
     Some(unsafe { (*maps::notes()?).hash })
 }
 
@@ -94,7 +101,7 @@ pub(crate) fn noted_hash() -> Option<u64> {
 #[inline(always)]
 pub(crate) fn forget() {
     if let Some(notes) = maps::notes()
-        // SAFETY: as in `index`.
+        // SAFETY: as in `slot`.
         && let Some(word) = maps::FLOW_EPOCHS.get_ptr_mut(epoch_index(unsafe { (*notes).hash }))
     {
         add(word, 1);
@@ -114,13 +121,20 @@ pub(crate) fn recall(packet: &Packet, generation: u64) -> KnownFlow {
 fn find(packet: &Packet, generation: u64) -> Option<KnownFlow> {
     let notes = maps::notes()?;
     let hash = flow_hash(&packet.key);
+    // SAFETY: as in `slot`.
+    unsafe { (*notes).hash = hash };
+    let index = index_of(hash)?;
     let epoch = facts::load(maps::FLOW_EPOCHS.get_ptr_mut(epoch_index(hash))?);
-    // SAFETY: as in `index`.
+    // SAFETY: as in `slot`, and of the tag as of the entry below.
     unsafe {
-        (*notes).hash = hash;
+        (*notes).index = index;
         (*notes).epoch = epoch;
+        // Another flow's entry is not worth a look, which may be dear.
+        if *tag_at(index)? != tag(hash) {
+            return None;
+        }
     }
-    let slot = tagged_slot()?;
+    let slot = maps::FLOW_CACHE.get_ptr_mut(index)?;
     // SAFETY: (need) map values are reached through a pointer. (soundness) the slot belongs to this CPU, whose programs do
     // not preempt each other (XDP and TC both run with bottom halves off); the agent writes zeroes alone, word by word, which
     // at worst is a flow that is not found.
@@ -157,8 +171,10 @@ pub(crate) fn count(bytes: u32) -> u16 {
 }
 
 /// Brings what was counted of a flow to its record.
-#[inline(always)]
-pub(crate) fn settle_up(key: &FlowKey, record: *mut FlowRecord) {
+///
+/// A function of its own: the stack of those that call it has no room for more.
+#[inline(never)]
+pub(crate) fn settle_up(key: &FlowKey, record: *mut FlowRecord) -> u32 {
     if let Some(slot) = tagged_slot() {
         // SAFETY: as in `find`, and of the record as in `flows::touch_flow`.
         unsafe {
@@ -167,6 +183,7 @@ pub(crate) fn settle_up(key: &FlowKey, record: *mut FlowRecord) {
             }
         }
     }
+    0
 }
 
 /// Adds what was counted in a slot to a record, and clears the counts.
@@ -187,15 +204,18 @@ unsafe fn bring(slot: *mut CachedFlow, record: *mut FlowRecord) {
 /// Remembers an open flow whose packet was found in the flow table. A flow in use keeps its place against others.
 #[inline(always)]
 pub(crate) fn remember(packet: &Packet, decision: &Decision, record: *mut FlowRecord) {
-    let (Some(index), Some(notes)) = (index(), maps::notes()) else {
-        return;
-    };
-    let Some(tag_place) = tag_at(index) else { return };
+    let Some(notes) = maps::notes() else { return };
     // SAFETY: as in `find`, and of the record as in `flows::touch_flow`.
     unsafe {
+        let index = (*notes).index;
+        let Some(tag_place) = tag_at(index) else { return };
         let (own, there) = (tag((*notes).hash), *tag_place);
         let is_worth_a_look = there == 0 || there == own || (*record).packets.is_multiple_of(TRY_EVERY);
-        if !is_worth_a_look || packet.tcp_flags & NOT_PLAIN != 0 || (*record).state != FLOW_ESTABLISHED {
+        if maps::cache_slots() == 0
+            || !is_worth_a_look
+            || packet.tcp_flags & NOT_PLAIN != 0
+            || (*record).state != FLOW_ESTABLISHED
+        {
             return;
         }
         let (Some(slot), now) = (maps::FLOW_CACHE.get_ptr_mut(index), tick()) else {

@@ -59,13 +59,16 @@ pub(crate) struct LazyClock(());
 // === impl LazyClock ===
 
 impl LazyClock {
-    /// For the packet of this program.
+    /// For the packet of this program, whose notes begin with this.
     #[inline(always)]
-    pub(crate) fn start() -> Option<Self> {
+    pub(crate) fn start<H: Hook>(hook: &H) -> Option<Self> {
         let notes = maps::notes()?;
         // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, and no other
         // program runs on it until this one ends.
-        unsafe { (*notes).now_ns = 0 };
+        unsafe {
+            (*notes).now_ns = 0;
+            (*notes).arrived_by = hook.arrived_by();
+        }
         Some(Self(()))
     }
 }
@@ -132,11 +135,6 @@ impl MapFacts {
     /// Of a packet that came in by a hook.
     #[inline(always)]
     pub(crate) fn of<H: Hook>(hook: &H) -> Self {
-        if let Some(notes) = maps::notes() {
-            // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, and no
-            // other program runs on it until this one ends.
-            unsafe { (*notes).arrived_by = hook.arrived_by() };
-        }
         Self {
             ctx: hook.as_ptr(),
             ..Self::new()
@@ -356,7 +354,7 @@ impl Facts for MapFacts {
         if self.ctx.is_null() {
             return None;
         }
-        // SAFETY: as in `of`.
+        // SAFETY: as in `LazyClock::start`.
         let arrived_by = unsafe { (*maps::notes()?).arrived_by };
         route::look_up(self.ctx, arrived_by, backend, bytes)
     }

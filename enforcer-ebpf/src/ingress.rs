@@ -27,7 +27,7 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
     if parse::is_icmp(&frame.packet) {
         maps::go_on(hook, Continuation::Icmp);
     }
-    let Some(clock) = LazyClock::start() else {
+    let Some(clock) = LazyClock::start(hook) else {
         return H::BROKEN;
     };
     let facts = MapFacts::of(hook);
@@ -131,7 +131,10 @@ pub(crate) fn judge_icmp<H: Hook>(hook: &H) -> u32 {
     let Some((frame, _)) = maps::told() else {
         return H::BROKEN;
     };
-    let (now_ns, facts) = (facts::now_ns(), MapFacts::of(hook));
+    let Some(clock) = LazyClock::start(hook) else {
+        return H::BROKEN;
+    };
+    let (now_ns, facts) = (clock.now_ns(), MapFacts::of(hook));
     let quoted = match parse::quoted(&HookWindow::of(hook), frame) {
         Some(quoted) => maps::forget_quoted(quoted),
         None => None,

@@ -66,6 +66,8 @@ pub(crate) struct Notes {
     pub(crate) now_ns: u64,
     /// The hash of the packet's flow.
     pub(crate) hash: u64,
+    /// Index of the entry in which this CPU would remember it.
+    pub(crate) index: u32,
     /// The word in `FLOW_EPOCHS` before the flow was looked up.
     pub(crate) epoch: u64,
     /// The interface that the packet came in by.
