@@ -21,7 +21,7 @@ use crate::harness::{Agent, AgentSettings};
 use crate::lab::Lab;
 use crate::large::{self, Size};
 
-pub(super) const CASES: [Case; 6] = [
+pub(super) const CASES: [Case; 7] = [
     Case {
         name: "policy/check",
         work: Work::Alone(check),
@@ -45,6 +45,10 @@ pub(super) const CASES: [Case; 6] = [
     Case {
         name: "policy/suspend",
         work: Work::Alone(suspend),
+    },
+    Case {
+        name: "policy/idle",
+        work: Work::Alone(idle),
     },
 ];
 
@@ -177,7 +181,11 @@ fn cpu_milliseconds() -> f64 {
 
 /// `VmHWM` of `/proc/PID/status`.
 fn peak_mebibytes(status: &str) -> f64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    mebibytes(status, "VmHWM:")
+}
+
+fn mebibytes(status: &str, field: &str) -> f64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB"));
     kibibytes
         .and_then(|text| text.trim().parse::<f64>().ok())
@@ -266,12 +274,28 @@ impl Running {
     }
 
     fn peak(&self) -> Result<f64, BenchError> {
-        let path = format!("/proc/{}/status", self.agent.pid().unwrap_or_default());
-        let status = fs::read_to_string(path).map_err(|source| BenchError::Io {
-            what: "the agent's status",
+        Ok(peak_mebibytes(&self.proc("status")?))
+    }
+
+    /// Seconds of CPU that the agent has taken.
+    fn cpu_seconds(&self) -> Result<f64, BenchError> {
+        let stat = self.proc("stat")?;
+        // User and system time in ticks: the 14th and 15th field, where the second one is a name in parentheses.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let ticks: f64 = fields
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<f64>().ok())
+            .sum();
+        Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+    }
+
+    fn proc(&self, file: &str) -> Result<String, BenchError> {
+        let path = format!("/proc/{}/{file}", self.agent.pid().unwrap_or_default());
+        fs::read_to_string(path).map_err(|source| BenchError::Io {
+            what: "the agent's state in /proc",
             source,
-        })?;
-        Ok(peak_mebibytes(&status))
+        })
     }
 }
 
@@ -342,4 +366,29 @@ fn suspend(options: &Options) -> Result<Vec<Series>, BenchError> {
         times.push(milliseconds(start));
     }
     Ok(vec![Series::plain(case, "ms", times)])
+}
+
+/// What the agent takes while nothing happens: ten thousand tenants, and one pool, whose back ends nobody answers for.
+fn idle(options: &Options) -> Result<Vec<Series>, BenchError> {
+    let case = "policy/idle";
+    let size = Size {
+        backends: 20,
+        ..size(options)
+    };
+    let mut running = Running::start(case)?;
+    running.apply(case, &large::policy(&size, 1000))?;
+    settle(options);
+    let window = PAUSE * if options.quick { 1 } else { 5 };
+    let (mut shares, mut resident) = (Vec::new(), Vec::new());
+    for _ in 0..runs(options) {
+        let (before, start) = (running.cpu_seconds()?, Instant::now());
+        std::thread::sleep(window);
+        let took = running.cpu_seconds()? - before;
+        shares.push(100.0 * took / start.elapsed().as_secs_f64());
+        resident.push(mebibytes(&running.proc("status")?, "VmRSS:"));
+    }
+    Ok(vec![
+        Series::plain(case, "% of a core", shares),
+        Series::plain(case, "MiB", resident),
+    ])
 }
