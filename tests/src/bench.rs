@@ -55,6 +55,13 @@ pub enum Outcome {
         /// The program that is not installed here.
         skipped_without: &'static str,
     },
+    /// It ran, and did not do what it should.
+    Failed {
+        /// Its name.
+        case: &'static str,
+        /// What is wrong.
+        failed: String,
+    },
 }
 
 /// Where it was measured.
@@ -106,6 +113,9 @@ pub enum BenchError {
     /// A thread of the benchmark.
     #[error("a thread of the benchmark panicked; what it said stands above")]
     Panicked,
+    /// Cases failed, as was shown.
+    #[error("{0} cases failed, as is said above")]
+    Failed(usize),
     /// What was measured did not do what it should.
     #[error("{case}: {what}")]
     Wrong {
@@ -163,7 +173,7 @@ fn cases() -> impl Iterator<Item = Case> {
 /// [`BenchError`]: the first case that fails ends the run.
 pub fn run(options: &Options, mut show: impl FnMut(&Outcome)) -> Result<(), BenchError> {
     let mut session = Session::default();
-    let mut any = false;
+    let (mut any, mut failed) = (false, 0);
     for case in cases().filter(|case| matches(&options.case, case.name)) {
         any = true;
         if let Some(program) = case.work.missing() {
@@ -173,20 +183,35 @@ pub fn run(options: &Options, mut show: impl FnMut(&Outcome)) -> Result<(), Benc
             });
             continue;
         }
-        let series = match case.work {
-            Work::Alone(work) => work(options)?,
-            Work::Packets(spec) => vec![packets::measure(&mut session.loaded, case.name, &spec, options)?],
-            Work::Traffic(spec) => traffic::measure(case.name, &spec, options)?,
-            Work::Http(by) => traffic::http::measure(case.name, by, options)?,
-        };
-        for series in series {
-            show(&Outcome::Measured(Measured::of(series)));
+        match session.measure(&case, options) {
+            Ok(series) => {
+                for series in series {
+                    show(&Outcome::Measured(Measured::of(series)));
+                }
+            }
+            // The others may still be measured.
+            Err(BenchError::Wrong { case, what }) => {
+                failed += 1;
+                show(&Outcome::Failed { case, failed: what });
+            }
+            Err(error) => return Err(error),
         }
     }
-    if any {
-        Ok(())
-    } else {
-        Err(BenchError::NoCase(options.case.clone()))
+    match (any, failed) {
+        (false, _) => Err(BenchError::NoCase(options.case.clone())),
+        (true, 0) => Ok(()),
+        (true, failed) => Err(BenchError::Failed(failed)),
+    }
+}
+
+impl Session {
+    fn measure(&mut self, case: &Case, options: &Options) -> Result<Vec<Series>, BenchError> {
+        Ok(match case.work {
+            Work::Alone(work) => work(options)?,
+            Work::Packets(spec) => vec![packets::measure(&mut self.loaded, case.name, &spec, options)?],
+            Work::Traffic(spec) => traffic::measure(case.name, &spec, options)?,
+            Work::Http(by) => traffic::http::measure(case.name, by, options)?,
+        })
     }
 }
 

@@ -80,5 +80,6 @@ fn show(outcome: &Outcome, json: bool) -> io::Result<()> {
             case,
             skipped_without,
         } => writeln!(out, "{case:<36}   skipped: {skipped_without} is not installed"),
+        Outcome::Failed { case, failed } => writeln!(out, "{case:<36}   failed: {failed}"),
     }
 }
