@@ -234,6 +234,6 @@ mod tests {
             decision_blocks: 65_536,
             ..Capacity::default()
         };
-        assert_eq!(mebibytes(large, 2), 299);
+        assert_eq!(mebibytes(large, 2), 316);
     }
 }

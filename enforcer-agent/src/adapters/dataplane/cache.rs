@@ -23,6 +23,10 @@ pub(super) struct FlowCache {
     slots: u32,
 }
 
+/// By this much a removal changes an epoch: not by one, as the programs do, so that a change of theirs that gets lost between
+/// the agent's reading and writing is no way back; and by an odd number, so that no few removals are one either.
+const REMOVAL_STEP: u64 = 0x101;
+
 /// Entries of each CPU in a cache of so many.
 pub(super) fn slots_of_each_cpu(entries: u32) -> Result<u32, DataplaneError> {
     Ok(slots_per_cpu(entries, cpus()?))
@@ -90,7 +94,7 @@ impl FlowCache {
     }
 
     /// A CPU that looked the flow up before it was removed may remember it only now: so the epoch is changed, after the
-    /// removal, by more than the programs ever do at once.
+    /// removal.
     fn forget_bindings(&mut self, key: &FlowKey) -> Result<(), DataplaneError> {
         let wrong = |source| DataplaneError::Map {
             name: "FLOW_EPOCHS",
@@ -98,7 +102,9 @@ impl FlowCache {
         };
         let index = epoch_index(flow_hash(key));
         let epoch = self.epochs.get(&index, 0).map_err(wrong)?;
-        self.epochs.set(index, epoch ^ 0x8000, 0).map_err(wrong)
+        self.epochs
+            .set(index, epoch.wrapping_add(REMOVAL_STEP), 0)
+            .map_err(wrong)
     }
 
     /// Entries of a flow, with their indexes.
