@@ -42,7 +42,7 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// The same as of the last tick of the kernel: in a fifth of the time.
+/// The same as of the last tick of the kernel, which reads no counter for it.
 #[inline(always)]
 pub(crate) fn coarse_now_ns() -> u64 {
     if maps::test_clock() {
