@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use aya::programs::XdpMode;
 use enforcer_agent::adapters::dataplane::{Dataplane, Settings};
-use enforcer_agent::api::reply::{BackendListReply, PolicyApplyReply, StatusReply, TenantListReply};
+use enforcer_agent::api::reply::{
+    BackendHealth, BackendListReply, PolicyApplyReply, StatusReply, TenantListReply,
+};
 use enforcer_agent::pure::audit::Direction;
 use enforcer_agent::pure::capacity::Capacity;
 use enforcer_tests::harness::{Agent, AgentSettings, eventually};
@@ -33,13 +35,14 @@ pub(super) struct Bench<Network> {
 }
 
 impl Bench<Routed> {
-    /// An echo server on every back end.
+    /// An echo server on every back end, known to answer.
     pub(super) fn echoes(&self) -> Vec<Echo> {
-        self.network
-            .back_ends
-            .iter()
+        let back_ends = self.network.back_ends.iter();
+        let echoes = back_ends
             .map(|leaf| Echo::start(&leaf.host, &probers(leaf)))
-            .collect()
+            .collect();
+        wait_for_health(&self.agent);
+        echoes
     }
 
     pub(super) fn client(&self) -> &Leaf {
@@ -48,15 +51,14 @@ impl Bench<Routed> {
 }
 
 impl Bench<Rack> {
-    /// An echo server on every back end.
+    /// An echo server on every back end, known to answer.
     pub(super) fn echoes(&self) -> Vec<Echo> {
         let balancer = &self.network.balancer;
         let probers = [balancer.ipv4.into(), balancer.ipv6.into()];
-        self.network
-            .back_ends
-            .iter()
-            .map(|leaf| Echo::start(&leaf.host, &probers))
-            .collect()
+        let back_ends = self.network.back_ends.iter();
+        let echoes = back_ends.map(|leaf| Echo::start(&leaf.host, &probers)).collect();
+        wait_for_health(&self.agent);
+        echoes
     }
 }
 
@@ -187,6 +189,18 @@ pub(super) fn apply(lab: &Lab, agent: &Agent, policy: &str) -> PolicyApplyReply 
     agent.ask(&["policy", "apply", path.to_str().unwrap()]).unwrap()
 }
 
+/// Until every back end has answered its probes: one that is found to answer later would take flows over in the midst of a
+/// test.
+pub(super) fn wait_for_health(agent: &Agent) {
+    eventually("back ends that answer", LIMIT, || {
+        let reply: BackendListReply = agent.ask(&["backend", "list"])?;
+        let mut rows = reply.backends.into_iter();
+        let silent = rows.find(|row| row.health != BackendHealth::Healthy);
+        Ok(silent.map_or(Ok(()), |row| Err(row.name)))
+    })
+    .unwrap();
+}
+
 pub(super) fn wait_for_next_hops(agent: &Agent) {
     eventually("next hops of all back ends", LIMIT, || {
         let reply: BackendListReply = agent.ask(&["backend", "list"])?;
@@ -276,7 +290,7 @@ fn policy_for(forward: &str, protocol: &str, limits: &str, action: &str, network
          \x20   forward: {forward}\n\
          \x20 pools:\n\
          \x20 - name: gpus\n\
-         \x20   healthCheck: {{tcp: true}}\n\
+         \x20   healthCheck: {{tcp: true, interval: 200ms, unhealthyAfter: 100}}\n\
          \x20   backends:\n{back_ends}\
          \x20 rules:\n\
          \x20 - {{name: acme-chat, action: {action}, tenants: {{matchNames: [acme]}}}}\n\

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use enforcer_agent::api::reply::{BackendHealth, BackendListReply, TenantListReply};
+use enforcer_agent::api::reply::{BackendListReply, TenantListReply};
 use enforcer_agent::pure::audit::Direction;
 use enforcer_tests::harness::{Agent, eventually};
 use enforcer_tests::lab::topology::{Leaf, Routed};
@@ -68,23 +68,11 @@ impl<'bench> Site<'bench> {
     }
 }
 
-/// The policy with probes that tell soon that a server has come, and late that it has gone: on a machine that has much else to
-/// do an answer may take its time.
-fn patient(policy: &str) -> String {
-    policy.replace("{tcp: true}", "{tcp: true, interval: 200ms, unhealthyAfter: 100}")
-}
-
 /// Starts a server on each host and waits until all of them are known to answer.
 fn start(lab: &Lab, agent: &Agent, hosts: &[&Host], files: &Files) -> Vec<Nginx> {
     let start = |host: &&Host| Nginx::start(lab, host, files);
     let servers = hosts.iter().map(start).collect();
-    eventually("back ends that answer", LIMIT, || {
-        let reply: BackendListReply = agent.ask(&["backend", "list"])?;
-        let mut rows = reply.backends.into_iter();
-        let silent = rows.find(|row| row.health != BackendHealth::Healthy);
-        Ok(silent.map_or(Ok(()), |row| Err(row.name)))
-    })
-    .unwrap();
+    bench::wait_for_health(agent);
     servers
 }
 
@@ -114,10 +102,7 @@ fn upload(client: &Host, servers: &[Nginx], files: &Files, file: &str, is_ipv6: 
 }
 
 fn translated(forward: &str) {
-    let bench = bench::routed(
-        &ALL_INTERFACES,
-        &patient(&bench::policy(forward, "TCP", "", "Allow")),
-    );
+    let bench = bench::routed(&ALL_INTERFACES, &bench::policy(forward, "TCP", "", "Allow"));
     Site::routed(&bench, &[]).check();
 }
 
@@ -136,10 +121,7 @@ fn curl_gets_whole_files_from_nginx_through_dnat() {
 }
 
 fn tunnelled(forward: &str) {
-    let bench = bench::routed(
-        &ALL_INTERFACES,
-        &patient(&bench::policy(forward, "TCP", "", "Allow")),
-    );
+    let bench = bench::routed(&ALL_INTERFACES, &bench::policy(forward, "TCP", "", "Allow"));
     bench::let_clients_be_answered(&bench);
     for leaf in &bench.network.back_ends {
         ways::own_vip(&leaf.host);
@@ -169,7 +151,7 @@ fn curl_gets_whole_files_from_nginx_by_direct_server_return() {
     if !can_run(&["curl", "nginx"]) {
         return;
     }
-    let bench = bench::rack(&patient(&bench::rack_policy()));
+    let bench = bench::rack(&bench::rack_policy());
     let site = Site {
         lab: &bench.lab,
         agent: &bench.agent,
@@ -185,7 +167,7 @@ fn curl_gets_whole_files_from_nginx_on_the_balancer() {
     if !can_run(&["curl", "nginx"]) {
         return;
     }
-    let bench = bench::routed_without_hops(&ALL_INTERFACES, &patient(&ways::local_policy("")));
+    let bench = bench::routed_without_hops(&ALL_INTERFACES, &ways::local_policy(""));
     ways::own_vip(&bench.network.balancer);
     let site = Site {
         servers: vec![&bench.network.balancer],
@@ -215,10 +197,7 @@ fn an_upload_of_curl_finds_out_that_a_link_is_smaller() {
     if !can_run(&["curl", "nginx"]) {
         return;
     }
-    let bench = bench::routed(
-        &ALL_INTERFACES,
-        &patient(&bench::policy("Dnat", "TCP", "", "Allow")),
-    );
+    let bench = bench::routed(&ALL_INTERFACES, &bench::policy("Dnat", "TCP", "", "Allow"));
     bench::let_clients_be_answered(&bench);
     let files = Files::write(&bench.lab, &bench.client().host);
     let servers = start(&bench.lab, &bench.agent, &hosts(&bench.network.back_ends), &files);
@@ -266,7 +245,7 @@ fn every_connection_and_request_of_wrk_is_accounted_for() {
         return;
     }
     // A quota that is never used up counts connections that were opened.
-    let policy = patient(&bench::policy("Nat", "TCP", "", "Allow"));
+    let policy = bench::policy("Nat", "TCP", "", "Allow");
     let quota = "{name: acme, quotas: [{metric: connections, limit: 1M, per: 366d}], ";
     let bench = bench::routed(&ALL_INTERFACES, &policy.replacen("{name: acme, ", quota, 1));
     let files = Files::write(&bench.lab, &bench.client().host);
