@@ -7,7 +7,7 @@
 use crate::abi::{cache, capture, config, event, flow, tally};
 
 /// Raised with every change of meaning that the layout alone does not show.
-pub const SCHEMA_VERSION: u32 = 5;
+pub const SCHEMA_VERSION: u32 = 6;
 
 /// Configuration banks: the live one is `generation % BANKS`.
 pub const BANKS: u32 = 2;
@@ -102,7 +102,7 @@ pub const fn open_connections(opened: u64, closed: u64) -> u64 {
 /// | `TRIE` .. `BACKENDS` | agent | configuration, two banks each, interleaved: see [`banked`] |
 /// | `FLOWS`, `REPLIES` | programs; the agent removes | flow state |
 /// | `FLOW_CACHE` | programs; the agent clears | what each CPU remembers of flows; an array that begins on a page |
-/// | `FLOW_TAGS` | programs | a byte for each entry of it, so that most flows that are not there are not looked for |
+/// | `FLOW_TAGS` | programs | a byte for each entry of it: in which of its set's a flow lies, if any |
 /// | `FLOW_EPOCHS` | programs; the agent when it removes a flow | words that change with the bindings of flows |
 /// | `LIMITERS` | programs | theoretical arrival times, one word each, by limit group and by tenant; survives a change of generation |
 /// | `CONNECTIONS_OPENED` | programs | flows made, by back end, by limit group and by tenant |
@@ -140,8 +140,7 @@ macro_rules! with_maps {
             REPLIES: HashMap<$crate::abi::address::FlowKey, $crate::abi::flow::ReplyRecord>,
                 sized $crate::schema::DEFAULT_FLOWS;
             FLOW_CACHE: PageArray<$crate::abi::cache::CachedFlow>, sized $crate::schema::DEFAULT_FLOWS;
-            FLOW_TAGS: PageArray<$crate::abi::cache::TagLine>,
-                sized $crate::schema::DEFAULT_FLOWS / $crate::abi::cache::TAGS;
+            FLOW_TAGS: PageArray<u64>, sized $crate::schema::DEFAULT_FLOWS / $crate::abi::cache::WAYS;
             FLOW_EPOCHS: Array<u64>, max $crate::abi::cache::EPOCHS;
             LIMITERS: Array<u64>,
                 sized $crate::schema::tenant_holder($crate::schema::DEFAULT_TENANTS) * $crate::schema::LIMITERS_PER_HOLDER;
@@ -249,7 +248,6 @@ pub const RECORDS: &[RecordLayout] = &[
     ("LinkRecord", config::LinkRecord::LAYOUT),
     ("FlowRecord", flow::FlowRecord::LAYOUT),
     ("CachedFlow", cache::CachedFlow::LAYOUT),
-    ("TagLine", cache::TagLine::LAYOUT),
     ("ReplyRecord", flow::ReplyRecord::LAYOUT),
     ("EventRecord", event::EventRecord::LAYOUT),
     ("TallyRecord", tally::TallyRecord::LAYOUT),

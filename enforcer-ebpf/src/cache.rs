@@ -8,21 +8,20 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::cache::{
-    CACHED_UDP, CachedFlow, JIFFIES_SHIFT, MAX_PENDING_BYTES, MAX_PENDING_PACKETS, TAGS, TICK_SHIFT,
-    cache_index, epoch_index, tag,
+    CACHED_FREE, CACHED_UDP, CachedFlow, JIFFIES_SHIFT, MAX_PENDING_BYTES, MAX_PENDING_PACKETS, TICK_SHIFT,
+    WAYS, entry_index, epoch_index, retagged, set_index, tag, way_of,
 };
-use enforcer_common::abi::config::DecisionCell;
 use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FlowRecord};
-use enforcer_common::decide::{Decision, KnownFlow, Packet, TCP_FIN, TCP_RST, TCP_SYN, UDP};
+use enforcer_common::decide::{Decision, Packet, TCP_FIN, TCP_RST, TCP_SYN, UDP};
 use enforcer_common::hash::flow_hash;
 
 use crate::facts::{self, add};
-use crate::maps;
+use crate::maps::{self, Notes};
 
 /// Flags of packets that begin or end a connection: they go to the flow table.
 const NOT_PLAIN: u8 = TCP_SYN | TCP_FIN | TCP_RST;
 
-/// A flow whose place is another's looks only with one packet in so many whether that has become free.
+/// A flow whose set has no unused entry looks only with one packet in so many whether one has become free.
 const TRY_EVERY: u64 = 8;
 
 /// Now, as entries say it.
@@ -36,105 +35,62 @@ fn tick() -> u16 {
     (ticks >> JIFFIES_SHIFT) as u16
 }
 
-/// Index of the entry in which this CPU would remember a flow of this hash.
+/// The set of this CPU in which it would remember a flow of this hash; none of its own for a cache of nothing.
 #[inline(always)]
-fn index_of(hash: u64) -> Option<u32> {
-    let slots = maps::cache_slots();
-    if slots == 0 {
-        return None;
-    }
+fn set_of(hash: u64) -> u32 {
     // SAFETY: (need) a helper is a foreign call. (soundness) it takes nothing and returns a number.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    Some(cache_index(cpu, slots, hash))
+    set_index(cpu, maps::cache_sets(), hash)
 }
 
-/// The entry in which this CPU would remember the flow that was noted.
+/// The entry of the noted flow's set that has the flow's tag: nobody else's is worth a look, which may be dear.
 #[inline(always)]
-fn slot() -> Option<*mut CachedFlow> {
-    if maps::cache_slots() == 0 {
+fn tagged_entry(notes: &Notes) -> Option<*mut CachedFlow> {
+    if maps::cache_sets() == 0 {
         return None;
     }
-    // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the notes belong to this CPU.
-    maps::FLOW_CACHE.get_ptr_mut(unsafe { (*maps::notes()?).index })
+    let tags = maps::FLOW_TAGS.get(notes.set)?;
+    maps::FLOW_CACHE.get_ptr_mut(entry_index(notes.set, way_of(*tags, tag(notes.hash))?))
 }
 
-/// The same if its tag is the flow's: another flow's entry is not worth a look, which may be dear.
+/// What was noted of this packet.
 #[inline(always)]
-fn tagged_slot() -> Option<*mut CachedFlow> {
-    if maps::cache_slots() == 0 {
-        return None;
-    }
-    let notes = maps::notes()?;
-    // SAFETY: as in `slot` and in `find`.
-    unsafe {
-        if *tag_at((*notes).index)? != tag((*notes).hash) {
-            return None;
-        }
-    }
-    slot()
-}
-
-#[inline(always)]
-fn tag_at(index: u32) -> Option<*mut u8> {
-    let line = maps::FLOW_TAGS.get_ptr_mut(index / TAGS)?;
-    // SAFETY: (need) map values are reached through a pointer. (soundness) the place of one of the record's bytes.
-    Some(unsafe { (&raw mut (*line).tags).cast::<u8>().add((index % TAGS) as usize) })
-}
-
-/// Notes what was found in the decision table.
-#[inline(always)]
-pub(crate) fn note_cell(cell: DecisionCell) {
-    if let Some(notes) = maps::notes() {
-        // SAFETY: as in `slot`.
-        unsafe { (*notes).cell = cell };
-    }
+fn noted() -> Option<&'static Notes> {
+    // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the notes belong to this CPU, and the reference
+    // does not outlive the statement of the caller.
+    Some(unsafe { &*maps::notes()? })
 }
 
 /// The hash of the flow that was noted.
 #[inline(always)]
 pub(crate) fn noted_hash() -> Option<u64> {
-    // SAFETY: as in `slot`.
-    Some(unsafe { (*maps::notes()?).hash })
+    Some(noted()?.hash)
 }
 
 /// Has every CPU forget what it remembers of the flow that was noted.
 #[inline(always)]
 pub(crate) fn forget() {
-    if let Some(notes) = maps::notes()
-        // SAFETY: as in `slot`.
-        && let Some(word) = maps::FLOW_EPOCHS.get_ptr_mut(epoch_index(unsafe { (*notes).hash }))
+    if let Some(notes) = noted()
+        && let Some(word) = maps::FLOW_EPOCHS.get_ptr_mut(epoch_index(notes.hash))
     {
         add(word, 1);
     }
 }
 
-/// What is remembered of a packet's flow. Notes the flow.
+/// The entry of a packet's flow, if it is remembered and nothing has changed about it. Notes the flow.
 #[inline(always)]
-pub(crate) fn recall(packet: &Packet, generation: u64) -> KnownFlow {
-    match find(packet, generation) {
-        Some(known) => known,
-        None => KnownFlow::NONE,
-    }
-}
-
-#[inline(always)]
-fn find(packet: &Packet, generation: u64) -> Option<KnownFlow> {
+pub(crate) fn recall(packet: &Packet, generation: u64) -> Option<*mut CachedFlow> {
     let notes = maps::notes()?;
     let hash = flow_hash(&packet.key);
-    // SAFETY: as in `slot`.
-    unsafe { (*notes).hash = hash };
-    let index = index_of(hash)?;
+    let set = set_of(hash);
     let epoch = facts::load(maps::FLOW_EPOCHS.get_ptr_mut(epoch_index(hash))?);
-    // SAFETY: as in `slot`, and of the tag as of the entry below.
-    unsafe {
-        (*notes).index = index;
+    // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the notes belong to this CPU.
+    let slot = unsafe {
+        (*notes).hash = hash;
+        (*notes).set = set;
         (*notes).epoch = epoch;
-        // Another flow's entry is not worth a look, which may be dear.
-        if *tag_at(index)? != tag(hash) {
-            return None;
-        }
-    }
-    let slot = maps::FLOW_CACHE.get_ptr_mut(index)?;
+        tagged_entry(&*notes)?
+    };
     // SAFETY: (need) map values are reached through a pointer. (soundness) the slot belongs to this CPU, whose programs do
     // not preempt each other (XDP and TC both run with bottom halves off); the agent writes zeroes alone, word by word, which
     // at worst is a flow that is not found.
@@ -148,21 +104,13 @@ fn find(packet: &Packet, generation: u64) -> Option<KnownFlow> {
     if (entry.generation ^ generation) | u64::from(differs) != 0 {
         return None;
     }
-    Some(KnownFlow {
-        service: u32::from(entry.service),
-        cell: DecisionCell {
-            decision: entry.decision,
-            set: entry.set,
-        },
-        backend: u32::from(entry.backend & !CACHED_UDP) + 1,
-    })
+    Some(slot)
 }
 
 /// Counts a packet of a flow that was found; answers the flow's translated port.
 #[inline(always)]
-pub(crate) fn count(bytes: u32) -> u16 {
-    let Some(slot) = slot() else { return 0 };
-    // SAFETY: as in `find`.
+pub(crate) fn count(slot: *mut CachedFlow, bytes: u32) -> u16 {
+    // SAFETY: as in `recall`.
     unsafe {
         (*slot).packets = (*slot).packets.wrapping_add(1);
         (*slot).bytes = (*slot).bytes.wrapping_add(bytes);
@@ -175,8 +123,10 @@ pub(crate) fn count(bytes: u32) -> u16 {
 /// A function of its own: the stack of those that call it has no room for more.
 #[inline(never)]
 pub(crate) fn settle_up(key: &FlowKey, record: *mut FlowRecord) -> u32 {
-    if let Some(slot) = tagged_slot() {
-        // SAFETY: as in `find`, and of the record as in `flows::touch_flow`.
+    if let Some(notes) = noted()
+        && let Some(slot) = tagged_entry(notes)
+    {
+        // SAFETY: as in `recall`, and of the record as in `flows::touch_flow`.
         unsafe {
             if (*slot).packets != 0 && (*slot).differs(key) == 0 {
                 bring(slot, record);
@@ -204,20 +154,28 @@ unsafe fn bring(slot: *mut CachedFlow, record: *mut FlowRecord) {
 /// Remembers an open flow whose packet was found in the flow table. A flow in use keeps its place against others.
 #[inline(always)]
 pub(crate) fn remember(packet: &Packet, decision: &Decision, record: *mut FlowRecord) {
-    let Some(notes) = maps::notes() else { return };
-    // SAFETY: as in `find`, and of the record as in `flows::touch_flow`.
+    let (Some(notes), true) = (maps::notes(), maps::cache_sets() != 0) else {
+        return;
+    };
+    // SAFETY: as in `recall`, and of the record as in `flows::touch_flow`.
     unsafe {
-        let index = (*notes).index;
-        let Some(tag_place) = tag_at(index) else { return };
-        let (own, there) = (tag((*notes).hash), *tag_place);
-        let is_worth_a_look = there == 0 || there == own || (*record).packets.is_multiple_of(TRY_EVERY);
-        if maps::cache_slots() == 0
-            || !is_worth_a_look
-            || packet.tcp_flags & NOT_PLAIN != 0
-            || (*record).state != FLOW_ESTABLISHED
-        {
+        let (set, own) = ((*notes).set, tag((*notes).hash));
+        let Some(tags) = maps::FLOW_TAGS.get_ptr_mut(set) else {
+            return;
+        };
+        let packets = (*record).packets;
+        if packet.tcp_flags & NOT_PLAIN != 0 || (*record).state != FLOW_ESTABLISHED {
             return;
         }
+        let way = match way_of(*tags, own) {
+            Some(way) => way,
+            None => match way_of(*tags, 0) {
+                Some(way) => way,
+                None if packets.is_multiple_of(TRY_EVERY) => (packets / TRY_EVERY) as u32 % WAYS,
+                None => return,
+            },
+        };
+        let index = entry_index(set, way);
         let (Some(slot), now) = (maps::FLOW_CACHE.get_ptr_mut(index), tick()) else {
             return;
         };
@@ -227,18 +185,19 @@ pub(crate) fn remember(packet: &Packet, decision: &Decision, record: *mut FlowRe
         }
         if (*slot).packets != 0 {
             // Those of this flow have been brought home: these are another's.
-            bring_home();
+            bring_home(index);
         }
-        let (cell, key) = ((*notes).cell, &packet.key);
+        let key = &packet.key;
         let udp = if key.protocol == UDP { CACHED_UDP } else { 0 };
+        let free = if decision.is_free { CACHED_FREE } else { 0 };
         slot.write(CachedFlow {
             source: key.source,
             destination: key.destination,
             generation: decision.generation,
             source_port_be: key.source_port_be,
             destination_port_be: key.destination_port_be,
-            decision: cell.decision,
-            set: cell.set,
+            decision: (*notes).decision,
+            forward: decision.forward as u16 | free,
             service: (decision.service - 1) as u16,
             backend: (decision.backend - 1) as u16 | udp,
             translated_port_be: (*record).translated_port_be,
@@ -247,19 +206,19 @@ pub(crate) fn remember(packet: &Packet, decision: &Decision, record: *mut FlowRe
             packets: 0,
             bytes: 0,
         });
-        *tag_place = own;
+        *tags = retagged(*tags, way, own);
     }
 }
 
-/// Brings what the slot has counted of whatever flow to that flow's record. What belongs to none is lost with its flow.
+/// Brings what an entry has counted of whatever flow to that flow's record. What belongs to none is lost with its flow.
 ///
 /// A function of its own, so that the verifier walks through it once.
 #[inline(never)]
-fn bring_home() -> u32 {
-    let (Some(slot), Some(notes)) = (slot(), maps::notes()) else {
+fn bring_home(index: u32) -> u32 {
+    let (Some(slot), Some(notes)) = (maps::FLOW_CACHE.get_ptr_mut(index), maps::notes()) else {
         return 0;
     };
-    // SAFETY: as in `find`, and of the record as in `flows::touch_flow`.
+    // SAFETY: as in `recall`, and of the record as in `flows::touch_flow`.
     unsafe {
         (*notes).key = (*slot).key();
         // By reference: a copy would lie on the stack.

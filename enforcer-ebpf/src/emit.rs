@@ -18,6 +18,21 @@ use enforcer_common::decide::{Clock, Decision, FlowFate, Packet};
 
 use crate::{facts, maps};
 
+/// Counts a packet; answers what counted it.
+#[inline(always)]
+pub(crate) fn tally<'a>(direction: u32, decision: &Decision, packet: &Packet) -> Option<&'a mut TallyRecord> {
+    let block = maps::TALLIES.get_ptr_mut(tally_index(direction, decision.tenant))?;
+    // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, a program
+    // is not preempted by another that writes it (XDP and TC both run with bottom halves off), and it is never freed.
+    let block = unsafe { &mut *block };
+    // The compiler knows that reasons are fewer than tallies and would leave the bounds check out; the verifier does not.
+    let reason = core::hint::black_box(decision.reason as u32);
+    let tally = block.reasons.get_mut(reason as usize)?;
+    tally.packets += 1;
+    tally.bytes += u64::from(packet.bytes);
+    Some(tally)
+}
+
 /// Counts a packet and, where the decision calls for it, tells the agent.
 #[inline(always)]
 pub(crate) fn count<C: Clock>(
@@ -27,20 +42,9 @@ pub(crate) fn count<C: Clock>(
     translated_port_be: u16,
     clock: C,
 ) {
-    let index = tally_index(direction, decision.tenant);
-    let Some(block) = maps::TALLIES.get_ptr_mut(index) else {
+    let Some(tally) = tally(direction, decision, packet) else {
         return;
     };
-    // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, a program
-    // is not preempted by another that writes it (XDP and TC both run with bottom halves off), and it is never freed.
-    let block = unsafe { &mut *block };
-    // The compiler knows that reasons are fewer than tallies and would leave the bounds check out; the verifier does not.
-    let reason = core::hint::black_box(decision.reason as u32);
-    let Some(tally) = block.reasons.get_mut(reason as usize) else {
-        return;
-    };
-    tally.packets += 1;
-    tally.bytes += u64::from(packet.bytes);
     let kind = match (decision.reason.effect(), decision.flow) {
         (Effect::Refused, _) => EVENT_REFUSED,
         (Effect::Forwarded, FlowFate::Opened | FlowFate::Reopened | FlowFate::Stateless) => EVENT_FLOW_OPENED,

@@ -17,6 +17,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::{Address, FlowKey};
+use enforcer_common::abi::cache::{CACHED_FREE, CACHED_UDP, CachedFlow};
 use enforcer_common::abi::config::{
     BLOCK_CELLS, BackendRecord, DecisionCell, DecisionRecord, HostRecord, LeaseRecord, LimitRecord,
     LimitsRecord, NO_BACKEND, ROW_BLOCKS, SET_WORDS, ServiceRecord, TenantRecord,
@@ -127,6 +128,7 @@ fn replace(word: *mut u64, seen: u64, new: u64) -> bool {
 pub(crate) struct MapFacts {
     /// The context of the program, null where no route is asked for.
     ctx: *mut c_void,
+    cached: Cell<*mut CachedFlow>,
     flow: Cell<*mut FlowRecord>,
     reply: Cell<*mut ReplyRecord>,
 }
@@ -146,9 +148,17 @@ impl MapFacts {
     pub(crate) fn new() -> Self {
         Self {
             ctx: ptr::null_mut(),
+            cached: Cell::new(ptr::null_mut()),
             flow: Cell::new(ptr::null_mut()),
             reply: Cell::new(ptr::null_mut()),
         }
+    }
+
+    /// The entry of the cache that [`Facts::known_flow`] found.
+    #[inline(always)]
+    pub(crate) fn found_cached(&self) -> Option<*mut CachedFlow> {
+        let entry = self.cached.get();
+        if entry.is_null() { None } else { Some(entry) }
     }
 
     /// The flow entry that [`Facts::flow`] found.
@@ -204,7 +214,10 @@ impl Facts for MapFacts {
         let block = row.blocks[(service / BLOCK_CELLS % ROW_BLOCKS) as usize];
         let block = maps::BLOCKS.get(banked(bank, block))?;
         let cell = block.cells[(service % BLOCK_CELLS) as usize];
-        cache::note_cell(cell);
+        if let Some(notes) = maps::notes() {
+            // SAFETY: as in `LazyClock::start`.
+            unsafe { (*notes).decision = cell.decision };
+        }
         Some(cell)
     }
 
@@ -263,8 +276,18 @@ impl Facts for MapFacts {
     }
 
     #[inline(always)]
-    fn known_flow(&self, packet: &Packet, generation: u64) -> KnownFlow {
-        cache::recall(packet, generation)
+    fn known_flow(&self, packet: &Packet, generation: u64) -> Option<KnownFlow> {
+        let slot = cache::recall(packet, generation)?;
+        self.cached.set(slot);
+        // SAFETY: (need) map values are reached through a pointer. (soundness) as in `cache::recall`.
+        let entry = unsafe { &*slot };
+        Some(KnownFlow {
+            service: u32::from(entry.service),
+            decision: entry.decision,
+            backend: u32::from(entry.backend & !CACHED_UDP),
+            forward: u32::from(entry.forward & !CACHED_FREE),
+            is_free: entry.forward & CACHED_FREE != 0,
+        })
     }
 
     #[inline(always)]

@@ -134,24 +134,55 @@ pub(crate) fn forward<H: Hook, C: Clock>(
             outcome => outcome?,
         },
         FlowFate::Stateless => frame.packet.key.source_port_be,
-        FlowFate::None => return Err(Reason::Internal),
+        FlowFate::Remembered | FlowFate::None => return Err(Reason::Internal),
     };
     settle(decision, frame.packet.bytes, clock);
-
-    let mut sent = if decision.forward == FORWARD_LOCAL {
-        Sent::to(H::PASS)
-    } else {
-        let hop = route::hop(backend).ok_or(Reason::Internal)?;
-        if encapsulates(decision.forward) {
-            inside(hook, host, frame, decision, backend, &hop).ok_or(Reason::Internal)?
-        } else {
-            readdress(hook, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
-            Sent::by(hook, frame, &hop).ok_or(Reason::Internal)?
-        }
-    };
+    let mut sent =
+        deliver(hook, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
     sent.translated_port_be = translated_port_be;
     sent.stateless = stateless;
     Ok(sent)
+}
+
+/// Sends a packet of a flow that is remembered.
+#[inline(always)]
+pub(crate) fn forward_remembered<H: Hook, C: Clock>(
+    hook: &H,
+    facts: &MapFacts,
+    frame: &Frame,
+    decision: &Decision,
+    clock: C,
+) -> Option<Sent> {
+    let backend = facts.backend((decision.generation & 1) as u32, decision.backend - 1)?;
+    let cached_port_be = cache::count(facts.found_cached()?, frame.packet.bytes);
+    let translated_port_be = if decision.forward == FORWARD_NAT {
+        cached_port_be
+    } else {
+        frame.packet.key.source_port_be
+    };
+    settle(decision, frame.packet.bytes, clock);
+    deliver(hook, facts::host()?, frame, decision, backend, translated_port_be)
+}
+
+/// Sends a packet to its back end in the way of the forward mode.
+#[inline(always)]
+fn deliver<H: Hook>(
+    hook: &H,
+    host: &HostRecord,
+    frame: &Frame,
+    decision: &Decision,
+    backend: &BackendRecord,
+    translated_port_be: u16,
+) -> Option<Sent> {
+    if decision.forward == FORWARD_LOCAL {
+        return Some(Sent::to(H::PASS));
+    }
+    let hop = route::hop(backend)?;
+    if encapsulates(decision.forward) {
+        return inside(hook, host, frame, decision, backend, &hop);
+    }
+    readdress(hook, host, frame, decision, backend, translated_port_be)?;
+    Sent::by(hook, frame, &hop)
 }
 
 /// Sends the packet inside another one. Only a frame that has VLAN tags, or gets some, is left to another program.
@@ -305,15 +336,7 @@ fn keep<C: Clock>(
     decision: &Decision,
     clock: C,
 ) -> Result<u16, Reason> {
-    let Some(entry) = facts.found_flow() else {
-        // The cache knew it.
-        let port_be = cache::count(frame.packet.bytes);
-        return Ok(if decision.forward == FORWARD_NAT {
-            port_be
-        } else {
-            frame.packet.key.source_port_be
-        });
-    };
+    let entry = facts.found_flow().ok_or(Reason::Internal)?;
     // SAFETY: as in `touch_reply`.
     unsafe {
         let bits = flow_bits(&frame.packet);

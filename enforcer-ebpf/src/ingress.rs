@@ -32,6 +32,19 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
     };
     let facts = MapFacts::of(hook);
     let mut decision = decide::judge(&facts, &frame.packet, clock);
+    if matches!(decision.flow, FlowFate::Remembered) {
+        match flows::forward_remembered(hook, &facts, frame, &decision, clock) {
+            Some(sent) => {
+                emit::tally(DIRECTION_INGRESS, &decision, &frame.packet);
+                if let Some(next) = sent.next {
+                    maps::go_on_seldom(hook, next);
+                    return H::BROKEN;
+                }
+                return sent.verdict;
+            }
+            None => decision = decision.refused(Reason::Internal),
+        }
+    }
     let mut sent = Sent::to(match decision.reason.effect() {
         Effect::Passed => H::PASS,
         Effect::Refused | Effect::Forwarded => H::DROP,

@@ -9,7 +9,6 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::config::DecisionCell;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::continuation::{CONTINUATIONS as CONTINUATION_COUNT, Continuation, Errand};
 use enforcer_common::parse::{Frame, Quoted, Tags};
@@ -66,14 +65,14 @@ pub(crate) struct Notes {
     pub(crate) now_ns: u64,
     /// The hash of the packet's flow.
     pub(crate) hash: u64,
-    /// Index of the entry in which this CPU would remember it.
-    pub(crate) index: u32,
+    /// The set of the cache in which this CPU would remember it.
+    pub(crate) set: u32,
     /// The word in `FLOW_EPOCHS` before the flow was looked up.
     pub(crate) epoch: u64,
     /// The interface that the packet came in by.
     pub(crate) arrived_by: u32,
-    /// The cell of the decision table that was found last.
-    pub(crate) cell: DecisionCell,
+    /// Number of the decision that was found last.
+    pub(crate) decision: u16,
     /// A flow whose counts are brought to its record.
     pub(crate) key: FlowKey,
 }
@@ -219,14 +218,14 @@ pub(crate) fn test_clock() -> bool {
     unsafe { core::ptr::read_volatile(&raw const TEST_CLOCK) != 0 }
 }
 
-/// Read-only data that the loader overrides: entries that each CPU has in `FLOW_CACHE`, a power of two. Zero: nothing is
+/// Read-only data that the loader overrides: sets that each CPU has in `FLOW_CACHE`, a power of two. Zero: nothing is
 /// remembered.
 #[unsafe(no_mangle)]
-static CACHE_SLOTS: u32 = 0;
+static CACHE_SETS: u32 = 0;
 
-/// Entries that each CPU has in `FLOW_CACHE`.
+/// Sets that each CPU has in `FLOW_CACHE`.
 #[inline(always)]
-pub(crate) fn cache_slots() -> u32 {
+pub(crate) fn cache_sets() -> u32 {
     // SAFETY: as in `test_clock`.
-    unsafe { core::ptr::read_volatile(&raw const CACHE_SLOTS) }
+    unsafe { core::ptr::read_volatile(&raw const CACHE_SETS) }
 }

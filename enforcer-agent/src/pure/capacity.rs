@@ -1,6 +1,6 @@
 //! How much fits into the maps of a host: chosen when they are made, and kept as long as they exist.
 
-use enforcer_common::abi::cache::{CachedFlow, EPOCHS, TAGS};
+use enforcer_common::abi::cache::{CachedFlow, EPOCHS, WAYS};
 use enforcer_common::abi::config::{
     BackendRecord, DecisionBlock, DecisionRecord, LimitsRecord, MaglevTable, RowRecord, ServiceRecord,
     SetRecord, TenantRecord, TrieNode,
@@ -61,7 +61,7 @@ const SIZED: [Sized; 14] = [
     Sized::new("FLOWS", |capacity| capacity.flows),
     Sized::new("REPLIES", |capacity| capacity.flows),
     Sized::new("FLOW_CACHE", Capacity::cached_flows),
-    Sized::new("FLOW_TAGS", |capacity| capacity.cached_flows().div_ceil(TAGS)),
+    Sized::new("FLOW_TAGS", |capacity| capacity.cached_flows().div_ceil(WAYS)),
 ];
 
 struct Sized {

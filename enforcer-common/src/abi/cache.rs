@@ -1,10 +1,10 @@
 //! What one CPU remembers of flows: written and read by the programs, read by the agent.
 //!
-//! An exact-match cache before the flow table, as that of Open vSwitch is before its classifier (Pfaff et al., NSDI 2015):
-//! direct-mapped, one cache line a flow, each CPU its own. It holds nothing that could not be found again: what came of the
-//! destination and the decision table for the flow under a generation, and which back end it has. So a packet that finds its
-//! flow here is judged as any other, by the same function, without looking that up. Strangers are not looked for: a flood of
-//! them must not cost a miss of the processor's caches each.
+//! An exact-match cache before the flow table, as that of Open vSwitch is before its classifier (Pfaff et al., NSDI 2015): one
+//! cache line a flow, sets of eight that are told apart by a byte of the hash as in Swiss tables (Benzaquen et al., CppCon
+//! 2017), each CPU its own. It holds nothing that could not be found again: what came of the judgement of the flow under a
+//! generation, and which back end it has. So a packet that finds its flow here gets what it would get otherwise. Strangers are
+//! not looked for: a flood of them must not cost a miss of the processor's caches each.
 //!
 //! The flow table stays the one that counts. Packets and bytes that were counted here belong to the flow of that key, and
 //! are brought there when a packet does not find its flow, at the latest after [`TICK_NS`] or so.
@@ -28,8 +28,8 @@ record! {
         pub destination_port_be: u16,
         /// Number of the decision record.
         pub decision: u16,
-        /// The eligible set.
-        pub set: u16,
+        /// The `FORWARD_*` code, and [`CACHED_FREE`].
+        pub forward: u16,
         /// Service slot.
         pub service: u16,
         /// Back-end slot, and [`CACHED_UDP`].
@@ -50,6 +50,9 @@ record! {
 /// Set in [`CachedFlow::backend`] if the protocol is UDP, not TCP.
 pub const CACHED_UDP: u16 = 1 << 15;
 const _: () = assert!(crate::schema::MAX_BACKENDS <= CACHED_UDP as u32);
+
+/// Set in [`CachedFlow::forward`] if nobody limits packets of the flow.
+pub const CACHED_FREE: u16 = 1 << 15;
 
 /// No more packets than this are counted in the cache before they are brought to the flow table.
 pub const MAX_PENDING_PACKETS: u16 = u16::MAX;
@@ -102,38 +105,64 @@ impl CachedFlow {
     }
 }
 
-/// Entries whose tags lie in one record.
-pub const TAGS: u32 = 64;
+/// Entries of one set: a flow may lie in any of its set's. Their tags are the bytes of one word of `FLOW_TAGS`.
+pub const WAYS: u32 = 8;
 
-record! {
-    /// A byte of the hash of each flow in [`TAGS`] entries that follow each other, so that most packets whose flow is not there
-    /// find that out in memory that stays near: that of the entries does not, if there are many flows.
-    pub struct TagLine, 64 bytes {
-        /// By the entry's index modulo [`TAGS`].
-        pub tags: [u8; TAGS as usize],
-    }
-}
+/// The lowest bit of each byte.
+const LOW_BITS: u64 = 0x0101_0101_0101_0101;
+/// The highest.
+const HIGH_BITS: u64 = LOW_BITS << 7;
 
-/// The tag of a flow of this hash; never zero, which stands for an entry that nobody has used.
+/// The tag of a flow of this hash: a byte, never zero, which stands for an entry that nobody has used.
 #[inline(always)]
-pub const fn tag(hash: u64) -> u8 {
-    (hash >> 56) as u8 | 1
+pub const fn tag(hash: u64) -> u64 {
+    let tag = hash >> 56;
+    // Without a branch.
+    tag + (tag.wrapping_sub(1) >> 63)
 }
 
-/// Entries of each CPU, a power of two, in a cache of so many for `cpus` of them.
+/// The first entry of a set that has this tag, if one has; zero finds one that nobody has used. No two entries of a set have
+/// the same tag.
+#[inline(always)]
+pub const fn way_of(tags: u64, tag: u64) -> Option<u32> {
+    let differences = tags ^ tag.wrapping_mul(LOW_BITS);
+    // A byte that is zero borrows (Mycroft, 1987); only bytes above it may be taken for zero by mistake.
+    let zeroes = differences.wrapping_sub(LOW_BITS) & !differences & HIGH_BITS;
+    if zeroes == 0 {
+        return None;
+    }
+    // The lowest bit is that of byte `way`, shifted to its lowest bit; the product has the number of the way on top.
+    let first = (zeroes & zeroes.wrapping_neg()) >> 7;
+    Some((first.wrapping_mul(0x0001_0203_0405_0607) >> 56) as u32)
+}
+
+/// The tags of a set in which an entry has got another.
+#[inline(always)]
+pub const fn retagged(tags: u64, way: u32, tag: u64) -> u64 {
+    let shift = (way % WAYS) * 8;
+    (tags & !(0xff << shift)) | (tag << shift)
+}
+
+/// Sets of each CPU, a power of two, in a cache of so many entries for `cpus` of them.
 #[must_use]
-pub const fn slots_per_cpu(entries: u32, cpus: u32) -> u32 {
-    match entries.checked_div(cpus) {
+pub const fn sets_per_cpu(entries: u32, cpus: u32) -> u32 {
+    match (entries / WAYS).checked_div(cpus) {
         None | Some(0) => 0,
         Some(share) => 1 << share.ilog2(),
     }
 }
 
-/// Where a flow of this hash lies in the cache of a CPU. `slots` is a power of two.
+/// The set of a flow of this hash in the cache of a CPU that has so many, a power of two.
 #[inline(always)]
-pub const fn cache_index(cpu: u32, slots: u32, hash: u64) -> u32 {
-    cpu.wrapping_mul(slots)
-        .wrapping_add(hash as u32 & slots.wrapping_sub(1))
+pub const fn set_index(cpu: u32, sets: u32, hash: u64) -> u32 {
+    cpu.wrapping_mul(sets)
+        .wrapping_add(hash as u32 & sets.wrapping_sub(1))
+}
+
+/// Index of an entry of a set.
+#[inline(always)]
+pub const fn entry_index(set: u32, way: u32) -> u32 {
+    set.wrapping_mul(WAYS).wrapping_add(way)
 }
 
 /// Words in `FLOW_EPOCHS`.

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::trie::{self, MAX_ECHO_SERVICES};
-use super::{Decision, Facts, KnownFlow, Packet, answer, standing, stopped};
+use super::{Decision, Facts, Packet, answer, standing, stopped};
 use crate::Reason;
 use crate::abi::config::TenantRecord;
 
@@ -33,7 +33,7 @@ pub fn judge<F: Facts>(facts: &F, packet: &Packet, now_ns: u64) -> Option<Decisi
             break;
         };
         decision.service = slot + 1;
-        if standing(facts, bank, tenant, slot, &KnownFlow::NONE, &mut decision).is_some() {
+        if standing(facts, bank, tenant, slot, &mut decision).is_some() {
             return Some(admitted(facts, tenant, decision, now_ns));
         }
     }

@@ -96,31 +96,19 @@ pub struct Flow {
     pub forward: u32,
 }
 
-/// What came of the look-ups for an open flow when another packet of it was judged under this generation.
+/// What came of it when another packet of an open flow was judged under this generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownFlow {
     /// Service slot.
     pub service: u32,
-    /// What the tenant's row says of the service.
-    pub cell: DecisionCell,
-    /// The flow's back-end slot plus one; zero: the flow is not known, and the other fields say nothing.
+    /// Number of the decision record, which allows it.
+    pub decision: u16,
+    /// Back-end slot.
     pub backend: u32,
-}
-
-impl KnownFlow {
-    /// None.
-    pub const NONE: Self = Self {
-        service: 0,
-        cell: DecisionCell::ZERO,
-        backend: 0,
-    };
-
-    /// Whether there is one.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_some(&self) -> bool {
-        self.backend != 0
-    }
+    /// The `FORWARD_*` code.
+    pub forward: u32,
+    /// Whether nobody limits its packets.
+    pub is_free: bool,
 }
 
 /// The part of a reply entry that the judgement reads.
@@ -165,8 +153,8 @@ pub trait Facts {
     /// What is remembered of the flow of a packet that changes nothing about it: no connection begins or ends with it. Who
     /// remembers nothing gives the same answers, and looks everything up.
     #[inline(always)]
-    fn known_flow(&self, _packet: &Packet, _generation: u64) -> KnownFlow {
-        KnownFlow::NONE
+    fn known_flow(&self, _packet: &Packet, _generation: u64) -> Option<KnownFlow> {
+        None
     }
     /// The flow of a client's 5-tuple.
     fn flow(&self, key: &FlowKey) -> Option<Flow>;
@@ -204,6 +192,8 @@ pub enum FlowFate {
     None,
     /// Unchanged but for its counters.
     Kept,
+    /// The same, and it was not looked up: who remembers it has the counters.
+    Remembered,
     /// Judged anew under this generation; same back end.
     Renewed,
     /// Judged anew; another back end, since its own is no longer eligible.

@@ -164,7 +164,11 @@ impl Claim {
                 _ if is_reply => Kind::Replies,
                 FlowFate::Opened | FlowFate::Stateless => Kind::Opens,
                 FlowFate::Reopened => Kind::Reopens,
-                FlowFate::None | FlowFate::Kept | FlowFate::Renewed | FlowFate::Moved => Kind::Continues,
+                FlowFate::None
+                | FlowFate::Kept
+                | FlowFate::Remembered
+                | FlowFate::Renewed
+                | FlowFate::Moved => Kind::Continues,
             },
             bytes,
         }

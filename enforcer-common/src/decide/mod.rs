@@ -17,9 +17,9 @@ pub mod trie;
 use crate::Reason;
 use crate::abi::address::{self, Address, FlowKey};
 use crate::abi::config::{
-    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, FORWARD_LOCAL, LeaseRecord, NO_BACKEND,
-    SERVICE_RESETS_INELIGIBLE, SERVICE_STATELESS, SET_WORDS, TENANT_PRESENT, TENANT_QUOTA, TENANT_QUOTA_NEW,
-    TENANT_SUSPENDED, TenantRecord, answers_directly, is_forward, takes_hop,
+    BACKEND_PRESENT, BACKEND_REACHABLE, BackendRecord, DecisionRecord, FORWARD_LOCAL, LeaseRecord,
+    NO_BACKEND, SERVICE_RESETS_INELIGIBLE, SERVICE_STATELESS, SET_WORDS, TENANT_PRESENT, TENANT_QUOTA,
+    TENANT_QUOTA_NEW, TENANT_SUSPENDED, TenantRecord, answers_directly, is_forward, takes_hop,
 };
 use crate::abi::flow::{FLOW_ESTABLISHED, FLOW_FIN, FLOW_RST};
 use crate::encapsulation::outer_bytes;
@@ -43,52 +43,78 @@ pub fn judge<F: Facts, C: Clock>(facts: &F, packet: &Packet, clock: C) -> Decisi
         Shape::BadTransport | Shape::Other | Shape::Fragment | Shape::Transport => {}
     }
     let source = trie::source(facts, bank, packet);
-    let known = if matches!(packet.shape, Shape::Transport) && source.tenant() != 0 {
-        known_flow(facts, bank, packet, generation)
-    } else {
-        KnownFlow::NONE
-    };
-    let slot = if known.is_some() {
-        known.service
-    } else {
-        match trie::destination(facts, bank, packet) {
-            Destination::Service(slot) => slot,
-            Destination::VipWithoutPort => {
-                return match packet.shape {
-                    Shape::BadTransport => decision.refused(Reason::Malformed),
-                    Shape::Fragment => decision.refused(Reason::FragmentUnsupported),
-                    Shape::NotIp | Shape::BadHeader | Shape::Other | Shape::Transport => decision,
-                };
-            }
-            Destination::Local => return decision,
-            Destination::Nat | Destination::Outside => {
-                return from_backend(facts, bank, source, packet, decision, 1, clock);
-            }
-            Destination::Protected => {
-                return from_backend(
-                    facts,
-                    bank,
-                    source,
-                    packet,
-                    decision.refused(Reason::Bypass),
-                    1,
-                    clock,
-                );
-            }
+    if matches!(packet.shape, Shape::Transport)
+        && source.tenant() != 0
+        && let Some(known) = facts.known_flow(packet, generation)
+        && let Some(decision) = remembered(facts, source.tenant(), &known, packet, decision, clock)
+    {
+        return decision;
+    }
+    match trie::destination(facts, bank, packet) {
+        Destination::Service(slot) => {
+            decision.tenant = source.tenant();
+            to_service(facts, bank, slot, packet, decision, clock)
         }
-    };
-    decision.tenant = source.tenant();
-    to_service(facts, bank, slot, &known, packet, decision, clock)
+        Destination::VipWithoutPort => match packet.shape {
+            Shape::BadTransport => decision.refused(Reason::Malformed),
+            Shape::Fragment => decision.refused(Reason::FragmentUnsupported),
+            Shape::NotIp | Shape::BadHeader | Shape::Other | Shape::Transport => decision,
+        },
+        Destination::Local => decision,
+        Destination::Nat | Destination::Outside => {
+            from_backend(facts, bank, source, packet, decision, 1, clock)
+        }
+        Destination::Protected => from_backend(
+            facts,
+            bank,
+            source,
+            packet,
+            decision.refused(Reason::Bypass),
+            1,
+            clock,
+        ),
+    }
 }
 
-/// What is remembered of the packet's flow, unless its back end is no longer eligible.
+/// A packet of a flow that is remembered: what it would get if all were looked up, less what cannot have changed within the
+/// generation. `None` where it would be refused for something else than a limit: that says who looks it up.
+///
+/// Within a generation only next hops change of all that was asked for (see `in_place` in the agent's `pure/plan.rs`), and of
+/// the rest the lease, the clock and the packet itself.
 #[inline(always)]
-fn known_flow<F: Facts>(facts: &F, bank: u32, packet: &Packet, generation: u64) -> KnownFlow {
-    let mut known = facts.known_flow(packet, generation);
-    if known.is_some() && !is_member(facts, bank, u32::from(known.cell.set), known.backend - 1) {
-        known.backend = 0;
+fn remembered<F: Facts, C: Clock>(
+    facts: &F,
+    tenant: u32,
+    known: &KnownFlow,
+    packet: &Packet,
+    mut decision: Decision,
+    clock: C,
+) -> Option<Decision> {
+    let bank = (decision.generation & 1) as u32;
+    if lapsed(facts.lease().everything_until_ns, clock) || packet.hop_limit <= 1 {
+        return None;
     }
-    known
+    decision.tenant = tenant;
+    decision.service = known.service + 1;
+    decision.to_service = true;
+    decision.backend = known.backend + 1;
+    decision.forward = known.forward;
+    decision.flow = FlowFate::Remembered;
+    let backend = facts.backend(bank, known.backend)?;
+    if known.forward != FORWARD_LOCAL && undeliverable(facts, backend, known.forward, packet).is_some() {
+        return None;
+    }
+    decision.is_free = known.is_free;
+    decision.reason = Reason::Allowed;
+    if known.is_free {
+        return Some(decision);
+    }
+    decided(facts.decision(bank, known.decision)?, &mut decision)?;
+    decision.service_group = facts.service(bank, known.service)?.limits;
+    match facts.refusal(&Claim::of(&decision, packet.bytes, false), clock.now_ns()) {
+        None => Some(decision),
+        Some(reason) => Some(decision.refused(reason)),
+    }
 }
 
 /// Judges a packet of a protocol without ports on its way in: no more of [`judge`] than such a packet meets.
@@ -143,16 +169,7 @@ fn from_backend<F: Facts, C: Clock>(
         return decision.refused(Reason::Internal);
     };
     // An open connection obeys the policy of now: the tenant may be gone, suspended or denied since it began.
-    if standing(
-        facts,
-        bank,
-        tenant,
-        reply.service,
-        &KnownFlow::NONE,
-        &mut decision,
-    )
-    .is_none()
-    {
+    if standing(facts, bank, tenant, reply.service, &mut decision).is_none() {
         return decision;
     }
     if let Some(reason) = stopped(tenant, &facts.lease(), clock) {
@@ -198,7 +215,6 @@ fn standing<F: Facts>(
     bank: u32,
     tenant: &TenantRecord,
     service: u32,
-    known: &KnownFlow,
     decision: &mut Decision,
 ) -> Option<u32> {
     if tenant.flags & TENANT_PRESENT == 0 {
@@ -210,22 +226,24 @@ fn standing<F: Facts>(
         return None;
     }
     decision.reason = Reason::Internal;
-    let cell = if known.is_some() {
-        known.cell
-    } else {
-        facts.cell(bank, tenant.row, service)?
-    };
-    let standing = facts.decision(bank, cell.decision)?;
-    // A record that was never written has reason zero, which names none.
-    decision.reason = Reason::from_code(standing.reason.wrapping_sub(1))?;
-    decision.rule = standing.rule;
-    decision.shadow_rule = standing.shadow_rule;
-    decision.shadow_reason = standing.shadow_reason;
-    decision.pair_group = standing.limits;
+    let cell = facts.cell(bank, tenant.row, service)?;
+    decided(facts.decision(bank, cell.decision)?, decision)?;
     match decision.reason {
         Reason::Allowed => Some(cell.set as u32),
         _ => None,
     }
+}
+
+/// Sets in `decision` what a record of the decision table says.
+#[inline(always)]
+fn decided(record: &DecisionRecord, decision: &mut Decision) -> Option<()> {
+    // A record that was never written has reason zero, which names none.
+    decision.reason = Reason::from_code(record.reason.wrapping_sub(1))?;
+    decision.rule = record.rule;
+    decision.shadow_rule = record.shadow_rule;
+    decision.shadow_reason = record.shadow_reason;
+    decision.pair_group = record.limits;
+    Some(())
 }
 
 /// Whether a part of the lease has lapsed.
@@ -269,14 +287,12 @@ fn held_off<F: Facts, C: Clock>(
 }
 
 /// A packet of `decision.tenant`, which its source is asked for: a flow made under this generation has the same, since nothing
-/// else could have come out, and strangers and the suspended cost no look-up in the flow table. `known` is the packet's flow if
-/// it is remembered; its back end is a member of its set.
+/// else could have come out, and strangers and the suspended cost no look-up in the flow table.
 #[inline(always)]
 fn to_service<F: Facts, C: Clock>(
     facts: &F,
     bank: u32,
     slot: u32,
-    known: &KnownFlow,
     packet: &Packet,
     mut decision: Decision,
     clock: C,
@@ -292,7 +308,7 @@ fn to_service<F: Facts, C: Clock>(
     let Some(tenant) = facts.tenant(bank, decision.tenant) else {
         return decision.refused(Reason::Internal);
     };
-    let Some(set) = standing(facts, bank, tenant, slot, known, &mut decision) else {
+    let Some(set) = standing(facts, bank, tenant, slot, &mut decision) else {
         return decision;
     };
     let lease = facts.lease();
@@ -307,7 +323,7 @@ fn to_service<F: Facts, C: Clock>(
     }
     decision.forward = service.forward;
     decision.service_group = service.limits;
-    match steer(facts, bank, set, service.flags, packet, known, &mut decision) {
+    match steer(facts, bank, set, service.flags, packet, &mut decision) {
         Some(fate) => decision.flow = fate,
         None => return decision,
     }
@@ -362,13 +378,8 @@ fn steer<F: Facts>(
     set: u32,
     service_flags: u32,
     packet: &Packet,
-    known: &KnownFlow,
     decision: &mut Decision,
 ) -> Option<FlowFate> {
-    if known.is_some() {
-        decision.backend = known.backend;
-        return reachable(facts, bank, known.backend - 1, packet, decision).then_some(FlowFate::Kept);
-    }
     let mut fate = FlowFate::Opened;
     if let Some(flow) = &facts.flow(&packet.key) {
         if reopens(packet, flow) {

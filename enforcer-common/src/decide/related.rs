@@ -7,7 +7,7 @@
 
 use super::answer;
 use super::trie::{self, Destination};
-use super::{Decision, Facts, KnownFlow, Packet, standing, stopped};
+use super::{Decision, Facts, Packet, standing, stopped};
 use crate::Reason;
 use crate::abi::address::{Address, FlowKey};
 use crate::abi::config::{FORWARD_LOCAL, is_forward, takes_hop};
@@ -84,16 +84,7 @@ fn admitted<F: Facts>(facts: &F, bank: u32, mut decision: Decision, now_ns: u64)
     let Some(tenant) = facts.tenant(bank, decision.tenant) else {
         return decision.refused(Reason::Internal);
     };
-    if standing(
-        facts,
-        bank,
-        tenant,
-        decision.service - 1,
-        &KnownFlow::NONE,
-        &mut decision,
-    )
-    .is_none()
-    {
+    if standing(facts, bank, tenant, decision.service - 1, &mut decision).is_none() {
         return decision;
     }
     if let Some(reason) = stopped(tenant, &facts.lease(), now_ns) {

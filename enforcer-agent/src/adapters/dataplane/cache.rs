@@ -5,7 +5,9 @@ use std::path::Path;
 use aya::maps::{Array, Map, MapData, MapError};
 use aya::util::nr_cpus;
 use enforcer_common::abi::address::FlowKey;
-use enforcer_common::abi::cache::{CachedFlow, TagLine, cache_index, epoch_index, slots_per_cpu};
+use enforcer_common::abi::cache::{
+    CachedFlow, entry_index, epoch_index, set_index, sets_per_cpu, tag, way_of,
+};
 use enforcer_common::abi::flow::FlowRecord;
 use enforcer_common::hash::flow_hash;
 
@@ -16,20 +18,20 @@ use crate::api::reply::MapEntry;
 /// The cache and the words that make it void.
 pub(super) struct FlowCache {
     entries: Array<MapData, CachedFlow>,
-    tags: Array<MapData, TagLine>,
+    tags: Array<MapData, u64>,
     epochs: Array<MapData, u64>,
     cpus: u32,
-    /// Entries of each CPU.
-    slots: u32,
+    /// Sets of each CPU.
+    sets: u32,
 }
 
 /// By this much a removal changes an epoch: not by one, as the programs do, so that a change of theirs that gets lost between
 /// the agent's reading and writing is no way back; and by an odd number, so that no few removals are one either.
 const REMOVAL_STEP: u64 = 0x101;
 
-/// Entries of each CPU in a cache of so many.
-pub(super) fn slots_of_each_cpu(entries: u32) -> Result<u32, DataplaneError> {
-    Ok(slots_per_cpu(entries, cpus()?))
+/// Sets of each CPU in a cache of so many entries.
+pub(super) fn sets_of_each_cpu(entries: u32) -> Result<u32, DataplaneError> {
+    Ok(sets_per_cpu(entries, cpus()?))
 }
 
 fn cpus() -> Result<u32, DataplaneError> {
@@ -47,7 +49,7 @@ impl FlowCache {
         let entries: Array<MapData, CachedFlow> = open_map(directory, "FLOW_CACHE", Map::Array)?;
         let cpus = cpus()?;
         Ok(Self {
-            slots: slots_per_cpu(entries.len(), cpus),
+            sets: sets_per_cpu(entries.len(), cpus),
             entries,
             tags: open_map(directory, "FLOW_TAGS", Map::Array)?,
             epochs: open_map(directory, "FLOW_EPOCHS", Map::Array)?,
@@ -58,7 +60,7 @@ impl FlowCache {
     /// Entries of one of the maps that are not all zero, in words.
     pub(super) fn dump(&self, name: &str, limit: usize) -> Result<Vec<MapEntry>, MapError> {
         match name {
-            "FLOW_TAGS" => records(&self.tags, limit),
+            "FLOW_TAGS" => words(&self.tags, limit),
             "FLOW_EPOCHS" => words(&self.epochs, limit),
             _ => records(&self.entries, limit),
         }
@@ -110,19 +112,19 @@ impl FlowCache {
     /// Entries of a flow, with their indexes.
     fn remembered(&self, key: &FlowKey) -> Result<Vec<(u32, CachedFlow)>, DataplaneError> {
         let mut found = Vec::new();
-        if self.slots == 0 {
+        if self.sets == 0 {
             return Ok(found);
         }
+        let wrong = |name| move |source| DataplaneError::Map { name, source };
         let hash = flow_hash(key);
         for cpu in 0..self.cpus {
-            let index = cache_index(cpu, self.slots, hash);
-            let entry = self
-                .entries
-                .get(&index, 0)
-                .map_err(|source| DataplaneError::Map {
-                    name: "FLOW_CACHE",
-                    source,
-                })?;
+            let set = set_index(cpu, self.sets, hash);
+            let tags = self.tags.get(&set, 0).map_err(wrong("FLOW_TAGS"))?;
+            let Some(way) = way_of(tags, tag(hash)) else {
+                continue;
+            };
+            let index = entry_index(set, way);
+            let entry = self.entries.get(&index, 0).map_err(wrong("FLOW_CACHE"))?;
             if entry.differs(key) == 0 && entry.generation != 0 {
                 found.push((index, entry));
             }

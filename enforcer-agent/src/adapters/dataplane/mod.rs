@@ -263,12 +263,12 @@ impl Dataplane {
         } else {
             settings.capacity
         };
-        let cache_slots = cache::slots_of_each_cpu(capacity.cached_flows())?;
+        let cache_sets = cache::sets_of_each_cpu(capacity.cached_flows())?;
         let mut loader = EbpfLoader::new();
         loader
             .default_map_pin_directory(&directory)
             .override_global("TEST_CLOCK", &test_clock, true)
-            .override_global("CACHE_SLOTS", &cache_slots, true);
+            .override_global("CACHE_SETS", &cache_sets, true);
         for (name, entries) in settings.capacity.entries() {
             loader.map_max_entries(name, entries);
         }

@@ -62,7 +62,7 @@ impl Replay {
                 outcome => outcome?,
             },
             FlowFate::Stateless => key.source_port_be,
-            FlowFate::None => return Err(Reason::Internal),
+            FlowFate::Remembered | FlowFate::None => return Err(Reason::Internal),
         };
         self.settle(decision, frame.packet.bytes, now_ns);
         let nat = self.nat_source(&key, decision.forward, translated_port_be);
