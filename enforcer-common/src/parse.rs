@@ -101,35 +101,39 @@ const DESTINATION_OPTIONS: u32 = 60;
 
 const NO_KEY: FlowKey = FlowKey::ZERO;
 
-#[inline(always)]
-const fn shaped(shape: Shape, network_offset: u32) -> Frame {
-    let packet = Packet {
-        key: NO_KEY,
-        shape,
-        tcp_flags: 0,
-        hop_limit: 0,
-        bytes: 0,
-        segment_bytes: 0,
-    };
-    Frame {
-        packet,
+/// Parses an Ethernet frame.
+#[must_use]
+pub fn parse<W: Window + ?Sized>(window: &W) -> Frame {
+    let mut frame = Frame {
+        packet: Packet {
+            key: NO_KEY,
+            shape: Shape::NotIp,
+            tcp_flags: 0,
+            hop_limit: 0,
+            bytes: 0,
+            segment_bytes: 0,
+        },
         link: Link::NONE,
-        network_offset,
+        network_offset: 0,
         transport_offset: 0,
-    }
+    };
+    parse_into(window, &mut frame);
+    frame
 }
 
-/// Parses an Ethernet frame.
+/// The same into a frame that lies where it is to lie; whatever stood there is written over.
 #[inline(always)]
-pub fn parse<W: Window + ?Sized>(window: &W) -> Frame {
+pub fn parse_into<W: Window + ?Sized>(window: &W, frame: &mut Frame) {
     // First of all: here there is one path, behind the walk there are dozens, and the verifier follows each.
-    let link = match window.words(0) {
+    frame.link = match window.words(0) {
         Some([first, second, third]) => Link { first, second, third },
         None => Link::NONE,
     };
-    let mut frame = parse_network(window);
-    frame.link = link;
-    frame
+    let packet = &mut frame.packet;
+    (packet.key.source_port_be, packet.key.destination_port_be) = (0, 0);
+    (packet.tcp_flags, packet.hop_limit) = (0, 0);
+    frame.transport_offset = 0;
+    parse_network(window, frame);
 }
 
 /// The VLAN tags that stand in a frame.
@@ -148,7 +152,7 @@ pub fn tags<W: Window + ?Sized>(window: &W, frame: &Frame) -> Tags {
 }
 
 #[inline(always)]
-fn parse_network<W: Window + ?Sized>(window: &W) -> Frame {
+fn parse_network<W: Window + ?Sized>(window: &W, frame: &mut Frame) {
     let mut offset = 12;
     for _ in 0..=MAX_VLAN_TAGS {
         let Some(ethertype_be) = window.half(offset) else {
@@ -156,29 +160,29 @@ fn parse_network<W: Window + ?Sized>(window: &W) -> Frame {
         };
         let network_offset = offset + 2;
         match u16::from_be(ethertype_be) {
-            ETHERTYPE_V4 => return parse_v4(window, network_offset),
-            ETHERTYPE_V6 => return parse_v6(window, network_offset),
+            ETHERTYPE_V4 => return parse_v4(window, frame, network_offset),
+            ETHERTYPE_V6 => return parse_v6(window, frame, network_offset),
             ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => offset += 4,
             _ => break,
         }
     }
-    let bytes = window.frame_bytes();
-    let mut frame = shaped(Shape::NotIp, 14);
-    frame.packet.bytes = bytes.saturating_sub(14);
-    frame
+    unreadable(window, frame, Shape::NotIp, ETHERNET_BYTES);
 }
 
+/// A frame of whose packet nothing is known but how long it is.
 #[inline(always)]
-fn bad_header<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
-    let mut frame = shaped(Shape::BadHeader, network_offset);
+fn unreadable<W: Window + ?Sized>(window: &W, frame: &mut Frame, shape: Shape, network_offset: u32) {
+    frame.packet.key = NO_KEY;
+    frame.packet.shape = shape;
     frame.packet.bytes = window.frame_bytes().saturating_sub(network_offset);
-    frame
+    frame.packet.segment_bytes = 0;
+    frame.network_offset = network_offset;
 }
 
 #[inline(always)]
-fn parse_v4<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
+fn parse_v4<W: Window + ?Sized>(window: &W, frame: &mut Frame, network_offset: u32) {
     let Some(header) = window.words::<5>(network_offset) else {
-        return bad_header(window, network_offset);
+        return unreadable(window, frame, Shape::BadHeader, network_offset);
     };
     let first = u32::from_be(header[0]);
     let header_bytes = ((first >> 24) & 0xf) * 4;
@@ -188,10 +192,10 @@ fn parse_v4<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
         && total_bytes >= header_bytes
         && window.reaches(network_offset + total_bytes);
     if !sound {
-        return bad_header(window, network_offset);
+        return unreadable(window, frame, Shape::BadHeader, network_offset);
     }
     let third = u32::from_be(header[2]);
-    let mut frame = shaped(Shape::Other, network_offset);
+    frame.network_offset = network_offset;
     frame.packet.key.source = address::from_v4(header[3]);
     frame.packet.key.destination = address::from_v4(header[4]);
     frame.packet.key.protocol = (third >> 16) & 0xff;
@@ -201,20 +205,21 @@ fn parse_v4<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
     // More-fragments or an offset; the don't-fragment bit is neither.
     if u32::from_be(header[1]) & 0x3fff != 0 {
         frame.packet.shape = Shape::Fragment;
-        return frame;
+        return;
     }
     transport(
         window,
         frame,
+        (third >> 16) & 0xff,
         network_offset + header_bytes,
         total_bytes - header_bytes,
-    )
+    );
 }
 
 #[inline(always)]
-fn parse_v6<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
+fn parse_v6<W: Window + ?Sized>(window: &W, frame: &mut Frame, network_offset: u32) {
     let Some(header) = window.words::<10>(network_offset) else {
-        return bad_header(window, network_offset);
+        return unreadable(window, frame, Shape::BadHeader, network_offset);
     };
     let second = u32::from_be(header[1]);
     let payload_bytes = second >> 16;
@@ -226,11 +231,12 @@ fn parse_v6<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
         && !address::is_v4(&source)
         && !address::is_v4(&destination);
     if !sound {
-        return bad_header(window, network_offset);
+        return unreadable(window, frame, Shape::BadHeader, network_offset);
     }
-    let mut frame = shaped(Shape::Other, network_offset);
+    frame.network_offset = network_offset;
     frame.packet.key.source = source;
     frame.packet.key.destination = destination;
+    frame.packet.key.protocol = 0;
     frame.packet.hop_limit = second as u8;
     frame.packet.bytes = payload_bytes + 40;
     frame.packet.segment_bytes = payload_bytes + 40;
@@ -245,17 +251,17 @@ fn parse_v6<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
             return transport(
                 window,
                 frame,
+                next,
                 network_offset + 40 + walked,
                 payload_bytes - walked,
             );
         }
         let Some(extension) = extension(window, network_offset + 40 + walked, next) else {
-            frame.packet.shape = Shape::BadTransport;
-            return frame;
+            break;
         };
         if next == FRAGMENT {
             frame.packet.shape = Shape::Fragment;
-            return frame;
+            return;
         }
         next = extension.next;
         walked += extension.bytes;
@@ -264,7 +270,6 @@ fn parse_v6<W: Window + ?Sized>(window: &W, network_offset: u32) -> Frame {
         }
     }
     frame.packet.shape = Shape::BadTransport;
-    frame
 }
 
 struct Extension {
@@ -424,44 +429,42 @@ pub const fn is_icmp(packet: &Packet) -> bool {
 
 /// Reads ports and flags. `available` is what the IP header leaves for the transport header and its payload.
 #[inline(always)]
-fn transport<W: Window + ?Sized>(window: &W, mut frame: Frame, offset: u32, available: u32) -> Frame {
+fn transport<W: Window + ?Sized>(window: &W, frame: &mut Frame, protocol: u32, offset: u32, available: u32) {
     frame.transport_offset = offset;
-    match frame.packet.key.protocol {
+    frame.packet.shape = Shape::BadTransport;
+    match protocol {
         TCP => {
-            frame.packet.shape = Shape::BadTransport;
             let Some(header) = window.words::<5>(offset) else {
-                return frame;
+                return;
             };
             let fourth = u32::from_be(header[3]);
             let header_bytes = (fourth >> 28) * 4;
             if header_bytes < 20 || header_bytes > available {
-                return frame;
+                return;
             }
             frame.packet.tcp_flags = (fourth >> 16) as u8;
-            with_ports(frame, header[0])
+            set_ports(frame, header[0]);
         }
         UDP => {
-            frame.packet.shape = Shape::BadTransport;
             let Some(header) = window.words::<2>(offset) else {
-                return frame;
+                return;
             };
             let length = u32::from_be(header[1]) >> 16;
             if length < 8 || length > available {
-                return frame;
+                return;
             }
-            with_ports(frame, header[0])
+            set_ports(frame, header[0]);
         }
-        _ => frame,
+        _ => frame.packet.shape = Shape::Other,
     }
 }
 
 #[inline(always)]
-fn with_ports(mut frame: Frame, ports: u32) -> Frame {
+fn set_ports(frame: &mut Frame, ports: u32) {
     let ports = u32::from_be(ports);
     frame.packet.key.source_port_be = ((ports >> 16) as u16).to_be();
     frame.packet.key.destination_port_be = (ports as u16).to_be();
     frame.packet.shape = Shape::Transport;
-    frame
 }
 
 /// A frame in memory.

@@ -7,10 +7,9 @@ use enforcer_common::abi::tally::DIRECTION_EGRESS;
 use enforcer_common::decide;
 #[cfg(feature = "log")]
 use enforcer_common::decide::Decision;
-use enforcer_common::parse;
 
 use crate::facts::MapFacts;
-use crate::hook::{Hook, HookWindow};
+use crate::hook::Hook;
 use crate::{capture, emit, facts, flows, maps};
 
 /// Judges a packet; answers the verdict.
@@ -19,7 +18,7 @@ pub(crate) fn judge(ctx: &TcContext) -> u32 {
     if ctx.prepare().is_none() {
         return TcContext::PASS;
     }
-    let Some(frame) = maps::forget(parse::parse(&HookWindow::of(ctx))) else {
+    let Some(frame) = maps::parse(ctx) else {
         return TcContext::BROKEN;
     };
     let now_ns = facts::now_ns();

@@ -6,7 +6,7 @@ use enforcer_common::abi::tally::DIRECTION_INGRESS;
 use enforcer_common::continuation::{Continuation, Errand};
 use enforcer_common::decide::answer::Answer;
 use enforcer_common::decide::{self, Clock, Decision, FlowFate};
-use enforcer_common::parse;
+use enforcer_common::parse::{self, Frame};
 
 use crate::facts::{LazyClock, MapFacts};
 use crate::flows::Sent;
@@ -19,11 +19,11 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
     if hook.prepare().is_none() {
         return H::BROKEN;
     }
-    let mut frame = parse::parse(&HookWindow::of(hook));
-    hook.split(&mut frame);
-    let Some(frame) = maps::forget(frame) else {
+    let Some(frame) = maps::parse(hook) else {
         return H::BROKEN;
     };
+    hook.split(frame);
+    let frame: &Frame = frame;
     if parse::is_icmp(&frame.packet) {
         maps::go_on(hook, Continuation::Icmp);
     }

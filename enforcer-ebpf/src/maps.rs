@@ -11,9 +11,9 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::flow::{FlowRecord, ReplyRecord};
 use enforcer_common::continuation::{CONTINUATIONS as CONTINUATION_COUNT, Continuation, Errand};
-use enforcer_common::parse::{Frame, Quoted, Tags};
+use enforcer_common::parse::{self, Frame, Quoted, Tags};
 
-use crate::hook::Hook;
+use crate::hook::{Hook, HookWindow};
 use crate::route::{Hop, NotedHop, Route};
 
 macro_rules! declare {
@@ -151,16 +151,16 @@ pub(crate) fn told() -> Option<(&'static Frame, &'static Errand)> {
     Some((FRAME.get(0)?, ERRAND.get(0)?))
 }
 
-/// The same frame, with everything that the verifier knew of it forgotten.
+/// Parses the packet where its parsed form is to lie, and forgets what came of it: see `FRAME`.
 #[inline(always)]
-pub(crate) fn forget(frame: Frame) -> Option<&'static Frame> {
+pub(crate) fn parse<H: Hook>(hook: &H) -> Option<&'static mut Frame> {
     let slot = FRAME.get_ptr_mut(0)?;
     // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, no other
-    // program runs on it until this one ends, and a whole valid frame is written before it is read.
-    unsafe {
-        slot.write_volatile(frame);
-        Some(&*slot)
-    }
+    // program runs on it until this one ends, and maps begin as zeroes, which are a valid frame.
+    let frame = unsafe { &mut *slot };
+    parse::parse_into(&HookWindow::of(hook), frame);
+    // What was written is read back: the compiler must not keep it.
+    Some(core::hint::black_box(frame))
 }
 
 /// The same of a packet that is quoted.
