@@ -172,7 +172,11 @@ fn parse_network<W: Window + ?Sized>(window: &W, frame: &mut Frame) {
 /// A frame of whose packet nothing is known but how long it is.
 #[inline(always)]
 fn unreadable<W: Window + ?Sized>(window: &W, frame: &mut Frame, shape: Shape, network_offset: u32) {
-    frame.packet.key = NO_KEY;
+    // Words of which the compiler does not know that they are zero: in BPF it would have a function clear them byte by byte.
+    let zero = core::hint::black_box(0);
+    frame.packet.key.source = [zero; 4];
+    frame.packet.key.destination = [zero; 4];
+    frame.packet.key.protocol = 0;
     frame.packet.shape = shape;
     frame.packet.bytes = window.frame_bytes().saturating_sub(network_offset);
     frame.packet.segment_bytes = 0;

@@ -9,11 +9,11 @@ use enforcer_common::encapsulation::{OUTER_HOP_LIMIT, V4_HEADER_BYTES, V6_HEADER
 use enforcer_common::parse::{Frame, ICMP, ICMPV6};
 
 use crate::facts::{MapFacts, pay};
-use crate::flows::Sent;
 use crate::header::{NetworkHeader, Sum};
 use crate::hook::{Hook, Room};
 use crate::maps;
 use crate::rewrite::{get, link_addresses, put};
+use crate::send::Sent;
 use crate::window::PacketWindow;
 
 const TCP_HEADER_BYTES: u32 = 20;

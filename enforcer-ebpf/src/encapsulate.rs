@@ -16,7 +16,7 @@ use crate::hook::{Hook, Room};
 use crate::rewrite::{get, put, take_hop_at};
 use crate::route::Hop;
 use crate::window::PacketWindow;
-use crate::{cache, facts, flows, maps, rewrite, route};
+use crate::{cache, facts, maps, rewrite, route, send};
 
 /// Sends the packet to its back end inside another one, whatever VLAN tags it has or gets; answers the verdict.
 #[inline(always)]
@@ -32,7 +32,7 @@ pub(crate) fn send_inside<H: Hook>(hook: &H) -> Option<u32> {
         &backend.address,
         hash,
     )?;
-    flows::relink(hook, frame, &route::hop(backend)?)
+    send::relink(hook, frame, &route::hop(backend)?)
 }
 
 /// The same of a frame without VLAN tags that leaves without: nearly every one.

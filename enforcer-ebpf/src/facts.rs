@@ -28,7 +28,7 @@ use enforcer_common::decide::{Clock, Decision, Facts, Flow, KnownFlow, Packet, R
 use enforcer_common::schema::{banked, holder_connections, open_connections};
 
 use crate::hook::Hook;
-use crate::{cache, maps, route};
+use crate::{cache, maps, route, services};
 
 /// Kernel monotonic time; read once a packet.
 #[inline(always)]
@@ -288,6 +288,16 @@ impl Facts for MapFacts {
             forward: u32::from(entry.forward & !CACHED_FREE),
             is_free: entry.forward & CACHED_FREE != 0,
         })
+    }
+
+    #[inline(always)]
+    fn known_service(&self, key: &FlowKey, generation: u64) -> Option<u32> {
+        services::recall(key, generation)
+    }
+
+    #[inline(always)]
+    fn note_service(&self, key: &FlowKey, generation: u64, service: u32) {
+        services::remember(key, generation, service);
     }
 
     #[inline(always)]

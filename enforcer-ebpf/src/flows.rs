@@ -1,4 +1,4 @@
-//! Carries out a decision: makes, moves and updates flow entries, translates addresses, pays charges, sends.
+//! Carries out a decision: makes, moves and updates flow entries, pays charges, and has the packet sent.
 #![expect(
     unsafe_code,
     reason = "map values and helpers; each block states need and soundness"
@@ -12,99 +12,26 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::programs::TcContext;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::{Address, FlowKey, from_v4};
-use enforcer_common::abi::config::{
-    BackendRecord, FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, HostRecord, answers_directly, encapsulates,
-};
+use enforcer_common::abi::config::{BackendRecord, FORWARD_NAT, HostRecord, answers_directly};
 use enforcer_common::abi::flow::{FLOW_FIN, FLOW_RST, FlowRecord, ReplyRecord, seen_ns};
-use enforcer_common::continuation::{Continuation, Errand};
 use enforcer_common::decide::{
     Clock, Decision, Facts as _, FlowFate, flow_bits, is_v4, may_be_stateless, reply_key,
 };
 use enforcer_common::hash::{flow_hash, scale};
 use enforcer_common::parse::{Frame, NO_TAGS};
-use enforcer_common::schema::{backend_connections, banked, holder_connections, tenant_holder};
+use enforcer_common::schema::{backend_connections, holder_connections, tenant_holder};
 
 use crate::facts::{self, MapFacts, add, settle};
 use crate::hook::{Hook, is_untagged};
 use crate::route::Hop;
-use crate::{cache, encapsulate, maps, rewrite, route};
+use crate::send::{Sent, deliver};
+use crate::{cache, maps, rewrite};
 
 /// Ports that are tried before a translation is given up.
 const PORT_TRIES: u32 = 8;
 
 /// What an insertion answers, negated, if the key is there already.
 const EEXIST: i32 = 17;
-
-/// A packet that goes out.
-pub(crate) struct Sent {
-    pub(crate) verdict: u32,
-    /// Set if another program is to send it, and then says the verdict.
-    pub(crate) next: Option<Continuation>,
-    pub(crate) translated_port_be: u16,
-    /// Whether there was no room for its flow's entry after all.
-    pub(crate) stateless: bool,
-}
-
-// === impl Sent ===
-
-impl Sent {
-    /// With this verdict.
-    #[inline(always)]
-    pub(crate) const fn to(verdict: u32) -> Self {
-        Self {
-            verdict,
-            next: None,
-            translated_port_be: 0,
-            stateless: false,
-        }
-    }
-
-    /// To the decision's back end, inside another packet, which another program makes.
-    #[inline(always)]
-    pub(crate) fn inside(decision: &Decision) -> Option<Self> {
-        maps::tell(Errand {
-            backend: banked((decision.generation & 1) as u32, decision.backend - 1),
-            forward: decision.forward,
-            ..Errand::NONE
-        })?;
-        Some(Self {
-            next: Some(Continuation::Encapsulate),
-            ..Self::to(0)
-        })
-    }
-
-    /// On its way, its network header being right. Only a frame that has to have other VLAN tags is left to another program.
-    #[inline(always)]
-    pub(crate) fn by<H: Hook>(hook: &H, frame: &Frame, hop: &Hop<'_>) -> Option<Self> {
-        if hop.tags[0] != 0 || !is_untagged(hook, frame) {
-            maps::tell_hop(hop)?;
-            return Some(Self {
-                next: Some(Continuation::Retag),
-                ..Self::to(0)
-            });
-        }
-        rewrite::link_addresses(&hook.window(), hop.next_hop_mac, hop.own_mac)?;
-        Some(Self::to(hook.send(hop.ifindex)))
-    }
-}
-
-/// Sends a frame on with other VLAN tags: what [`Sent::by`] leaves to a program of its own, which has the room.
-#[inline(always)]
-pub(crate) fn send_retagged<H: Hook>(hook: &H) -> Option<u32> {
-    let (frame, _) = maps::told()?;
-    relink(hook, frame, &maps::told_hop()?)
-}
-
-/// Gives the frame the hop's VLAN tags and link-layer addresses, and sends it. Its network header may be another one than it
-/// came with, but stands where that stood.
-#[inline(always)]
-pub(crate) fn relink<H: Hook>(hook: &H, frame: &Frame, hop: &Hop<'_>) -> Option<u32> {
-    if hop.tags[0] != 0 || !is_untagged(hook, frame) {
-        hook.retag(frame, hop.tags)?;
-    }
-    rewrite::link_addresses(&hook.window(), hop.next_hop_mac, hop.own_mac)?;
-    Some(hook.send(hop.ifindex))
-}
 
 /// Sends a client's packet to its back end.
 #[inline(always)]
@@ -162,74 +89,6 @@ pub(crate) fn forward_remembered<H: Hook, C: Clock>(
     };
     settle(decision, frame.packet.bytes, clock);
     deliver(hook, facts::host()?, frame, decision, backend, translated_port_be)
-}
-
-/// Sends a packet to its back end in the way of the forward mode.
-#[inline(always)]
-fn deliver<H: Hook>(
-    hook: &H,
-    host: &HostRecord,
-    frame: &Frame,
-    decision: &Decision,
-    backend: &BackendRecord,
-    translated_port_be: u16,
-) -> Option<Sent> {
-    if decision.forward == FORWARD_LOCAL {
-        return Some(Sent::to(H::PASS));
-    }
-    let hop = route::hop(backend)?;
-    if encapsulates(decision.forward) {
-        return inside(hook, host, frame, decision, backend, &hop);
-    }
-    readdress(hook, host, frame, decision, backend, translated_port_be)?;
-    Sent::by(hook, frame, &hop)
-}
-
-/// Sends the packet inside another one. Only a frame that has VLAN tags, or gets some, is left to another program.
-#[inline(always)]
-fn inside<H: Hook>(
-    hook: &H,
-    host: &HostRecord,
-    frame: &Frame,
-    decision: &Decision,
-    backend: &BackendRecord,
-    hop: &Hop<'_>,
-) -> Option<Sent> {
-    if !is_untagged(hook, frame) || hop.tags[0] != 0 {
-        return Sent::inside(decision);
-    }
-    let forward = decision.forward;
-    Some(Sent::to(encapsulate::send_plain(
-        hook,
-        host,
-        frame,
-        forward,
-        &backend.address,
-        hop,
-    )?))
-}
-
-/// Makes the packet one to the back end, in the way of the forward mode.
-#[inline(always)]
-fn readdress<H: Hook>(
-    hook: &H,
-    host: &HostRecord,
-    frame: &Frame,
-    decision: &Decision,
-    backend: &BackendRecord,
-    translated_port_be: u16,
-) -> Option<()> {
-    if decision.forward != FORWARD_L2DSR {
-        let outgoing = reply_key(
-            &frame.packet.key,
-            backend.address,
-            backend.port_be,
-            nat_source(host, frame, decision.forward, translated_port_be),
-        )
-        .reversed();
-        hook.translate(frame, &outgoing)?;
-    }
-    Some(())
 }
 
 /// Sends a back end's reply to the client.

@@ -9,8 +9,8 @@ use enforcer_common::decide::{self, Clock, Decision, FlowFate};
 use enforcer_common::parse::{self, Frame};
 
 use crate::facts::{LazyClock, MapFacts};
-use crate::flows::Sent;
 use crate::hook::{Hook, HookWindow};
+use crate::send::Sent;
 use crate::{answer, capture, emit, facts, flows, maps, related};
 
 /// Judges a packet; answers the verdict.
@@ -33,15 +33,8 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
     let facts = MapFacts::of(hook);
     let mut decision = decide::judge(&facts, &frame.packet, clock);
     if matches!(decision.flow, FlowFate::Remembered) {
-        match flows::forward_remembered(hook, &facts, frame, &decision, clock) {
-            Some(sent) => {
-                emit::tally(DIRECTION_INGRESS, &decision, &frame.packet);
-                if let Some(next) = sent.next {
-                    maps::go_on_seldom(hook, next);
-                    return H::BROKEN;
-                }
-                return sent.verdict;
-            }
+        match send_remembered(hook, &facts, frame, &decision, clock) {
+            Some(verdict) => return verdict,
             None => decision = decision.refused(Reason::Internal),
         }
     }
@@ -88,6 +81,24 @@ pub(crate) fn judge<H: Hook>(hook: &H) -> u32 {
         }
     }
     leave(hook, &decision, &left, clock)
+}
+
+/// Sends a packet of a flow that is remembered: it makes no record of anything, so that counting it is all that is left.
+#[inline(always)]
+fn send_remembered<H: Hook, C: Clock>(
+    hook: &H,
+    facts: &MapFacts,
+    frame: &Frame,
+    decision: &Decision,
+    clock: C,
+) -> Option<u32> {
+    let sent = flows::forward_remembered(hook, facts, frame, decision, clock)?;
+    emit::tally(DIRECTION_INGRESS, decision, &frame.packet);
+    if let Some(next) = sent.next {
+        maps::go_on_seldom(hook, next);
+        return Some(H::BROKEN);
+    }
+    Some(sent.verdict)
 }
 
 /// What a packet that was judged leaves behind.

@@ -9,7 +9,9 @@
 //! - `window`: bounds-checked access to packet bytes; the only casts of packet pointers.
 //! - `facts`: `Facts` over the maps.
 //! - `cache`: what this CPU remembers of flows, before their table.
-//! - `flows`: makes, moves and updates flow entries, translates addresses, pays charges.
+//! - `services`: what this CPU remembers of destinations, before the trie.
+//! - `flows`: makes, moves and updates flow entries, pays charges.
+//! - `send`: sends a packet in the way of the forward mode.
 //! - `encapsulate`: outer headers, put before a packet.
 //! - `answer`: what goes back to the sender of a refused packet, or of an echo request.
 //! - `capture`: shows the agent packets that it asked for.
@@ -51,6 +53,8 @@ mod related;
 mod resize;
 mod rewrite;
 mod route;
+mod send;
+mod services;
 mod window;
 
 use aya_ebpf::macros::{classifier, xdp};
@@ -97,7 +101,7 @@ pub fn enforcer_encapsulate(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 #[inline(always)]
 pub fn enforcer_retag(ctx: XdpContext) -> u32 {
-    flows::send_retagged(&ctx).unwrap_or(XdpContext::BROKEN)
+    send::send_retagged(&ctx).unwrap_or(XdpContext::BROKEN)
 }
 
 /// [`enforcer_xdp`] for interfaces where XDP cannot be attached.
@@ -139,7 +143,7 @@ pub fn enforcer_tc_encapsulate(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn enforcer_tc_retag(ctx: TcContext) -> i32 {
-    flows::send_retagged(&ctx).unwrap_or(TcContext::BROKEN) as i32
+    send::send_retagged(&ctx).unwrap_or(TcContext::BROKEN) as i32
 }
 
 /// Judges what goes out through the host's stack: replies of back ends are metered and their translation is undone.

@@ -5,6 +5,8 @@
     reason = "a constant that the loader overrides; each block states need and soundness"
 )]
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
@@ -160,7 +162,8 @@ pub(crate) fn parse<H: Hook>(hook: &H) -> Option<&'static mut Frame> {
     let frame = unsafe { &mut *slot };
     parse::parse_into(&HookWindow::of(hook), frame);
     // What was written is read back: the compiler must not keep it.
-    Some(core::hint::black_box(frame))
+    compiler_fence(Ordering::SeqCst);
+    Some(frame)
 }
 
 /// The same of a packet that is quoted.

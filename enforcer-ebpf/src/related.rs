@@ -10,10 +10,11 @@ use enforcer_common::decide::{Decision, Facts as _, UDP, is_v4, reply_key};
 use enforcer_common::parse::{Frame, Quoted};
 
 use crate::facts::{self, MapFacts};
-use crate::flows::{self, Sent};
+use crate::flows;
 use crate::hook::Hook;
 use crate::rewrite::{Ends, UDP_CHECKSUM, get, network_v4, network_v6, put};
 use crate::route;
+use crate::send::Sent;
 use crate::window::PacketWindow;
 
 /// Offset of the checksum in an ICMP header, of either version.

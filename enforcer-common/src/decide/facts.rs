@@ -156,6 +156,14 @@ pub trait Facts {
     fn known_flow(&self, _packet: &Packet, _generation: u64) -> Option<KnownFlow> {
         None
     }
+    /// The service of a packet with ports, if it is remembered what its destination was under this generation.
+    #[inline(always)]
+    fn known_service(&self, _key: &FlowKey, _generation: u64) -> Option<u32> {
+        None
+    }
+    /// Takes note of a packet's service.
+    #[inline(always)]
+    fn note_service(&self, _key: &FlowKey, _generation: u64, _service: u32) {}
     /// The flow of a client's 5-tuple.
     fn flow(&self, key: &FlowKey) -> Option<Flow>;
     /// The flow whose replies have this 5-tuple.

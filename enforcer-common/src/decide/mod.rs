@@ -50,7 +50,7 @@ pub fn judge<F: Facts, C: Clock>(facts: &F, packet: &Packet, clock: C) -> Decisi
     {
         return decision;
     }
-    match trie::destination(facts, bank, packet) {
+    match destination(facts, packet, generation) {
         Destination::Service(slot) => {
             decision.tenant = source.tenant();
             to_service(facts, bank, slot, packet, decision, clock)
@@ -74,6 +74,20 @@ pub fn judge<F: Facts, C: Clock>(facts: &F, packet: &Packet, clock: C) -> Decisi
             clock,
         ),
     }
+}
+
+/// The destination of a packet: remembered, or by the trie.
+#[inline(always)]
+fn destination<F: Facts>(facts: &F, packet: &Packet, generation: u64) -> Destination {
+    let has_ports = matches!(packet.shape, Shape::Transport);
+    if has_ports && let Some(slot) = facts.known_service(&packet.key, generation) {
+        return Destination::Service(slot);
+    }
+    let found = trie::destination(facts, (generation & 1) as u32, packet);
+    if let Destination::Service(slot) = found {
+        facts.note_service(&packet.key, generation, slot);
+    }
+    found
 }
 
 /// A packet of a flow that is remembered: what it would get if all were looked up, less what cannot have changed within the
