@@ -96,12 +96,13 @@ pub(crate) fn recall(packet: &Packet, generation: u64) -> Option<*mut CachedFlow
     // at worst is a flow that is not found.
     let entry = unsafe { &*slot };
     let differs = entry.differs(&packet.key)
-        | u32::from(entry.epoch ^ epoch as u16)
-        | u32::from(entry.tick ^ tick())
-        | u32::from(packet.tcp_flags & NOT_PLAIN)
-        | u32::from(entry.packets == MAX_PENDING_PACKETS)
-        | (entry.bytes & MAX_PENDING_BYTES);
-    if (entry.generation ^ generation) | u64::from(differs) != 0 {
+        | (entry.generation ^ generation)
+        | u64::from(entry.epoch ^ epoch as u16)
+        | u64::from(entry.tick ^ tick())
+        | u64::from(packet.tcp_flags & NOT_PLAIN)
+        | u64::from(entry.packets == MAX_PENDING_PACKETS)
+        | u64::from(entry.bytes & MAX_PENDING_BYTES);
+    if differs != 0 {
         return None;
     }
     Some(slot)

@@ -18,18 +18,16 @@ use enforcer_common::decide::{Clock, Decision, FlowFate, Packet};
 
 use crate::{facts, maps};
 
-/// Counts a packet; answers what counted it.
+/// Counts a packet under the number of a reason; answers what counted it.
 #[inline(always)]
-pub(crate) fn tally<'a>(direction: u32, decision: &Decision, packet: &Packet) -> Option<&'a mut TallyRecord> {
-    let block = maps::TALLIES.get_ptr_mut(tally_index(direction, decision.tenant))?;
+pub(crate) fn tally<'a>(direction: u32, tenant: u32, reason: u32, bytes: u32) -> Option<&'a mut TallyRecord> {
+    let block = maps::TALLIES.get_ptr_mut(tally_index(direction, tenant))?;
     // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the slot belongs to this CPU, a program
     // is not preempted by another that writes it (XDP and TC both run with bottom halves off), and it is never freed.
     let block = unsafe { &mut *block };
-    // The compiler knows that reasons are fewer than tallies and would leave the bounds check out; the verifier does not.
-    let reason = core::hint::black_box(decision.reason as u32);
     let tally = block.reasons.get_mut(reason as usize)?;
     tally.packets += 1;
-    tally.bytes += u64::from(packet.bytes);
+    tally.bytes += u64::from(bytes);
     Some(tally)
 }
 
@@ -42,7 +40,9 @@ pub(crate) fn count<C: Clock>(
     translated_port_be: u16,
     clock: C,
 ) {
-    let Some(tally) = tally(direction, decision, packet) else {
+    // The compiler knows that reasons are fewer than tallies and would leave the bounds check out; the verifier does not.
+    let reason = core::hint::black_box(decision.reason as u32);
+    let Some(tally) = tally(direction, decision.tenant, reason, packet.bytes) else {
         return;
     };
     let kind = match (decision.reason.effect(), decision.flow) {

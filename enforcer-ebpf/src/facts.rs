@@ -128,6 +128,7 @@ fn replace(word: *mut u64, seen: u64, new: u64) -> bool {
 pub(crate) struct MapFacts {
     /// The context of the program, null where no route is asked for.
     ctx: *mut c_void,
+    backend: Cell<*const BackendRecord>,
     cached: Cell<*mut CachedFlow>,
     flow: Cell<*mut FlowRecord>,
     reply: Cell<*mut ReplyRecord>,
@@ -148,10 +149,19 @@ impl MapFacts {
     pub(crate) fn new() -> Self {
         Self {
             ctx: ptr::null_mut(),
+            backend: Cell::new(ptr::null()),
             cached: Cell::new(ptr::null_mut()),
             flow: Cell::new(ptr::null_mut()),
             reply: Cell::new(ptr::null_mut()),
         }
+    }
+
+    /// The back end that [`Facts::backend`] found last.
+    #[inline(always)]
+    pub(crate) fn found_backend(&self) -> Option<&'static BackendRecord> {
+        // SAFETY: (need) it was kept as a pointer, since a cell of a reference is copied bit by bit. (soundness) null, or made
+        // of a reference into a configuration array, whose slots are never freed.
+        unsafe { self.backend.get().as_ref() }
     }
 
     /// The entry of the cache that [`Facts::known_flow`] found.
@@ -272,7 +282,9 @@ impl Facts for MapFacts {
 
     #[inline(always)]
     fn backend(&self, bank: u32, slot: u32) -> Option<&BackendRecord> {
-        maps::BACKENDS.get(banked(bank, slot))
+        let backend = maps::BACKENDS.get(banked(bank, slot))?;
+        self.backend.set(backend);
+        Some(backend)
     }
 
     #[inline(always)]

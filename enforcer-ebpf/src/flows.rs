@@ -64,8 +64,7 @@ pub(crate) fn forward<H: Hook, C: Clock>(
         FlowFate::Remembered | FlowFate::None => return Err(Reason::Internal),
     };
     settle(decision, frame.packet.bytes, clock);
-    let mut sent =
-        deliver(hook, host, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
+    let mut sent = deliver(hook, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
     sent.translated_port_be = translated_port_be;
     sent.stateless = stateless;
     Ok(sent)
@@ -80,7 +79,6 @@ pub(crate) fn forward_remembered<H: Hook, C: Clock>(
     decision: &Decision,
     clock: C,
 ) -> Option<Sent> {
-    let backend = facts.backend((decision.generation & 1) as u32, decision.backend - 1)?;
     let cached_port_be = cache::count(facts.found_cached()?, frame.packet.bytes);
     let translated_port_be = if decision.forward == FORWARD_NAT {
         cached_port_be
@@ -88,7 +86,7 @@ pub(crate) fn forward_remembered<H: Hook, C: Clock>(
         frame.packet.key.source_port_be
     };
     settle(decision, frame.packet.bytes, clock);
-    deliver(hook, facts::host()?, frame, decision, backend, translated_port_be)
+    deliver(hook, frame, decision, facts.found_backend()?, translated_port_be)
 }
 
 /// Sends a back end's reply to the client.

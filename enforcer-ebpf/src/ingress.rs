@@ -93,7 +93,12 @@ fn send_remembered<H: Hook, C: Clock>(
     clock: C,
 ) -> Option<u32> {
     let sent = flows::forward_remembered(hook, facts, frame, decision, clock)?;
-    emit::tally(DIRECTION_INGRESS, decision, &frame.packet);
+    emit::tally(
+        DIRECTION_INGRESS,
+        decision.tenant,
+        Reason::Allowed as u32,
+        frame.packet.bytes,
+    );
     if let Some(next) = sent.next {
         maps::go_on_seldom(hook, next);
         return Some(H::BROKEN);

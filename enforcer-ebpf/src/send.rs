@@ -1,6 +1,6 @@
 //! Sends a packet that is to go out: in the way of the forward mode, with the VLAN tags of its way.
 
-use enforcer_common::abi::config::{BackendRecord, FORWARD_L2DSR, FORWARD_LOCAL, HostRecord, encapsulates};
+use enforcer_common::abi::config::{BackendRecord, FORWARD_L2DSR, FORWARD_LOCAL, FORWARD_NAT, encapsulates};
 use enforcer_common::continuation::{Continuation, Errand};
 use enforcer_common::decide::{Decision, reply_key};
 use enforcer_common::parse::Frame;
@@ -9,7 +9,7 @@ use enforcer_common::schema::banked;
 use crate::flows::nat_source;
 use crate::hook::{Hook, is_untagged};
 use crate::route::Hop;
-use crate::{encapsulate, maps, rewrite, route};
+use crate::{encapsulate, facts, maps, rewrite, route};
 
 /// A packet that goes out.
 pub(crate) struct Sent {
@@ -86,7 +86,6 @@ pub(crate) fn relink<H: Hook>(hook: &H, frame: &Frame, hop: &Hop<'_>) -> Option<
 #[inline(always)]
 pub(crate) fn deliver<H: Hook>(
     hook: &H,
-    host: &HostRecord,
     frame: &Frame,
     decision: &Decision,
     backend: &BackendRecord,
@@ -97,9 +96,11 @@ pub(crate) fn deliver<H: Hook>(
     }
     let hop = route::hop(backend)?;
     if encapsulates(decision.forward) {
-        return inside(hook, host, frame, decision, backend, &hop);
+        return inside(hook, frame, decision, backend, &hop);
     }
-    readdress(hook, host, frame, decision, backend, translated_port_be)?;
+    if decision.forward != FORWARD_L2DSR {
+        readdress(hook, frame, decision, backend, translated_port_be)?;
+    }
     Sent::by(hook, frame, &hop)
 }
 
@@ -107,7 +108,6 @@ pub(crate) fn deliver<H: Hook>(
 #[inline(always)]
 fn inside<H: Hook>(
     hook: &H,
-    host: &HostRecord,
     frame: &Frame,
     decision: &Decision,
     backend: &BackendRecord,
@@ -119,7 +119,7 @@ fn inside<H: Hook>(
     let forward = decision.forward;
     Some(Sent::to(encapsulate::send_plain(
         hook,
-        host,
+        facts::host()?,
         frame,
         forward,
         &backend.address,
@@ -131,21 +131,16 @@ fn inside<H: Hook>(
 #[inline(always)]
 fn readdress<H: Hook>(
     hook: &H,
-    host: &HostRecord,
     frame: &Frame,
     decision: &Decision,
     backend: &BackendRecord,
     translated_port_be: u16,
 ) -> Option<()> {
-    if decision.forward != FORWARD_L2DSR {
-        let outgoing = reply_key(
-            &frame.packet.key,
-            backend.address,
-            backend.port_be,
-            nat_source(host, frame, decision.forward, translated_port_be),
-        )
-        .reversed();
-        hook.translate(frame, &outgoing)?;
-    }
-    Some(())
+    let nat = if decision.forward == FORWARD_NAT {
+        nat_source(facts::host()?, frame, FORWARD_NAT, translated_port_be)
+    } else {
+        None
+    };
+    let reply = reply_key(&frame.packet.key, backend.address, backend.port_be, nat);
+    hook.translate(frame, &reply.reversed())
 }

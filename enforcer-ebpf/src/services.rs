@@ -7,7 +7,7 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
-use enforcer_common::abi::address::{Address, FlowKey};
+use enforcer_common::abi::address::{Address, FlowKey, differing};
 
 /// Places, one of which each destination has: its own, or it shares it.
 const PLACES: u32 = 256;
@@ -37,14 +37,11 @@ fn place(key: &FlowKey) -> u32 {
 #[inline(always)]
 pub(crate) fn recall(key: &FlowKey, generation: u64) -> Option<u32> {
     let known = KNOWN_SERVICES.get(place(key))?;
-    let (here, asked) = (&known.destination, &key.destination);
-    let differs = (here[0] ^ asked[0])
-        | (here[1] ^ asked[1])
-        | (here[2] ^ asked[2])
-        | (here[3] ^ asked[3])
-        | (known.protocol ^ key.protocol)
-        | u32::from(known.port_be ^ key.destination_port_be);
-    if u64::from(differs) | (known.generation ^ generation) != 0 {
+    let differs = differing(&known.destination, &key.destination)
+        | (known.generation ^ generation)
+        | u64::from(known.protocol ^ key.protocol)
+        | u64::from(known.port_be ^ key.destination_port_be);
+    if differs != 0 {
         return None;
     }
     Some(u32::from(known.service))

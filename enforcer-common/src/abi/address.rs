@@ -22,6 +22,15 @@ pub const fn is_v4(address: &Address) -> bool {
     address[0] == 0 && address[1] == 0 && address[2] == V4_PREFIX_BE
 }
 
+/// Bits that differ between two addresses: zero if they are the same. Words are taken in pairs, which the compiler reads at once.
+#[inline(always)]
+pub const fn differing(one: &Address, other: &Address) -> u64 {
+    const fn pair(low: u32, high: u32) -> u64 {
+        low as u64 | (high as u64) << 32
+    }
+    (pair(one[0], one[1]) ^ pair(other[0], other[1])) | (pair(one[2], one[3]) ^ pair(other[2], other[3]))
+}
+
 /// The sixteen bytes of an IPv6 address as an [`Address`].
 #[inline(always)]
 pub const fn from_octets(octets: [u8; 16]) -> Address {

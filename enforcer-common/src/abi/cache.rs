@@ -9,7 +9,7 @@
 //! The flow table stays the one that counts. Packets and bytes that were counted here belong to the flow of that key, and
 //! are brought there when a packet does not find its flow, at the latest after [`TICK_NS`] or so.
 
-use super::address::{Address, FlowKey};
+use super::address::{Address, FlowKey, differing};
 use crate::decide::UDP;
 use crate::pod::record;
 
@@ -72,20 +72,13 @@ pub const JIFFIES_SHIFT: u32 = 8;
 impl CachedFlow {
     /// Bits that differ between this and a flow's key: zero if it is that flow. One number, so that there is one branch.
     #[inline(always)]
-    pub const fn differs(&self, key: &FlowKey) -> u32 {
-        let (source, destination) = (&self.source, &self.destination);
+    pub const fn differs(&self, key: &FlowKey) -> u64 {
         let udp = if key.protocol == UDP { CACHED_UDP } else { 0 };
-        (source[0] ^ key.source[0])
-            | (source[1] ^ key.source[1])
-            | (source[2] ^ key.source[2])
-            | (source[3] ^ key.source[3])
-            | (destination[0] ^ key.destination[0])
-            | (destination[1] ^ key.destination[1])
-            | (destination[2] ^ key.destination[2])
-            | (destination[3] ^ key.destination[3])
-            | (self.source_port_be ^ key.source_port_be) as u32
-            | (self.destination_port_be ^ key.destination_port_be) as u32
-            | ((self.backend ^ udp) & CACHED_UDP) as u32
+        differing(&self.source, &key.source)
+            | differing(&self.destination, &key.destination)
+            | (self.source_port_be ^ key.source_port_be) as u64
+            | (self.destination_port_be ^ key.destination_port_be) as u64
+            | ((self.backend ^ udp) & CACHED_UDP) as u64
     }
 
     /// The key of its flow.
