@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::cache::{
     CACHED_FREE, CACHED_UDP, CachedFlow, JIFFIES_SHIFT, MAX_PENDING_BYTES, MAX_PENDING_PACKETS, TICK_SHIFT,
-    WAYS, entry_index, epoch_index, retagged, set_index, tag, way_of,
+    WAYS, cache_hash, entry_index, epoch_index, retagged, set_index, tag, way_of,
 };
 use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FlowRecord};
 use enforcer_common::decide::{Decision, Packet, TCP_FIN, TCP_RST, TCP_SYN, UDP};
@@ -61,10 +61,10 @@ fn noted() -> Option<&'static Notes> {
     Some(unsafe { &*maps::notes()? })
 }
 
-/// The hash of the flow that was noted.
+/// The low half of the flow hash of a flow that was not found.
 #[inline(always)]
-pub(crate) fn noted_hash() -> Option<u64> {
-    Some(noted()?.hash)
+pub(crate) fn noted_spread() -> u64 {
+    noted().map_or(0, |notes| u64::from(notes.spread))
 }
 
 /// Has every CPU forget what it remembers of the flow that was noted.
@@ -80,8 +80,19 @@ pub(crate) fn forget() {
 /// The entry of a packet's flow, if it is remembered and nothing has changed about it. Notes the flow.
 #[inline(always)]
 pub(crate) fn recall(packet: &Packet, generation: u64) -> Option<*mut CachedFlow> {
+    let found = find(packet, generation);
+    if found.is_none() {
+        // Whoever looks the flow up will ask for it.
+        // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the notes belong to this CPU.
+        unsafe { (*maps::notes()?).spread = flow_hash(&packet.key) as u32 };
+    }
+    found
+}
+
+#[inline(always)]
+fn find(packet: &Packet, generation: u64) -> Option<*mut CachedFlow> {
     let notes = maps::notes()?;
-    let hash = flow_hash(&packet.key);
+    let hash = cache_hash(&packet.key);
     let set = set_of(hash);
     let epoch = facts::load(maps::FLOW_EPOCHS.get_ptr_mut(epoch_index(hash))?);
     // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the notes belong to this CPU.
@@ -96,7 +107,7 @@ pub(crate) fn recall(packet: &Packet, generation: u64) -> Option<*mut CachedFlow
     // at worst is a flow that is not found.
     let entry = unsafe { &*slot };
     let differs = entry.differs(&packet.key)
-        | (entry.generation ^ generation)
+        | u64::from(entry.generation ^ generation as u32)
         | u64::from(entry.epoch ^ epoch as u16)
         | u64::from(entry.tick ^ tick())
         | u64::from(packet.tcp_flags & NOT_PLAIN)
@@ -108,14 +119,14 @@ pub(crate) fn recall(packet: &Packet, generation: u64) -> Option<*mut CachedFlow
     Some(slot)
 }
 
-/// Counts a packet of a flow that was found; answers the flow's translated port.
+/// Counts a packet of a flow that was found; answers what is remembered of it.
 #[inline(always)]
-pub(crate) fn count(slot: *mut CachedFlow, bytes: u32) -> u16 {
-    // SAFETY: as in `recall`.
+pub(crate) fn count<'a>(slot: *mut CachedFlow, bytes: u32) -> &'a CachedFlow {
+    // SAFETY: as in `recall`; nobody writes to the entry while this program reads it.
     unsafe {
         (*slot).packets = (*slot).packets.wrapping_add(1);
         (*slot).bytes = (*slot).bytes.wrapping_add(bytes);
-        (*slot).translated_port_be
+        &*slot
     }
 }
 
@@ -181,7 +192,7 @@ pub(crate) fn remember(packet: &Packet, decision: &Decision, record: *mut FlowRe
             return;
         };
         let is_other = (*slot).differs(&packet.key) != 0;
-        if is_other && (*slot).tick == now && (*slot).generation == decision.generation {
+        if is_other && (*slot).tick == now && (*slot).generation == decision.generation as u32 {
             return;
         }
         if (*slot).packets != 0 {
@@ -194,7 +205,8 @@ pub(crate) fn remember(packet: &Packet, decision: &Decision, record: *mut FlowRe
         slot.write(CachedFlow {
             source: key.source,
             destination: key.destination,
-            generation: decision.generation,
+            generation: decision.generation as u32,
+            spread: (*notes).spread,
             source_port_be: key.source_port_be,
             destination_port_be: key.destination_port_be,
             decision: (*notes).decision,

@@ -16,7 +16,7 @@ use crate::hook::{Hook, Room};
 use crate::rewrite::{get, put, take_hop_at};
 use crate::route::Hop;
 use crate::window::PacketWindow;
-use crate::{cache, facts, maps, rewrite, route, send};
+use crate::{facts, maps, rewrite, route, send};
 
 /// Sends the packet to its back end inside another one, whatever VLAN tags it has or gets; answers the verdict.
 #[inline(always)]
@@ -43,9 +43,10 @@ pub(crate) fn send_plain<H: Hook>(
     frame: &Frame,
     forward: u32,
     backend: &Address,
+    hash: u64,
     hop: &Hop<'_>,
 ) -> Option<u32> {
-    wrap::<H, true>(hook, host, frame, forward, backend, cache::noted_hash()?)?;
+    wrap::<H, true>(hook, host, frame, forward, backend, hash)?;
     rewrite::link_addresses(&hook.window(), hop.next_hop_mac, hop.own_mac)?;
     Some(hook.send(hop.ifindex))
 }

@@ -64,7 +64,15 @@ pub(crate) fn forward<H: Hook, C: Clock>(
         FlowFate::Remembered | FlowFate::None => return Err(Reason::Internal),
     };
     settle(decision, frame.packet.bytes, clock);
-    let mut sent = deliver(hook, frame, decision, backend, translated_port_be).ok_or(Reason::Internal)?;
+    let mut sent = deliver(
+        hook,
+        frame,
+        decision,
+        backend,
+        translated_port_be,
+        cache::noted_spread,
+    )
+    .ok_or(Reason::Internal)?;
     sent.translated_port_be = translated_port_be;
     sent.stateless = stateless;
     Ok(sent)
@@ -79,14 +87,16 @@ pub(crate) fn forward_remembered<H: Hook, C: Clock>(
     decision: &Decision,
     clock: C,
 ) -> Option<Sent> {
-    let cached_port_be = cache::count(facts.found_cached()?, frame.packet.bytes);
-    let translated_port_be = if decision.forward == FORWARD_NAT {
-        cached_port_be
-    } else {
-        frame.packet.key.source_port_be
-    };
+    let remembered = cache::count(facts.found_cached()?, frame.packet.bytes);
     settle(decision, frame.packet.bytes, clock);
-    deliver(hook, frame, decision, facts.found_backend()?, translated_port_be)
+    deliver(
+        hook,
+        frame,
+        decision,
+        facts.found_backend()?,
+        remembered.translated_port_be,
+        || u64::from(remembered.spread),
+    )
 }
 
 /// Sends a back end's reply to the client.

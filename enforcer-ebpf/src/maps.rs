@@ -65,8 +65,10 @@ static NOTES: PerCpuArray<Notes> = PerCpuArray::with_max_entries(1, 0);
 pub(crate) struct Notes {
     /// The time; zero: nobody has asked yet.
     pub(crate) now_ns: u64,
-    /// The hash of the packet's flow.
+    /// The hash by which the packet's flow is remembered.
     pub(crate) hash: u64,
+    /// The low half of its flow hash.
+    pub(crate) spread: u32,
     /// The set of the cache in which this CPU would remember it.
     pub(crate) set: u32,
     /// The word in `FLOW_EPOCHS` before the flow was looked up.

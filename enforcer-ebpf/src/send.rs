@@ -82,7 +82,8 @@ pub(crate) fn relink<H: Hook>(hook: &H, frame: &Frame, hop: &Hop<'_>) -> Option<
     Some(hook.send(hop.ifindex))
 }
 
-/// Sends a packet to its back end in the way of the forward mode.
+/// Sends a packet to its back end in the way of the forward mode. `hash` says the flow hash, if it is asked: the low half at
+/// least.
 #[inline(always)]
 pub(crate) fn deliver<H: Hook>(
     hook: &H,
@@ -90,13 +91,14 @@ pub(crate) fn deliver<H: Hook>(
     decision: &Decision,
     backend: &BackendRecord,
     translated_port_be: u16,
+    hash: impl FnOnce() -> u64,
 ) -> Option<Sent> {
     if decision.forward == FORWARD_LOCAL {
         return Some(Sent::to(H::PASS));
     }
     let hop = route::hop(backend)?;
     if encapsulates(decision.forward) {
-        return inside(hook, frame, decision, backend, &hop);
+        return inside(hook, frame, decision, backend, hash, &hop);
     }
     if decision.forward != FORWARD_L2DSR {
         readdress(hook, frame, decision, backend, translated_port_be)?;
@@ -111,6 +113,7 @@ fn inside<H: Hook>(
     frame: &Frame,
     decision: &Decision,
     backend: &BackendRecord,
+    hash: impl FnOnce() -> u64,
     hop: &Hop<'_>,
 ) -> Option<Sent> {
     if !is_untagged(hook, frame) || hop.tags[0] != 0 {
@@ -123,6 +126,7 @@ fn inside<H: Hook>(
         frame,
         forward,
         &backend.address,
+        hash(),
         hop,
     )?))
 }

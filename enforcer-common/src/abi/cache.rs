@@ -20,8 +20,10 @@ record! {
         pub source: Address,
         /// Destination address.
         pub destination: Address,
-        /// The generation under which it was judged.
-        pub generation: u64,
+        /// The low bits of the generation under which it was judged.
+        pub generation: u32,
+        /// The low bits of the flow hash, by which an outer header varies.
+        pub spread: u32,
         /// Source port.
         pub source_port_be: u16,
         /// Destination port.
@@ -98,6 +100,32 @@ impl CachedFlow {
     }
 }
 
+/// Constants of [`cache_hash`]: the first digits of the square roots of the first five primes, odd.
+const FACTORS: [u64; 5] = [
+    0x6a09_e667_f3bc_c909,
+    0xbb67_ae85_84ca_a73b,
+    0x3c6e_f372_fe94_f82b,
+    0xa54f_f53a_5f1d_36f1,
+    0x510e_527f_ade6_82d1,
+];
+
+/// The hash by which a flow is remembered; its highest bits are the best. It is not the flow hash, whose every step waits for the
+/// one before: here the products are on their way at once, and one more spreads their sum, which for keys that follow each other
+/// is too regular. Hosts need not agree on it, and who makes flows collide takes places from nobody who uses theirs.
+#[inline(always)]
+pub const fn cache_hash(key: &FlowKey) -> u64 {
+    const fn term(low: u32, high: u32, factor: u64) -> u64 {
+        (low as u64 | (high as u64) << 32).wrapping_mul(factor)
+    }
+    let (s, d) = (&key.source, &key.destination);
+    let ports = key.source_port_be as u32 | (key.destination_port_be as u32) << 16;
+    let source = term(s[0], s[1], FACTORS[0]).wrapping_add(term(s[2], s[3], FACTORS[1]));
+    let destination = term(d[0], d[1], FACTORS[2]).wrapping_add(term(d[2], d[3], FACTORS[3]));
+    let rest = term(ports, key.protocol, FACTORS[4]);
+    let sum = source.wrapping_add(destination).wrapping_add(rest);
+    (sum ^ (sum >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// Entries of one set: a flow may lie in any of its set's. Their tags are the bytes of one word of `FLOW_TAGS`.
 pub const WAYS: u32 = 8;
 
@@ -106,7 +134,7 @@ const LOW_BITS: u64 = 0x0101_0101_0101_0101;
 /// The highest.
 const HIGH_BITS: u64 = LOW_BITS << 7;
 
-/// The tag of a flow of this hash: a byte, never zero, which stands for an entry that nobody has used.
+/// The tag of a flow of this [`cache_hash`]: a byte, never zero, which stands for an entry that nobody has used.
 #[inline(always)]
 pub const fn tag(hash: u64) -> u64 {
     let tag = hash >> 56;
@@ -148,8 +176,9 @@ pub const fn sets_per_cpu(entries: u32, cpus: u32) -> u32 {
 /// The set of a flow of this hash in the cache of a CPU that has so many, a power of two.
 #[inline(always)]
 pub const fn set_index(cpu: u32, sets: u32, hash: u64) -> u32 {
+    // Below the bits of the tag.
     cpu.wrapping_mul(sets)
-        .wrapping_add(hash as u32 & sets.wrapping_sub(1))
+        .wrapping_add((hash >> 32) as u32 & sets.wrapping_sub(1))
 }
 
 /// Index of an entry of a set.
@@ -165,5 +194,5 @@ pub const EPOCHS: u32 = 4096;
 /// ends it, when its record is removed. What a CPU remembers of it is void then.
 #[inline(always)]
 pub const fn epoch_index(hash: u64) -> u32 {
-    (hash >> 40) as u32 % EPOCHS
+    (hash >> 44) as u32 % EPOCHS
 }

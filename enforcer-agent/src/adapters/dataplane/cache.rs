@@ -6,10 +6,9 @@ use aya::maps::{Array, Map, MapData, MapError};
 use aya::util::nr_cpus;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::cache::{
-    CachedFlow, entry_index, epoch_index, set_index, sets_per_cpu, tag, way_of,
+    CachedFlow, cache_hash, entry_index, epoch_index, set_index, sets_per_cpu, tag, way_of,
 };
 use enforcer_common::abi::flow::FlowRecord;
-use enforcer_common::hash::flow_hash;
 
 use super::maps::{records, words};
 use super::{DataplaneError, open_map};
@@ -102,7 +101,7 @@ impl FlowCache {
             name: "FLOW_EPOCHS",
             source,
         };
-        let index = epoch_index(flow_hash(key));
+        let index = epoch_index(cache_hash(key));
         let epoch = self.epochs.get(&index, 0).map_err(wrong)?;
         self.epochs
             .set(index, epoch.wrapping_add(REMOVAL_STEP), 0)
@@ -116,7 +115,7 @@ impl FlowCache {
             return Ok(found);
         }
         let wrong = |name| move |source| DataplaneError::Map { name, source };
-        let hash = flow_hash(key);
+        let hash = cache_hash(key);
         for cpu in 0..self.cpus {
             let set = set_index(cpu, self.sets, hash);
             let tags = self.tags.get(&set, 0).map_err(wrong("FLOW_TAGS"))?;
