@@ -5,11 +5,10 @@
 )]
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use aya_ebpf::helpers::generated::bpf_jiffies64;
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::cache::{
-    CACHED_FREE, CACHED_UDP, CachedFlow, JIFFIES_SHIFT, MAX_PENDING_BYTES, MAX_PENDING_PACKETS, TICK_SHIFT,
-    WAYS, cache_hash, entry_index, epoch_index, retagged, set_index, tag, way_of,
+    CACHED_FREE, CACHED_UDP, CachedFlow, MAX_PENDING_BYTES, MAX_PENDING_PACKETS, TICK_SHIFT, WAYS,
+    cache_hash, entry_index, epoch_index, retagged, set_index, tag, way_of,
 };
 use enforcer_common::abi::flow::{FLOW_ESTABLISHED, FlowRecord};
 use enforcer_common::decide::{Decision, Packet, TCP_FIN, TCP_RST, TCP_SYN, UDP};
@@ -27,12 +26,7 @@ const TRY_EVERY: u64 = 8;
 /// Now, as entries say it.
 #[inline(always)]
 fn tick() -> u16 {
-    if maps::test_clock() {
-        return (facts::now_ns() >> TICK_SHIFT) as u16;
-    }
-    // SAFETY: (need) a helper is a foreign call. (soundness) it takes nothing and returns a number.
-    let ticks = unsafe { bpf_jiffies64() };
-    (ticks >> JIFFIES_SHIFT) as u16
+    (facts::coarse_now_ns() >> TICK_SHIFT) as u16
 }
 
 /// The set of this CPU in which it would remember a flow of this hash; none of its own for a cache of nothing.

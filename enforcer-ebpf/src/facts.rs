@@ -14,7 +14,7 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::ptr;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use enforcer_common::Reason;
 use enforcer_common::abi::address::{Address, FlowKey};
 use enforcer_common::abi::cache::{CACHED_FREE, CACHED_UDP, CachedFlow};
@@ -43,14 +43,15 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// The same as of the last tick of the kernel, which reads no counter for it.
+/// The age of the kernel as of its last tick, for windows and ages: no instant of [`now_ns`], but the verifier makes a load of
+/// the helper.
 #[inline(always)]
 pub(crate) fn coarse_now_ns() -> u64 {
     if maps::test_clock() {
         return now_ns();
     }
     // SAFETY: as in `now_ns`.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    unsafe { bpf_jiffies64() }.wrapping_mul(maps::jiffy_ns())
 }
 
 /// The time, read when somebody asks for the first time.

@@ -234,3 +234,14 @@ pub(crate) fn cache_sets() -> u32 {
     // SAFETY: as in `test_clock`.
     unsafe { core::ptr::read_volatile(&raw const CACHE_SETS) }
 }
+
+/// Read-only data that the loader overrides: nanoseconds between two ticks of the kernel.
+#[unsafe(no_mangle)]
+static JIFFY_NS: u64 = 0;
+
+/// Nanoseconds between two ticks of the kernel.
+#[inline(always)]
+pub(crate) fn jiffy_ns() -> u64 {
+    // SAFETY: as in `test_clock`.
+    unsafe { core::ptr::read_volatile(&raw const JIFFY_NS) }
+}

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 
 use crate::ports::Clock;
 
@@ -13,11 +13,7 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn monotonic_ns(&self) -> u64 {
-        let time = clock_gettime(ClockId::Monotonic);
-        u64::try_from(time.tv_sec)
-            .unwrap_or(0)
-            .saturating_mul(1_000_000_000)
-            .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+        nanoseconds(clock_gettime(ClockId::Monotonic))
     }
 
     fn wall(&self) -> Timestamp {
@@ -27,4 +23,16 @@ impl Clock for SystemClock {
     fn pause(&self, duration: Duration) {
         std::thread::sleep(duration);
     }
+}
+
+/// The time between two ticks of the kernel: that is what its coarse clocks resolve.
+#[must_use]
+pub fn kernel_tick() -> Duration {
+    Duration::from_nanos(nanoseconds(clock_getres(ClockId::MonotonicCoarse)))
+}
+
+fn nanoseconds(time: Timespec) -> u64 {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let rest = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }

@@ -62,14 +62,9 @@ pub const MAX_PENDING_PACKETS: u16 = u16::MAX;
 pub const MAX_PENDING_BYTES: u32 = 1 << 31;
 
 /// How long a flow is remembered at most before the flow table is asked again, so that this knows that the flow is in use.
-///
-/// That is how the tests' clock counts. The kernel's is read as ticks (`bpf_jiffies64`, which the verifier replaces by a
-/// load), 256 of them: between a quarter of a second and 2.6 s, as the kernel was built.
 pub const TICK_NS: u64 = 1 << TICK_SHIFT;
 /// The same as a shift.
 pub const TICK_SHIFT: u32 = 31;
-/// Kernel ticks for one of these, as a shift.
-pub const JIFFIES_SHIFT: u32 = 8;
 
 impl CachedFlow {
     /// Bits that differ between this and a flow's key: zero if it is that flow. One number, so that there is one branch.

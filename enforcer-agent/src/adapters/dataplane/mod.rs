@@ -28,6 +28,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use enforcer_common::continuation::Continuation;
 use enforcer_common::schema::{MAPS, SCHEMA_HASH};
 
+use crate::adapters::clock;
 use crate::pure::capacity::Capacity;
 use crate::pure::doctor::{OLDEST_KERNEL, is_too_old};
 
@@ -264,11 +265,13 @@ impl Dataplane {
             settings.capacity
         };
         let cache_sets = cache::sets_of_each_cpu(capacity.cached_flows())?;
+        let jiffy_ns = clock::kernel_tick().as_nanos() as u64;
         let mut loader = EbpfLoader::new();
         loader
             .default_map_pin_directory(&directory)
             .override_global("TEST_CLOCK", &test_clock, true)
-            .override_global("CACHE_SETS", &cache_sets, true);
+            .override_global("CACHE_SETS", &cache_sets, true)
+            .override_global("JIFFY_NS", &jiffy_ns, true);
         for (name, entries) in settings.capacity.entries() {
             loader.map_max_entries(name, entries);
         }
