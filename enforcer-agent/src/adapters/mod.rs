@@ -6,6 +6,7 @@ pub mod clock;
 pub mod dataplane;
 pub mod host_facts;
 pub mod http;
+pub mod memory;
 pub mod metrics_http;
 pub mod neighbours;
 pub mod nvml;

@@ -212,7 +212,7 @@ mod tests {
         std::os::unix::fs::symlink(at("b.yaml"), at("linked.yaml")).unwrap();
         let found = read(&[directory.path().to_owned()]).unwrap();
         assert_eq!(names(&found), ["a.yml", "b.yaml", "linked.yaml"]);
-        assert_eq!(found[2].text, "b.yaml");
+        assert_eq!(&*found[2].text, "b.yaml");
         // Files that are named are read whatever they are called, in the same order.
         let found = read(&[at("notes.txt"), at("b.yaml")]).unwrap();
         assert_eq!(names(&found), ["b.yaml", "notes.txt"]);

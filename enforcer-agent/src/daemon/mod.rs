@@ -47,10 +47,10 @@ use self::links::NetworkSeen;
 use crate::adapters::audit_file::{AuditError, AuditLog, Settings};
 use crate::adapters::clock::SystemClock;
 use crate::adapters::dataplane::{self, DataplaneError, EventsReady, FlowSweeper, Swept, Timeouts};
-use crate::adapters::metrics_http;
 use crate::adapters::neighbours::{HostNetwork, NetworkError};
 use crate::adapters::nvml::{self, NvmlState};
 use crate::adapters::probe::ProbeResult;
+use crate::adapters::{memory, metrics_http};
 use crate::api::server::{ControlListener, Incoming, ListenError, serve};
 use crate::api::{Actor, Reply, Request};
 use crate::config::{Config, FlowTable};
@@ -281,7 +281,14 @@ async fn turn_until(
             }
             Some(event) = events.recv() => core.happened(event).await,
             _ = fold.tick() => core.fold(),
-            _ = catch_up.tick(), if core.behind => core.catch_up(),
+            _ = catch_up.tick(), if core.behind => {
+                core.catch_up();
+                if !core.behind {
+                    // The change is behind us, and with it the policy before.
+                    core.retired = None;
+                    memory::give_back();
+                }
+            }
             ready = kernel.readable() => {
                 let mut guard = ready.map_err(RunError::Watch)?;
                 if core.take_kernel_events(EVENTS_PER_TURN) < EVENTS_PER_TURN {

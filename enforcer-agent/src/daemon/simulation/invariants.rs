@@ -201,7 +201,7 @@ impl Simulation {
             );
         }
         if let (Request::PolicyApply { sources, .. }, Ok(_)) = (request, outcome) {
-            let is_right = |number| policy(number).1 && policy(number).0 == sources[0].text;
+            let is_right = |number| policy(number).1 && *policy(number).0 == *sources[0].text;
             assert!(
                 (0..super::script::POLICIES).any(is_right),
                 "a wrong policy was accepted"

@@ -16,6 +16,7 @@ mod limits;
 mod outline;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::bounds::{MAX_TEXT_BYTES, MAX_YAML_NODES};
 use super::diagnostic::Reporter;
@@ -41,7 +42,7 @@ pub struct Loader {
 /// The last text with nothing wrong about its shape, and what was read of it.
 #[derive(Debug, Clone)]
 struct Last {
-    text: String,
+    text: Arc<str>,
     document: Document,
     outline: Outline,
     /// What became of it under this name, unless it has been read anew since.

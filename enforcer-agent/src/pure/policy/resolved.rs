@@ -87,8 +87,8 @@ pub struct Tenant {
     pub name: String,
     /// Sorted. No prefix belongs to two tenants; the longest one that holds an address decides.
     pub sources: Vec<IpNet>,
-    /// For selectors.
-    pub labels: Labels,
+    /// For selectors. Tenants that have the same share them.
+    pub labels: Arc<Labels>,
     /// Index into [`ResolvedPolicy::classes`].
     pub class: Option<usize>,
     /// What it may use at most.

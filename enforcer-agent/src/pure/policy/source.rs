@@ -6,6 +6,7 @@
 
 use std::cell::OnceCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +20,7 @@ pub struct PolicySource {
     /// What to call it in diagnostics and records: the path as it was given.
     pub file: String,
     /// The text itself.
-    pub text: String,
+    pub text: Arc<str>,
 }
 
 // === impl PolicySource ===
@@ -27,7 +28,7 @@ pub struct PolicySource {
 impl PolicySource {
     /// A text with its name.
     #[must_use]
-    pub fn new(file: impl Into<String>, text: impl Into<String>) -> Self {
+    pub fn new(file: impl Into<String>, text: impl Into<Arc<str>>) -> Self {
         Self {
             file: file.into(),
             text: text.into(),

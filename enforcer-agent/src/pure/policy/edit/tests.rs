@@ -215,7 +215,7 @@ fn check(loader: &mut Loader, text: &str) -> Result<bool, TestCaseError> {
     prop_assert_eq!(&outcome.policy, &alone.policy, "{}", text);
     let digest = |outcome: &Outcome| outcome.policy.as_ref().map(ResolvedPolicy::digest);
     prop_assert_eq!(digest(&outcome), digest(&alone));
-    if let Some(last) = loader.last.as_ref().filter(|last| last.text == text) {
+    if let Some(last) = loader.last.as_ref().filter(|last| &*last.text == text) {
         let mut reporter = Reporter::new(&texts);
         let parsed = parse::parse(&mut reporter, &texts).expect("it was read before");
         prop_assert!(!reporter.has_errors(), "{}", text);

@@ -37,7 +37,7 @@ impl<'a> Subjects<'a> {
         Self {
             tenants: Choices::new(
                 "tenant",
-                tenants.map(|tenant| (tenant.name.as_str(), &tenant.labels)),
+                tenants.map(|tenant| (tenant.name.as_str(), &*tenant.labels)),
             ),
             services: Choices::new(
                 "service",

@@ -1,13 +1,14 @@
 //! Tenants, their prefixes, limits, guarantees and quotas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::super::diagnostic::{Code, Reporter};
 use super::super::limits::{MAX_BURST_NS, MAX_UNITS, Unit, kept_events_per_second, step_fp};
 use super::super::model::{self, List, Scalar, Text};
-use super::super::resolved::{Class, Guaranteed, Limits, Quota, QuotaPeriod, Tenant};
+use super::super::resolved::{Class, Guaranteed, Labels, Limits, Quota, QuotaPeriod, Tenant};
 use super::super::schedule::Zone;
 use super::super::source::Place;
 use super::super::suggest::quoted;
@@ -49,6 +50,7 @@ pub(super) fn resolve(
     classes: &[Placed<Class>],
 ) -> Vec<Placed<Tenant>> {
     let mut claims = Claims::new();
+    let mut known_labels = BTreeSet::new();
     let mut resolved: Vec<_> = tenants
         .iter()
         .map(|tenant| {
@@ -71,7 +73,7 @@ pub(super) fn resolve(
             let value = Tenant {
                 name: name.value.clone(),
                 sources,
-                labels: scalar::labels(reporter, labels.as_ref()),
+                labels: shared(&mut known_labels, scalar::labels(reporter, labels.as_ref())),
                 class: class
                     .as_ref()
                     .and_then(|class| resolve_class(reporter, class, classes)),
@@ -88,6 +90,16 @@ pub(super) fn resolve(
     report_nested(reporter, &claims);
     sort_by_name(reporter, &mut resolved);
     resolved
+}
+
+/// Labels that are kept once, however many tenants have them.
+fn shared(known: &mut BTreeSet<Arc<Labels>>, labels: Labels) -> Arc<Labels> {
+    if let Some(same) = known.get(&labels) {
+        return Arc::clone(same);
+    }
+    let labels = Arc::new(labels);
+    known.insert(Arc::clone(&labels));
+    labels
 }
 
 /// What of a tenant depends on nothing else, and nothing else but a check of guarantees on it.
