@@ -191,3 +191,89 @@ pub const EPOCHS: u32 = 4096;
 pub const fn epoch_index(hash: u64) -> u32 {
     (hash >> 44) as u32 % EPOCHS
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::collections::BTreeMap;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::abi::address::from_v4;
+    use crate::decide::TCP;
+
+    fn key(source: u32, source_port: u16) -> FlowKey {
+        FlowKey {
+            source: from_v4(source.to_be()),
+            destination: from_v4(0xc000_020a_u32.to_be()),
+            source_port_be: source_port.to_be(),
+            destination_port_be: 443_u16.to_be(),
+            protocol: TCP,
+        }
+    }
+
+    #[test]
+    fn the_first_entry_with_a_tag_is_found() {
+        // Neighbours of what is looked for are what a borrow could be taken in by.
+        let bytes = [0, 1, 2, 0x7f, 0x80, 0x81, 0xfe, 0xff];
+        let mut tags = [0; WAYS as usize];
+        for round in 0..20_000_usize {
+            for (way, tag) in tags.iter_mut().enumerate() {
+                *tag = bytes[(round >> (way % 5 * 3)).wrapping_add(way * round) % bytes.len()];
+            }
+            for wanted in bytes {
+                let expected = tags.iter().position(|tag| *tag == wanted);
+                let found = way_of(u64::from_le_bytes(tags), u64::from(wanted));
+                assert_eq!(found, expected.map(|way| way as u32), "{wanted} in {tags:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_gets_another_tag_and_the_others_keep_theirs() {
+        let tags = u64::from_le_bytes([1, 2, 3, 4, 5, 6, 7, 8]);
+        for way in 0..WAYS {
+            let mut expected = tags.to_le_bytes();
+            expected[way as usize] = 0xfe;
+            assert_eq!(retagged(tags, way, 0xfe).to_le_bytes(), expected);
+        }
+    }
+
+    #[test]
+    fn no_tag_stands_for_an_unused_entry() {
+        assert_eq!([0, 1 << 56, 0xff << 56].map(tag), [1, 1, 0xff]);
+    }
+
+    /// Keys are anything but random: addresses and ports that follow each other. Twice as many entries as flows have room for
+    /// nearly all.
+    #[test]
+    fn regular_keys_find_room() {
+        type Make = fn(u32) -> FlowKey;
+        const SETS: u32 = 1 << 14;
+        let flows = SETS * WAYS / 2;
+        let ways: [(&str, Make); 5] = [
+            ("addresses", |n| key(0x0a00_0000 + n, 40_000)),
+            ("ports", |n| key(0x0a00_0001, n as u16)),
+            ("sixteen ports of each address", |n| {
+                key(0x0a00_0000 + n / 16, 1024 + (n % 16) as u16)
+            }),
+            ("every sixteenth address", |n| key(0x0a00_0000 + n * 16, 40_000)),
+            ("even ports of 256 addresses", |n| {
+                key(0x0a00_0000 + n % 256, 1024 + (n / 256) as u16 * 2)
+            }),
+        ];
+        for (name, make) in ways {
+            let mut sets: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+            let mut placed = 0;
+            for hash in (0..flows).map(|number| cache_hash(&make(number))) {
+                let tags = sets.entry(set_index(0, SETS, hash)).or_default();
+                if tags.len() < WAYS as usize && !tags.contains(&tag(hash)) {
+                    tags.push(tag(hash));
+                    placed += 1;
+                }
+            }
+            assert!(placed > flows / 100 * 97, "{name}: {placed} of {flows}");
+        }
+    }
+}

@@ -28,7 +28,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use enforcer_common::continuation::Continuation;
 use enforcer_common::schema::{MAPS, SCHEMA_HASH};
 
-use crate::adapters::clock;
+use crate::adapters::{clock, memory};
 use crate::pure::capacity::Capacity;
 use crate::pure::doctor::{OLDEST_KERNEL, is_too_old};
 
@@ -277,6 +277,7 @@ impl Dataplane {
         }
         let mut ebpf = loader.load(OBJECT).map_err(explain_privileges)?;
         load(&mut ebpf)?;
+        memory::let_go(OBJECT);
         let continuations = link_continuations::<Xdp>(&mut ebpf, &settings.pin_directory)?;
         #[cfg(feature = "kernel-log")]
         kernel_log::forward(&mut ebpf);

@@ -90,6 +90,7 @@ impl Keys {
             destinations: destination_keys(layout),
         };
         // Keys of one root have to come shorter ones first.
+        keys.tenants.shrink_to_fit();
         keys.tenants.sort_unstable();
         keys.destinations.sort_unstable();
         keys
@@ -104,6 +105,8 @@ impl Keys {
             nodes.insert(&key)?;
         }
         self.destinations.iter().try_for_each(|key| nodes.insert(key))?;
+        // They are kept.
+        nodes.nodes.shrink_to_fit();
         Ok(nodes.nodes)
     }
 }
