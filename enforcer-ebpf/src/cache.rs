@@ -55,10 +55,32 @@ fn noted() -> Option<&'static Notes> {
     Some(unsafe { &*maps::notes()? })
 }
 
-/// The low half of the flow hash of a flow that was not found.
+/// Notes the low half of the flow hash of a packet whose flow was not found, and that is sent on.
+#[inline(always)]
+pub(crate) fn note_spread(packet: &Packet) {
+    if let Some(notes) = maps::notes() {
+        // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the notes belong to this CPU.
+        unsafe { (*notes).spread = flow_hash(&packet.key) as u32 };
+    }
+}
+
+/// What [`note_spread`] noted.
 #[inline(always)]
 pub(crate) fn noted_spread() -> u64 {
     noted().map_or(0, |notes| u64::from(notes.spread))
+}
+
+/// Notes the word in `FLOW_EPOCHS` of the packet's flow, before that is looked up in the flow table.
+#[inline(always)]
+pub(crate) fn note_epoch() {
+    if let Some(notes) = maps::notes() {
+        // SAFETY: as in `note_spread`.
+        unsafe {
+            if let Some(word) = maps::FLOW_EPOCHS.get_ptr_mut(epoch_index((*notes).hash)) {
+                (*notes).epoch = facts::load(word);
+            }
+        }
+    }
 }
 
 /// Has every CPU forget what it remembers of the flow that was noted.
@@ -74,28 +96,16 @@ pub(crate) fn forget() {
 /// The entry of a packet's flow, if it is remembered and nothing has changed about it. Notes the flow.
 #[inline(always)]
 pub(crate) fn recall(packet: &Packet, generation: u64) -> Option<*mut CachedFlow> {
-    let found = find(packet, generation);
-    if found.is_none() {
-        // Whoever looks the flow up will ask for it.
-        // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the notes belong to this CPU.
-        unsafe { (*maps::notes()?).spread = flow_hash(&packet.key) as u32 };
-    }
-    found
-}
-
-#[inline(always)]
-fn find(packet: &Packet, generation: u64) -> Option<*mut CachedFlow> {
     let notes = maps::notes()?;
     let hash = cache_hash(&packet.key);
     let set = set_of(hash);
-    let epoch = facts::load(maps::FLOW_EPOCHS.get_ptr_mut(epoch_index(hash))?);
     // SAFETY: (need) per-CPU values are reached through a pointer. (soundness) the notes belong to this CPU.
     let slot = unsafe {
         (*notes).hash = hash;
         (*notes).set = set;
-        (*notes).epoch = epoch;
         tagged_entry(&*notes)?
     };
+    let epoch = facts::load(maps::FLOW_EPOCHS.get_ptr_mut(epoch_index(hash))?);
     // SAFETY: (need) map values are reached through a pointer. (soundness) the slot belongs to this CPU, whose programs do
     // not preempt each other (XDP and TC both run with bottom halves off); the agent writes zeroes alone, word by word, which
     // at worst is a flow that is not found.

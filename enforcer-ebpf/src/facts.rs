@@ -12,6 +12,7 @@ use core::cell::Cell;
 use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::ptr;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
@@ -85,6 +86,8 @@ impl Clock for LazyClock {
         unsafe {
             if (*notes).now_ns == 0 {
                 (*notes).now_ns = now_ns();
+                // Read back, always: the verifier would follow apart what knows it in a register and what does not.
+                compiler_fence(Ordering::SeqCst);
             }
             (*notes).now_ns
         }
@@ -315,6 +318,7 @@ impl Facts for MapFacts {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        cache::note_epoch();
         let entry = maps::FLOWS.get_ptr_mut(key)?;
         self.flow.set(entry);
         // SAFETY: (need) hash map values are reached through pointers. (soundness) the kernel keeps the memory mapped

@@ -42,6 +42,7 @@ pub(crate) fn forward<H: Hook, C: Clock>(
     decision: &Decision,
     clock: C,
 ) -> Result<Sent, Reason> {
+    cache::note_spread(&frame.packet);
     let bank = (decision.generation & 1) as u32;
     let backend = facts
         .backend(bank, decision.backend - 1)

@@ -418,6 +418,11 @@ impl Oracle {
             prediction.reasons.insert(Reason::HopLimit);
             return prediction;
         }
+        let holders = self.holders(tenant, service);
+        let within = self.within(&holders[0], Limited::Packets, 1, now_ns);
+        if !self.limit(&mut prediction, Reason::PacketRate, within) {
+            return prediction;
+        }
         let fates = self.fates(segment, &choice);
         let mut opens = None;
         let is_established = self.known(segment).is_some_and(|known| known.here.beyond_syn);
@@ -443,7 +448,6 @@ impl Oracle {
             prediction.reasons.insert(reason);
             return prediction;
         }
-        let holders = self.holders(tenant, service);
         let passes = holders
             .iter()
             .all(|holder| self.passes(holder, segment, fate, now_ns, &mut prediction));

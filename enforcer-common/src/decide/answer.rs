@@ -45,6 +45,13 @@ impl Answer {
 /// that cannot be read whole, or a reset. A back end is told one thing only: that its reply is too big for the client's link.
 #[inline(always)]
 pub fn kind<F: Facts>(facts: &F, decision: &Decision, packet: &Packet) -> Answer {
+    // Before anything is looked up: these come in floods.
+    if matches!(
+        decision.reason,
+        Reason::PacketRate | Reason::ByteRate | Reason::ServiceRate
+    ) {
+        return Answer::None;
+    }
     let may_be_answered = (decision.to_service || matches!(decision.reason, Reason::TooBig))
         && matches!(packet.shape, Shape::Transport)
         && packet.tcp_flags & TCP_RST == 0

@@ -13,7 +13,7 @@
 //! rate is exact. An over-limit packet reads and does not write.
 #![forbid(unsafe_code)]
 
-use super::{Decision, Facts, FlowFate};
+use super::{Clock, Decision, Facts, FlowFate};
 use crate::Reason;
 use crate::abi::config::{LimitRecord, LimitsRecord, MAX_UNITS, STEP_SHIFT, TENANT_FAIR_SHARE, TenantRecord};
 use crate::schema::{LIMITERS_PER_HOLDER, tenant_holder};
@@ -262,6 +262,19 @@ pub(super) const fn is_free(tenant: &TenantRecord, decision: &Decision) -> bool 
         && decision.pair_group == 0
         && decision.service_group == 0
         && limits.packets.step_fp | limits.bytes.step_fp == 0
+}
+
+/// Whether the tenant is over its own rate of packets.
+#[inline(always)]
+pub(super) fn is_over_packet_rate<F: Facts, C: Clock>(
+    facts: &F,
+    slot: u32,
+    tenant: &TenantRecord,
+    clock: C,
+) -> bool {
+    let limit = &tenant.limits.packets;
+    limit.step_fp != 0
+        && check(facts, tenant_holder(slot), Limiter::Packets, limit, 1, clock.now_ns()).is_none()
 }
 
 /// Whether someone limits how many connections are open at once: then each needs an entry, to be counted.

@@ -335,6 +335,11 @@ fn to_service<F: Facts, C: Clock>(
     if packet.hop_limit <= 1 && takes_hop(service.forward) {
         return decision.refused(Reason::HopLimit);
     }
+    // Asked again with the others, and only then charged. It comes first so that a flood over it does not reach for flows, each of
+    // which may cost misses of the processor's caches.
+    if limiter::is_over_packet_rate(facts, decision.tenant, tenant, clock) {
+        return decision.refused(Reason::PacketRate);
+    }
     decision.forward = service.forward;
     decision.service_group = service.limits;
     match steer(facts, bank, set, service.flags, packet, &mut decision) {
