@@ -27,7 +27,7 @@ mod rewrite;
 #[expect(dead_code, reason = "the other object uses more of it")]
 mod window;
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
@@ -50,6 +50,14 @@ static MEASURED: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// Read-only data that the loader overrides: the interface that [`driver_redirect`] sends to.
 #[unsafe(no_mangle)]
 static OUT_IFINDEX: u32 = 0;
+
+/// The memory of [`driver_line`], in cache lines; the loader chooses how much.
+#[map]
+static LINES: Array<[u64; 8]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Read-only data that the loader overrides: the number of lines less one, a power of two less one.
+#[unsafe(no_mangle)]
+static LINE_MASK: u32 = 0;
 
 /// Makes the next frame and goes on with the program that is measured.
 #[xdp(frags)]
@@ -125,6 +133,24 @@ pub fn driver_drop(_ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn driver_tx(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
+}
+
+/// Reads one line of memory, in an order without a stride, and sends the packet out by the interface that it came in by.
+#[xdp(frags)]
+pub fn driver_line(_ctx: XdpContext) -> u32 {
+    // SAFETY: (need) the loader replaces the value after compilation, so it must not be folded. (soundness) the reference is to a live
+    // static of that type.
+    let mask = unsafe { core::ptr::read_volatile(&raw const LINE_MASK) };
+    let Some(plan) = PLAN.get(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    let mixed = plan.made.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    match LINES.get((mixed >> 32) as u32 & mask) {
+        // Nobody writes there, which the processor does not know.
+        Some([0, ..]) => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_ABORTED,
+    }
 }
 
 /// Sends the packet out by another interface.

@@ -15,6 +15,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DRIVER_OBJECT"));
 /// The program that makes packets.
 const DRIVER: &str = "driver";
 
+/// The program that reads a line of memory.
+const LINE: &str = "driver_line";
+
 /// Bytes of a frame over IPv4, and of one over IPv6.
 const SHORT_BYTES: usize = 8 * SHORT_WORDS;
 const LONG_BYTES: usize = 8 * TEMPLATE_WORDS;
@@ -53,6 +56,8 @@ pub struct Run {
 pub enum Measured<'a> {
     /// Nothing but a program that gives this answer at once.
     Nothing(Verdict),
+    /// One that reads a line of memory and sends the packet back.
+    Line,
     /// This one.
     Program(&'a ProgramFd),
 }
@@ -87,14 +92,25 @@ impl Driver {
     /// # Errors
     /// Without privileges, or if the kernel refuses the object.
     pub fn load(out_ifindex: u32) -> Result<Self, DriverError> {
+        Self::with_lines(out_ifindex, 1)
+    }
+
+    /// Loads it with so many lines of memory for [`Measured::Line`], a power of two.
+    ///
+    /// # Errors
+    /// As [`Driver::load`].
+    pub fn with_lines(out_ifindex: u32, lines: u32) -> Result<Self, DriverError> {
         let mut ebpf = EbpfLoader::new()
             .override_global("OUT_IFINDEX", &out_ifindex, true)
+            .override_global("LINE_MASK", &(lines - 1), true)
+            .map_max_entries("LINES", lines)
             .load(OBJECT)?;
         for name in [
             DRIVER,
             "driver_pass",
             "driver_drop",
             "driver_tx",
+            LINE,
             "driver_redirect",
         ] {
             program(&mut ebpf, name)?.load()?;
@@ -174,6 +190,7 @@ impl Driver {
         let target = match measured {
             Measured::Program(target) => target,
             Measured::Nothing(verdict) => program(&mut self.ebpf, answering(verdict))?.fd()?,
+            Measured::Line => program(&mut self.ebpf, LINE)?.fd()?,
         };
         Ok(self.measured.set(0, target, 0)?)
     }

@@ -25,6 +25,7 @@ use super::{BenchError, Options, Series};
 use crate::model::Model;
 use crate::packet::{Segment, tcp};
 use crate::rig::{Rig, RigError, Verdict, Way};
+use crate::world::BACKEND_IFINDEX;
 
 pub(super) use cases::CASES;
 pub(super) use worlds::Surroundings;
@@ -50,6 +51,8 @@ pub(super) struct Spec {
 enum What {
     /// No program but one that answers at once: what the driver takes.
     Floor,
+    /// A program that reads one line of so many mebibytes of memory.
+    Line(u32),
     /// Nothing: they find and leave no flow.
     Stateless,
     /// Nothing, and each opens a flow.
@@ -88,6 +91,9 @@ pub(super) fn measure(
     if !rustix::process::geteuid().is_root() {
         return Err(BenchError::Privileges(case));
     }
+    if let What::Line(mebibytes) = spec.what {
+        return lines(case, spec, mebibytes, options);
+    }
     if loaded.as_ref().is_none_or(|loaded| loaded.under != spec.under) {
         // The old maps go first: two tables of a million flows need not fit.
         *loaded = None;
@@ -108,6 +114,40 @@ pub(super) fn measure(
     batches.check(&before, &after, spec).map_err(wrong)?;
     loaded.rig.forget_traffic(loaded.tenants)?;
     Ok(series)
+}
+
+/// Measures what reading one line of memory costs a program.
+fn lines(
+    case: &'static str,
+    spec: &Spec,
+    mebibytes: u32,
+    options: &Options,
+) -> Result<Series, BenchError> {
+    const LINES_IN_MEBIBYTE: u32 = 1 << 14;
+    let _pinned = Pinned::to_one_cpu()?;
+    let mut driver = Driver::with_lines(BACKEND_IFINDEX, mebibytes * LINES_IN_MEBIBYTE)?;
+    let batches = Batches::of(spec, options.quick);
+    let (mut runs, mut bases) = (Vec::new(), Vec::new());
+    // The first one warms up.
+    for run in 0..=batches.runs {
+        let nothing = Measured::Nothing(spec.verdict);
+        let base = driver.run(&batches.plan, nothing, batches.packets)?;
+        let took = driver.run(&batches.plan, Measured::Line, batches.packets)?;
+        if took.verdict != spec.verdict {
+            let what = format!("the verdict is {:?}, not {:?}", took.verdict, spec.verdict);
+            return Err(BenchError::Wrong { case, what });
+        }
+        if run > 0 {
+            bases.push(base.time.as_nanos() as f64);
+            runs.push(took.time.as_nanos() as f64);
+        }
+    }
+    Ok(Series {
+        case,
+        unit: "ns",
+        runs,
+        bases,
+    })
 }
 
 /// The runs of a case.
@@ -177,6 +217,8 @@ impl Batches {
             loaded.rig.events();
             if spec.what == What::Opening {
                 loaded.rig.forget_traffic(loaded.tenants)?;
+                // Others than those whose memory is still in the processor's caches.
+                self.plan.made += u64::from(self.packets);
             }
         }
         Ok(Series {
@@ -290,8 +332,8 @@ impl Loaded {
             under,
             rig,
             // Nothing leaves a test run: any number will do.
-            driver: Driver::load(crate::world::BACKEND_IFINDEX)?,
-            second: Driver::load(crate::world::BACKEND_IFINDEX)?,
+            driver: Driver::load(BACKEND_IFINDEX)?,
+            second: Driver::load(BACKEND_IFINDEX)?,
             model,
             tenants,
         })

@@ -17,11 +17,16 @@ const ONE: u32 = 0;
 const K1: u32 = 10;
 const K64: u32 = 16;
 const M1: u32 = 20;
+const M16: u32 = 24;
 
-pub(in crate::bench) const CASES: [Case; 43] = [
+pub(in crate::bench) const CASES: [Case; 48] = [
     floor("floor/pass", Verdict::Pass),
     floor("floor/drop", Verdict::Drop),
     floor("floor/tx", Verdict::Transmit),
+    line("floor/line/1M", 1),
+    line("floor/line/8M", 8),
+    line("floor/line/64M", 64),
+    line("floor/line/256M", 256),
     case(
         "not-ours/v4",
         Spec {
@@ -50,6 +55,15 @@ pub(in crate::bench) const CASES: [Case; 43] = [
     opening("new-flow/nat/v4", NAT),
     opening("new-flow/dnat/v4", DNAT),
     opening("new-flow/l2dsr/v4", L2DSR),
+    case(
+        "new-flow/ipip/v4/16M-sources",
+        Spec {
+            under: Surroundings::ManySources,
+            what: What::Opening,
+            from: "11.0.0.0:1024",
+            ..in_flow(IPIP, M16)
+        },
+    ),
     case(
         "new-flow/ipip/v4/audited",
         Spec {
@@ -143,6 +157,18 @@ const fn floor(name: &'static str, verdict: Verdict) -> Case {
         Spec {
             what: What::Floor,
             verdict,
+            ..spec
+        },
+    )
+}
+
+/// One line of so many mebibytes of memory.
+const fn line(name: &'static str, mebibytes: u32) -> Case {
+    let spec = in_flow(IPIP, K1);
+    case(
+        name,
+        Spec {
+            what: What::Line(mebibytes),
             ..spec
         },
     )

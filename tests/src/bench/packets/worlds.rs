@@ -14,6 +14,8 @@ pub(in crate::bench) enum Surroundings {
     TwoInterfaces,
     /// The same as the usual ones, with room for a million flows and more.
     Roomy,
+    /// The usual ones, with one flow for each source of a network of sixteen million.
+    ManySources,
     /// The usual ones, and every decision that calls for an audit record gets one.
     Audited,
     /// Ten thousand tenants and a thousand services.
@@ -28,6 +30,7 @@ metadata: {name: bench}
 spec:
   tenants:
   - {name: acme, sources: [10.1.0.0/16, "2001:db8:1::/48"]}
+  - {name: everyone, sources: [11.0.0.0/8]}
   - {name: denied, sources: [10.2.0.0/16, "2001:db8:2::/48"]}
   - {name: slow, sources: [10.3.0.0/16], limits: {packetsPerSecond: 1, burst: 1ms}}
   - name: limited
@@ -64,6 +67,7 @@ impl Surroundings {
     pub(super) const fn spread(self, port_bits: u32) -> (u32, u32) {
         match self {
             Self::Large => (0, 16),
+            Self::ManySources => (0, 1),
             Self::Usual | Self::TwoInterfaces | Self::Roomy | Self::Audited => (port_bits, 1),
         }
     }
@@ -71,7 +75,7 @@ impl Surroundings {
     /// The policy and the host.
     pub(in crate::bench) fn world(self, quick: bool) -> Result<World, WorldError> {
         let capacity = match self {
-            Self::Usual | Self::TwoInterfaces | Self::Audited => Capacity::default(),
+            Self::Usual | Self::TwoInterfaces | Self::Audited | Self::ManySources => Capacity::default(),
             Self::Roomy => Capacity {
                 flows: if quick { 1 << 16 } else { 3 << 19 },
                 ..Capacity::default()
@@ -86,7 +90,9 @@ impl Surroundings {
         };
         let text = match self {
             Self::Large => large_policy(quick),
-            Self::Usual | Self::TwoInterfaces | Self::Roomy | Self::Audited => small_policy(),
+            Self::Usual | Self::TwoInterfaces | Self::Roomy | Self::Audited | Self::ManySources => {
+                small_policy()
+            }
         };
         let mut world = World::new(&text)?;
         world.host.capacity = capacity;

@@ -1,10 +1,12 @@
 //! Limits, counted to the packet under a clock that stands still and then moves.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use enforcer_common::Reason;
 use enforcer_common::decide::TCP_ACK;
 use enforcer_tests::packet::{Segment, syn, udp};
+use enforcer_tests::world::next_hop;
 
 use super::{from_backend, homeward, onward};
 use crate::bench::{Scenario, Step, row};
@@ -102,6 +104,20 @@ pub(super) fn packets() -> Scenario {
     }
     steps.push(advance(25));
     steps.push(continues("chatty", &data, 2));
+    steps.push(refused("chatty", &data, Reason::PacketRate));
+    // The limit is asked before a back end is looked for, and where there is no way to it that costs nothing.
+    steps.push(Step::Change("the way to the back end is lost", |world| {
+        world.set_backend("gpu-1", |status| status.next_hop = None);
+    }));
+    steps.push(refused("chatty", &data, Reason::PacketRate));
+    steps.push(advance(10));
+    steps.push(refused("chatty", &data, Reason::NoNextHop));
+    steps.push(Step::Change("it is found again", |world| {
+        world.set_backend("gpu-1", |status| {
+            status.next_hop = Some(next_hop(IpAddr::from([10, 9, 0, 1])));
+        });
+    }));
+    steps.push(continues("chatty", &data, 1));
     steps.push(refused("chatty", &data, Reason::PacketRate));
     let neighbour = syn("10.9.66.1:40000", "192.0.2.20:8000");
     steps.push(opens("free", &neighbour));
