@@ -333,7 +333,7 @@ fn sweep_for_ever(mut sweeper: FlowSweeper, events: &mpsc::Sender<Event>) {
         what: "flow sweeper",
         error: error.to_string(),
     };
-    if let Err(error) = sweeper.recount() {
+    if let Err(error) = sweeper.recount(|| SystemClock.monotonic_ns()) {
         let _ = events.blocking_send(failing(error));
     }
     loop {

@@ -274,7 +274,15 @@ pub(super) fn is_over_packet_rate<F: Facts, C: Clock>(
 ) -> bool {
     let limit = &tenant.limits.packets;
     limit.step_fp != 0
-        && check(facts, tenant_holder(slot), Limiter::Packets, limit, 1, clock.now_ns()).is_none()
+        && check(
+            facts,
+            tenant_holder(slot),
+            Limiter::Packets,
+            limit,
+            1,
+            clock.now_ns(),
+        )
+        .is_none()
 }
 
 /// Whether someone limits how many connections are open at once: then each needs an entry, to be counted.

@@ -91,7 +91,7 @@ fn destination<F: Facts>(facts: &F, packet: &Packet, generation: u64) -> Destina
 }
 
 /// A packet of a flow that is remembered: what it would get if all were looked up, less what cannot have changed within the
-/// generation. `None` where it would be refused for something else than a limit: that says who looks it up.
+/// generation. `None` where it would be refused: why, and what its record says, is found out by who looks it up.
 ///
 /// Within a generation only next hops change of all that was asked for (see `in_place` in the agent's `pure/plan.rs`), and of
 /// the rest the lease, the clock and the packet itself.
@@ -127,7 +127,7 @@ fn remembered<F: Facts, C: Clock>(
     decision.service_group = facts.service(bank, known.service)?.limits;
     match facts.refusal(&Claim::of(&decision, packet.bytes, false), clock.now_ns()) {
         None => Some(decision),
-        Some(reason) => Some(decision.refused(reason)),
+        Some(_) => None,
     }
 }
 

@@ -117,12 +117,7 @@ pub(super) fn measure(
 }
 
 /// Measures what reading one line of memory costs a program.
-fn lines(
-    case: &'static str,
-    spec: &Spec,
-    mebibytes: u32,
-    options: &Options,
-) -> Result<Series, BenchError> {
+fn lines(case: &'static str, spec: &Spec, mebibytes: u32, options: &Options) -> Result<Series, BenchError> {
     const LINES_IN_MEBIBYTE: u32 = 1 << 14;
     let _pinned = Pinned::to_one_cpu()?;
     let mut driver = Driver::with_lines(BACKEND_IFINDEX, mebibytes * LINES_IN_MEBIBYTE)?;

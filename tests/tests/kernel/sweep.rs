@@ -1,11 +1,12 @@
 //! The sweeper: what is idle for too long goes, and the counts of open connections stay exact.
 
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::time::Duration;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
-use enforcer_agent::adapters::dataplane::map_directory;
+use enforcer_agent::adapters::dataplane::{FlowSweeper, map_directory};
 use enforcer_common::abi::address::FlowKey;
 use enforcer_common::abi::flow::{FlowRecord, SEEN_LAG_NS};
 use enforcer_common::decide::TCP_ACK;
@@ -158,6 +159,50 @@ fn set<V: Pod>(directory: &Path, name: &str, index: u32, value: V) {
     map.set(index, value, 0).unwrap();
 }
 
+fn recount(bench: &mut Bench) {
+    let now_ns = bench.rig.now_ns();
+    bench.rig.sweeper().recount(|| now_ns).unwrap();
+}
+
+/// Counts are right however many flows are opened while they are brought in line, and at whatever moment.
+#[test]
+fn flows_that_are_opened_during_a_recount_are_counted_once() {
+    let Some(mut bench) = bench() else { return };
+    send(&mut bench, &client(1));
+    let acme = tenant_connections(bench.world.tenant("acme"));
+    let gpu = backend_connections(bench.world.backend("gpu-1"));
+    let indexes = {
+        let maps = map_directory(&bench.rig.lab().pin_directory());
+        pinned::<Array<MapData, u64>>(&maps, "CONNECTIONS_OPENED", Map::Array).len()
+    };
+    let mut sweeper = FlowSweeper::open(&bench.rig.lab().pin_directory(), TIMEOUTS).unwrap();
+    // The clock is asked once for each count, and again for one that has changed meanwhile.
+    for (number, moment) in [0, gpu, gpu + 1, acme, acme + 1, indexes - 1]
+        .into_iter()
+        .enumerate()
+    {
+        let (asked, shared) = (Cell::new(0), RefCell::new(&mut bench));
+        let now_ns = || {
+            let mut bench = shared.borrow_mut();
+            if asked.replace(asked.get() + 1) == moment {
+                let now_ns = bench.rig.now_ns() + 1;
+                bench.rig.set_now(now_ns).unwrap();
+                send(&mut bench, &client(2 + number as u16));
+            }
+            bench.rig.now_ns()
+        };
+        sweeper.recount(now_ns).unwrap();
+        assert!(asked.get() >= indexes, "every count");
+        let maps = &bench.rig.dataplane().maps;
+        let open = [acme, gpu].map(|index| maps.open_connections(index).unwrap());
+        assert_eq!(
+            open,
+            [number as u64 + 2; 2],
+            "one was opened as count {moment} was read"
+        );
+    }
+}
+
 /// An agent that is killed in the middle of a sweep leaves a reply entry without a flow, and counts that are off.
 #[test]
 fn remains_of_a_killed_agent_are_repaired() {
@@ -183,13 +228,13 @@ fn remains_of_a_killed_agent_are_repaired() {
         [acme, gpu].map(|index| maps.open_connections(index).unwrap())
     };
     assert_eq!(open(&mut bench), [2, 2], "nobody counted the flow that vanished");
-    bench.rig.sweeper().recount().unwrap();
+    recount(&mut bench);
     assert_eq!(open(&mut bench), [1, 1]);
     set(&directory, "CONNECTIONS_CLOSED", gpu, 77_u64);
-    bench.rig.sweeper().recount().unwrap();
+    recount(&mut bench);
     assert_eq!(open(&mut bench), [1, 1], "and what was never right is made right");
     // Counting again changes nothing.
-    bench.rig.sweeper().recount().unwrap();
+    recount(&mut bench);
     assert_eq!(open(&mut bench), [1, 1]);
 }
 

@@ -54,6 +54,16 @@ pub struct FlowSweeper {
     ended: BTreeMap<Tuple, Counted>,
 }
 
+/// A count of `CONNECTIONS_OPENED` at a moment.
+#[derive(Clone, Copy)]
+struct Opened {
+    count: u64,
+    at_ns: u64,
+}
+
+/// How often a count is read until it stands still: two readings lie a microsecond or so apart.
+const READINGS: u32 = 1000;
+
 /// A flow's key in a form that can be ordered.
 type Tuple = (Address, Address, u16, u16, u32);
 
@@ -91,30 +101,53 @@ impl FlowSweeper {
     /// flow and counting it would leave them one too high for ever. Flows that have ended count as open until the next
     /// sweep.
     ///
+    /// Programs go on opening flows meanwhile: each count is compared with the flows that were there at the moment at which it
+    /// was read. `now_ns` tells the programs' time.
+    ///
     /// # Errors
     /// If the kernel refuses an operation.
-    pub fn recount(&mut self) -> Result<(), DataplaneError> {
+    pub fn recount(&mut self, now_ns: impl Fn() -> u64) -> Result<(), DataplaneError> {
         self.ended.clear();
-        let mut open = vec![0_u64; self.opened.len() as usize];
+        let mut counts = Vec::new();
+        for index in 0..self.opened.len() {
+            counts.push(self.opened_at(index, &now_ns)?.map(|at| (at, 0)));
+        }
         for flow in &self.flows {
             let (_, flow) = flow.map_err(|source| DataplaneError::Map {
                 name: "FLOWS",
                 source,
             })?;
             for index in Counted::of(&flow).indexes() {
-                if let Some(count) = open.get_mut(index as usize) {
-                    *count += 1;
+                if let Some(Some((opened, open))) = counts.get_mut(index as usize)
+                    && flow.created_ns <= opened.at_ns
+                {
+                    *open += 1;
                 }
             }
         }
-        for (index, open) in open.into_iter().enumerate() {
-            let opened = get(&self.opened, "CONNECTIONS_OPENED", index as u32)?;
-            let closed = opened.wrapping_sub(open);
+        for (index, count) in counts.into_iter().enumerate() {
+            let Some((opened, open)) = count else { continue };
+            let closed = opened.count.wrapping_sub(open);
             if get(&self.closed, "CONNECTIONS_CLOSED", index as u32)? != closed {
                 self.set_closed(index as u32, closed)?;
             }
         }
         Ok(())
+    }
+
+    /// How many were opened at a moment at which none was; `None` if there was no such moment, so that it is left as it is.
+    fn opened_at(&self, index: u32, now_ns: impl Fn() -> u64) -> Result<Option<Opened>, DataplaneError> {
+        let mut before = get(&self.opened, "CONNECTIONS_OPENED", index)?;
+        for _ in 0..READINGS {
+            let at_ns = now_ns();
+            let after = get(&self.opened, "CONNECTIONS_OPENED", index)?;
+            if before == after {
+                let count = before;
+                return Ok(Some(Opened { count, at_ns }));
+            }
+            before = after;
+        }
+        Ok(None)
     }
 
     /// Removes what is idle for too long.

@@ -157,19 +157,22 @@ fn anchor(name: &str) -> String {
     name.to_lowercase()
 }
 
-/// What a kind of value looks like: its words, or what its description says.
+/// What a kind of value looks like: what its description says, and its words if this leaves some out.
 fn written_as(definition: &Value) -> String {
-    let words = match (definition.get("enum"), definition.get("const")) {
-        (Some(words), _) => list(Some(words)),
-        (None, Some(only)) => code(only),
-        (None, None) => String::new(),
-    };
+    let of_enum = definition.get("enum").and_then(Value::as_array);
+    let words = of_enum.into_iter().flatten().chain(definition.get("const"));
     let description = string(definition, "description");
-    if words.is_empty() || description.contains(&words) {
-        description.to_owned()
-    } else {
-        format!("{description} {words}")
+    let mut distinct = Vec::new();
+    for word in words.map(code) {
+        // A word with and without quotes is the same word.
+        if !distinct.contains(&word) {
+            distinct.push(word);
+        }
     }
+    if distinct.iter().all(|word| description.contains(word)) {
+        return description.to_owned();
+    }
+    [description, &distinct.join(", ")].join(" ").trim().to_owned()
 }
 
 fn string<'a>(value: &'a Value, keyword: &str) -> &'a str {
