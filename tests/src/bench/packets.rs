@@ -128,10 +128,7 @@ fn lines(case: &'static str, spec: &Spec, mebibytes: u32, options: &Options) -> 
         let nothing = Measured::Nothing(spec.verdict);
         let base = driver.run(&batches.plan, nothing, batches.packets)?;
         let took = driver.run(&batches.plan, Measured::Line, batches.packets)?;
-        if took.verdict != spec.verdict {
-            let what = format!("the verdict is {:?}, not {:?}", took.verdict, spec.verdict);
-            return Err(BenchError::Wrong { case, what });
-        }
+        spec.expects(case, &took)?;
         if run > 0 {
             bases.push(base.time.as_nanos() as f64);
             runs.push(took.time.as_nanos() as f64);
@@ -200,10 +197,7 @@ impl Batches {
         // The first one warms up.
         for run in 0..=self.runs {
             let (base, took) = self.pair(loaded, spec)?;
-            if took.verdict != spec.verdict {
-                let what = format!("the verdict is {:?}, not {:?}", took.verdict, spec.verdict);
-                return Err(BenchError::Wrong { case, what });
-            }
+            spec.expects(case, &took)?;
             if run > 0 {
                 bases.push(base.time.as_nanos() as f64);
                 runs.push(took.time.as_nanos() as f64);
@@ -298,6 +292,15 @@ impl Batches {
 // === impl Spec ===
 
 impl Spec {
+    /// Whether a run ended with the verdict that the case is about.
+    fn expects(&self, case: &'static str, run: &driver::Run) -> Result<(), BenchError> {
+        if run.verdict == self.verdict {
+            return Ok(());
+        }
+        let what = format!("the verdict is {:?}, not {:?}", run.verdict, self.verdict);
+        Err(BenchError::Wrong { case, what })
+    }
+
     /// A packet of the first flow.
     fn segment(&self) -> Segment {
         driver::framed(&tcp(self.from, self.to))
