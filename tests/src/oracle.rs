@@ -419,6 +419,7 @@ impl Oracle {
             return prediction;
         }
         let holders = self.holders(tenant, service);
+        // The first of them is the tenant.
         let within = self.within(&holders[0], Limited::Packets, 1, now_ns);
         if !self.limit(&mut prediction, Reason::PacketRate, within) {
             return prediction;

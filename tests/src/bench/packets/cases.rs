@@ -19,7 +19,7 @@ const K64: u32 = 16;
 const M1: u32 = 20;
 const M16: u32 = 24;
 
-pub(in crate::bench) const CASES: [Case; 48] = [
+pub(in crate::bench) const CASES: [Case; 50] = [
     floor("floor/pass", Verdict::Pass),
     floor("floor/drop", Verdict::Drop),
     floor("floor/tx", Verdict::Transmit),
@@ -93,6 +93,8 @@ pub(in crate::bench) const CASES: [Case; 48] = [
     established("established/dnat/v6/64k", DNAT6, K64),
     established("established/nat/v4/1k", NAT, K1),
     established("established/nat/v6/1k", NAT6, K1),
+    stays("established/local/v4/1k", LOCAL),
+    stays("established/local/v6/1k", LOCAL6),
     case(
         "established/ipip/v4/1k/limits",
         Spec {
@@ -141,6 +143,8 @@ const IPIP: &str = "192.0.2.40:8000";
 const IPIP6: &str = "[2001:db8::40]:8000";
 const GUE: &str = "192.0.2.50:8000";
 const GUE6: &str = "[2001:db8::50]:8000";
+const LOCAL: &str = "192.0.2.60:8000";
+const LOCAL6: &str = "[2001:db8::60]:8000";
 
 const fn case(name: &'static str, spec: Spec) -> Case {
     Case {
@@ -201,6 +205,17 @@ const fn in_flow(to: &'static str, flow_bits: u32) -> Spec {
 
 const fn established(name: &'static str, to: &'static str, flow_bits: u32) -> Case {
     case(name, in_flow(to, flow_bits))
+}
+
+/// Packets of open flows that a proxy on the host gets.
+const fn stays(name: &'static str, to: &'static str) -> Case {
+    case(
+        name,
+        Spec {
+            verdict: Verdict::Pass,
+            ..in_flow(to, K1)
+        },
+    )
 }
 
 /// Packets of open flows on two CPUs at once, of other flows on each.

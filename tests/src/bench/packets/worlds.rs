@@ -45,7 +45,10 @@ spec:
   - {name: ipip-6, addresses: ["2001:db8::40"], port: 8000, protocol: TCP, pools: [six], forward: Ipip}
   - {name: gue-4, addresses: [192.0.2.50], port: 8000, protocol: TCP, pools: [four], forward: Gue}
   - {name: gue-6, addresses: ["2001:db8::50"], port: 8000, protocol: TCP, pools: [six], forward: Gue}
+  - {name: local, addresses: [192.0.2.60, "2001:db8::60"], port: 8000, protocol: TCP, pools: [proxies], forward: Local}
   pools:
+  - name: proxies
+    backends: [{name: proxy4, address: 192.0.2.60, port: 8000}, {name: proxy6, address: "2001:db8::60", port: 8000}]
   - {name: both, labels: {in: both}, backends: [BACKENDS(a, 10.9.1), BACKENDS6(b, 2001:db8:9:1)]}
   - {name: four, backends: [BACKENDS(c, 10.9.2)]}
   - {name: six, backends: [BACKENDS6(d, 2001:db8:9:2)]}
